@@ -1,0 +1,48 @@
+"""Ratios of two timings taken in turn, so that a machine whose speed drifts drifts for both."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import bootstrap
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of A as a multiple of B's over alternating pairs: the median, with its 95 % interval (bootstrap).
+
+    The seconds are the medians of each side.
+    """
+
+    median: float
+    low: float
+    high: float
+    seconds_a: float
+    seconds_b: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def alternate(a: Callable[[], object], b: Callable[[], object], rounds: int = 20, warmup: int = 2) -> Ratio:
+    """Time a and b in turn, `rounds` pairs; which goes first changes with every pair."""
+    for _ in range(warmup):
+        a(), b()
+    pairs = []
+    for index in range(rounds):
+        if index % 2:
+            time_b, time_a = seconds(b), seconds(a)
+        else:
+            time_a, time_b = seconds(a), seconds(b)
+        pairs.append((time_a, time_b))
+    times = np.array(pairs)
+    ratios = times[:, 0] / times[:, 1]
+    interval = bootstrap((ratios,), np.median, rng=0, method="percentile").confidence_interval
+    return Ratio(float(np.median(ratios)), *map(float, interval), *map(float, np.median(times, axis=0)))

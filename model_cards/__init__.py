@@ -1,0 +1,1 @@
+"""Model card templates, kept as package data."""

@@ -1,0 +1,67 @@
+"""SigLIP and SigLIP 2 for Hugging Face Transformers: models, losses, processing.
+
+Importing the package registers its classes with the Auto classes of transformers.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+
+# transformers before 5.23 offers this one at the top only beside torchvision, though it works without
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from .configuration_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from .image_processing_siglip_ext import SiglipExtImageProcessor, SiglipExtNaflexImageProcessor
+from .losses import sigmoid_loss, softmax_loss
+from .modeling_siglip_ext import (
+    SiglipExtForImageClassification,
+    SiglipExtModel,
+    SiglipExtOutput,
+    SiglipExtPreTrainedModel,
+    SiglipExtTextModel,
+    SiglipExtVisionModel,
+)
+from .pooling import SiglipExtMultiheadAttentionPoolingHead
+from .processing_siglip_ext import SiglipExtProcessor
+from .stock import native_config
+from .tokenization_siglip_ext import apply_text_rules, train_tokenizer
+
+
+for config_class, model_class in (
+    (SiglipExtConfig, SiglipExtModel),
+    (SiglipExtTextConfig, SiglipExtTextModel),
+    (SiglipExtVisionConfig, SiglipExtVisionModel),
+):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(SiglipExtConfig, SiglipExtModel, exist_ok=True)
+AutoModelForImageClassification.register(SiglipExtConfig, SiglipExtForImageClassification, exist_ok=True)
+AutoProcessor.register(SiglipExtConfig, SiglipExtProcessor, exist_ok=True)
+AutoImageProcessor.register(SiglipExtConfig, image_processor_classes={"pil": SiglipExtImageProcessor}, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SiglipExtConfig",
+    "SiglipExtForImageClassification",
+    "SiglipExtImageProcessor",
+    "SiglipExtModel",
+    "SiglipExtMultiheadAttentionPoolingHead",
+    "SiglipExtNaflexImageProcessor",
+    "SiglipExtOutput",
+    "SiglipExtPreTrainedModel",
+    "SiglipExtProcessor",
+    "SiglipExtTextConfig",
+    "SiglipExtTextModel",
+    "SiglipExtVisionConfig",
+    "SiglipExtVisionModel",
+    "apply_text_rules",
+    "native_config",
+    "sigmoid_loss",
+    "softmax_loss",
+    "train_tokenizer",
+]

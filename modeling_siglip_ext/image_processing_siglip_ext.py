@@ -1,0 +1,56 @@
+"""Image processors on PIL alone (no torchvision): square resize for fixed resolution, patches for NaFlex.
+
+They write the stock `image_processor_type`, because the stock processors read the same settings: a saved folder then
+loads where this package is not installed.
+"""
+
+from typing import Any
+
+from transformers import Siglip2ImageProcessorPil
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+
+class SiglipExtImageProcessor(PilBackend):
+    """Images of any mode and size to `pixel_values` (B, 3, height, width) in [-1, 1]; the aspect ratio is not kept.
+
+    Bicubic resizing, as the stock SigLIP processor; SigLIP 2 wants `resample=PILImageResampling.BILINEAR`.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from modeling_siglip_ext import SiglipExtImageProcessor
+    >>> processor = SiglipExtImageProcessor(size={"height": 64, "width": 64})
+    >>> processor(Image.new("L", (100, 50)), return_tensors="pt").pixel_values.shape
+    torch.Size([1, 3, 64, 64])
+
+    ```"""
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    size = {"height": 224, "width": 224}
+    default_to_square = False
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "image_processor_type": "SiglipImageProcessor"}
+
+
+class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
+    """Images to NaFlex patches: `pixel_values` (B, L, p·p·3), `pixel_attention_mask` (B, L), `spatial_shapes` (B, 2).
+
+    The aspect ratio is kept and the image made as large as `max_num_patches` allows (SigLIP 2, section 2.4.2).
+    """
+
+    do_convert_rgb = True
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "image_processor_type": "Siglip2ImageProcessor"}
+
+
+__all__ = ["SiglipExtImageProcessor", "SiglipExtNaflexImageProcessor"]

@@ -1,0 +1,11 @@
+"""Contrastive losses over the global batch: `sigmoid_loss` (SigLIP) and `softmax_loss` (CLIP, LiT).
+
+Both have an `eager` implementation, the papers' expression, and a `tiled` one with memory O(B * D) instead of O(B^2);
+both see the texts of all ranks of a process group, gathered at once or passed around a ring.
+"""
+
+from .contrastive import sigmoid_loss, softmax_loss
+from .negatives import sigmoid_loss_of_some_negatives
+
+
+__all__ = ["sigmoid_loss", "sigmoid_loss_of_some_negatives", "softmax_loss"]

@@ -1,0 +1,280 @@
+"""How the ranks of a data-parallel group show their texts to each other: `gather` and `ring`.
+
+The losses hold on to their own images and let everybody's texts pass by. With `gather` all texts arrive at once; that
+is the faster way while they fit. With `ring` they travel from neighbour to neighbour, in both directions at once, so
+that a rank never holds more than a few local batches. Whatever is accumulated for a block of texts (their gradients,
+their log-sum-exp) travels with the block or is reduced on the way home.
+
+Everything is written against `Communicator`, four small methods. Here torch.distributed stands behind it, with
+whatever backend the group was made with; another runtime needs only these four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from .eager import all_gather, reduce_scatter
+
+
+# Up to this many elements of gathered texts (1 GiB as float32, and their gradient again) "auto" gathers.
+GATHER_LIMIT = 2**28
+
+
+class Communicator(Protocol):
+    """The ranks that share one global batch. Every rank must make the same calls in the same order."""
+
+    rank: int
+    world_size: int
+
+    def exchange(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+        """The numbers of every rank, in rank order, on the host."""
+
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, ...) on every rank -> (world_size * n, ...) in rank order."""
+
+    def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        """(world_size * n, ...) on every rank -> (n, ...), the sum over ranks of this rank's part."""
+
+    def shift(self, tensors: Sequence[torch.Tensor], hops: int) -> Callable[[], list[torch.Tensor]]:
+        """Start sending to rank + hops; the returned function waits for what rank - hops has sent."""
+
+
+class Alone:
+    """One process has the whole batch; there is nobody to talk to."""
+
+    rank, world_size = 0, 1
+
+    def exchange(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+        return [list(numbers)]
+
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def shift(self, tensors: Sequence[torch.Tensor], hops: int) -> Callable[[], list[torch.Tensor]]:
+        return lambda: list(tensors)
+
+
+class TorchDistributed:
+    """A process group of torch.distributed, on any backend."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+
+    def exchange(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+        # Host numbers go through the host where the group can do so (a group made without naming a backend can):
+        # reading them back from an accelerator would wait for all the work queued there.
+        if "cpu:" in dist.get_backend_config(self.group):
+            device = torch.device("cpu")
+        return self.all_gather(torch.tensor([numbers], dtype=torch.int64, device=device)).tolist()
+
+    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+        return all_gather(rows, self.group)
+
+    def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        return reduce_scatter(rows, self.group)
+
+    def shift(self, tensors: Sequence[torch.Tensor], hops: int) -> Callable[[], list[torch.Tensor]]:
+        there, here = (self._peer(self.rank + step) for step in (hops, -hops))
+        sent = [tensor.contiguous() for tensor in tensors]
+        received = [torch.empty_like(tensor) for tensor in sent]
+        operations = [dist.P2POp(dist.isend, tensor, there, self.group) for tensor in sent]
+        operations += [dist.P2POp(dist.irecv, tensor, here, self.group) for tensor in received]
+        works = dist.batch_isend_irecv(operations)
+
+        def wait() -> list[torch.Tensor]:
+            for work in works:
+                work.wait()
+            sent.clear()  # until here the memory being sent had to stay
+            return received
+
+        return wait
+
+    def _peer(self, rank: int) -> int:
+        return dist.get_global_rank(self.group, rank % self.world_size)
+
+
+# Custom operators take strings but no process groups, so a group goes by its name.
+
+
+@torch.compiler.assume_constant_result
+def communicator_name(group: dist.ProcessGroup | None, distribution: str) -> str:
+    """The name under which `communicator` finds the ranks that share the batch; "" means this process alone."""
+    if distribution == "none" or not (dist.is_available() and dist.is_initialized()):
+        return ""
+    if dist.get_rank(group) < 0:
+        raise ValueError("group: this process is not a member of the process group it was given")
+    return (group or dist.group.WORLD).group_name if dist.get_world_size(group) > 1 else ""
+
+
+def communicator(name: str) -> Communicator:
+    if name == "":
+        return Alone()
+    return TorchDistributed(dist.distributed_c10d._resolve_process_group(name))
+
+
+def choose(distribution: str, sizes: Sequence[int], width: int) -> str:
+    """ "gather" or "ring" for "auto", from the rows of all ranks and the width of one."""
+    if distribution == "auto":
+        return "gather" if sum(sizes) * width <= GATHER_LIMIT else "ring"
+    return distribution
+
+
+# ---- rows of all ranks: local batches may differ while collectives want equal ones, so rows are padded for the way
+
+
+def gather_rows(comm: Communicator, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """(sizes[rank], ...) on every rank -> (sum(sizes), ...) in rank order."""
+    gathered = comm.all_gather(_pad(rows, sizes))
+    return gathered if _equal(sizes) else gathered[_not_padding(sizes, rows.device)]
+
+
+def reduce_scatter_rows(comm: Communicator, rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """(sum(sizes), ...) on every rank -> (sizes[rank], ...), the sum over ranks of this rank's rows."""
+    if not _equal(sizes):
+        padded = rows.new_zeros(max(sizes) * len(sizes), *rows.shape[1:])
+        padded[_not_padding(sizes, rows.device)] = rows
+        rows = padded
+    return comm.reduce_scatter(rows)[: sizes[comm.rank]]
+
+
+class GatherRows(torch.autograd.Function):
+    """Differentiable `gather_rows`: what other ranks' losses say about our rows comes back in the gradient."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, comm: Communicator, sizes: Sequence[int]) -> torch.Tensor:
+        ctx.comm, ctx.sizes = comm, sizes
+        return gather_rows(comm, rows, sizes)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        return reduce_scatter_rows(ctx.comm, grad, ctx.sizes), None, None
+
+
+def _pad(rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    missing = max(sizes) - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+
+
+def _equal(sizes: Sequence[int]) -> bool:
+    return min(sizes) == max(sizes)
+
+
+def _not_padding(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    longest = max(sizes)
+    return torch.cat([torch.arange(i * longest, i * longest + n, device=device) for i, n in enumerate(sizes)])
+
+
+# ---- the sweep: every rank sees every block of rows once
+
+
+class Sums:
+    """Accumulated by adding, like gradients."""
+
+    def __init__(self, like: torch.Tensor, width: int) -> None:
+        self.like, self.width = like, width
+
+    def new(self, rows: int) -> torch.Tensor:
+        return self.like.new_zeros(rows, self.width)
+
+    def merge(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return one.add_(other)
+
+    def reduce(self, comm: Communicator, partial: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        return reduce_scatter_rows(comm, partial, sizes)
+
+
+class LogSumExps:
+    """Accumulated by log(exp(a) + exp(b)), like the normaliser of a softmax."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.like = like
+
+    def new(self, rows: int) -> torch.Tensor:
+        return self.like.new_full((rows,), -torch.inf)
+
+    def merge(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.logaddexp(one, other)
+
+    def reduce(self, comm: Communicator, partial: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        # One number a row and rank: less than the rows themselves while there are fewer ranks than features.
+        everybody = comm.all_gather(partial).view(comm.world_size, -1).logsumexp(0)
+        return everybody.split(list(sizes))[comm.rank]
+
+
+Accumulator = Sums | LogSumExps
+Visit = Callable[[int, list[torch.Tensor], torch.Tensor | None], None]
+
+
+def sweep(
+    comm: Communicator,
+    distribution: str,
+    sizes: Sequence[int],
+    block: list[torch.Tensor],
+    accumulator: Accumulator | None,
+    visit: Visit,
+) -> torch.Tensor | None:
+    """Show the rows of every rank to every rank, and bring home what was accumulated for our own.
+
+    Args:
+        distribution: "gather" or "ring".
+        sizes: Rows of each rank.
+        block: Tensors with sizes[rank] rows, the texts and what belongs to them.
+        accumulator: What is accumulated for each row over all ranks; None for nothing.
+        visit: Called with the global index of the first row, the rows, and the accumulated values to update in place.
+
+    Returns:
+        The accumulated values of this rank's rows.
+    """
+    if comm.world_size == 1:
+        total = accumulator and accumulator.new(sizes[0])
+        visit(0, block, total)
+        return total
+    return (_sweep_ring if distribution == "ring" else _sweep_gather)(comm, sizes, block, accumulator, visit)
+
+
+def _sweep_gather(comm, sizes, block, accumulator, visit):
+    everything = [gather_rows(comm, rows, sizes) for rows in block]
+    total = accumulator and accumulator.new(sum(sizes))
+    visit(0, everything, total)
+    return accumulator and accumulator.reduce(comm, total, sizes)
+
+
+def _sweep_ring(comm, sizes, block, accumulator, visit):
+    world, longest = comm.world_size, max(sizes)
+    starts = [0, *accumulate(sizes)]
+    ways = [(direction, hops) for direction, hops in ((1, world // 2), (-1, (world - 1) // 2)) if hops]
+
+    def show(owner, rows, total):
+        n = sizes[owner]
+        visit(starts[owner], [tensor[:n] for tensor in rows], None if total is None else total[:n])
+
+    block = [_pad(rows, sizes) for rows in block]
+    arriving = {direction: comm.shift(block, direction) for direction, _ in ways}
+    own = accumulator and accumulator.new(longest)
+    show(comm.rank, block, own)
+    totals = {}
+    for step in range(1, world // 2 + 1):
+        for direction, hops in ways:
+            if step > hops:
+                continue
+            rows = arriving[direction]()
+            if step < hops:  # they travel on while we look at them
+                arriving[direction] = comm.shift(rows, direction)
+            total = None
+            if accumulator:
+                total = totals[direction]()[0] if step > 1 else accumulator.new(longest)
+            show((comm.rank - direction * step) % world, rows, total)
+            if accumulator:  # on with the rows, and from the last stop straight home
+                totals[direction] = comm.shift([total], direction if step < hops else -direction * hops)
+    for wait in totals.values():
+        own = accumulator.merge(own, wait()[0])
+    return accumulator and own[: sizes[comm.rank]]

@@ -1,0 +1,110 @@
+"""Matrix products tile by tile, with memory for one tile: what the tiled sigmoid and softmax loss have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+# Rows (images) and columns (texts) of a tile: 16 MiB of float32, and 128 MiB where launching a kernel takes longer.
+CPU_TILE = 2048, 2048
+ACCELERATOR_TILE = 4096, 8192
+# Elements of a strip: 1 MiB of float32, which the second-level caches of two cores hold.
+STRIP = 2**18
+
+
+class TileProducts:
+    """Tiles of scale * images @ texts.T, and the products that bring a tile's gradient back to images and texts.
+
+    Logits, scale and accumulators are float32 or better; only the operands of a matrix product may be bfloat16, and
+    only where the hardware multiplies bfloat16. Folding the scale into bfloat16 images would be faster still and put
+    the gradient of the scale off by several percent.
+    """
+
+    def __init__(self, like: torch.Tensor, scale: torch.Tensor) -> None:
+        self.scale = scale
+        self.operand_dtype = like.dtype if _multiplies(like.dtype, like.device) else scale.dtype
+        self.rows, self.columns = CPU_TILE if like.device.type == "cpu" else ACCELERATOR_TILE
+        self._buffer = scale.new_empty(0)
+
+    def tiles(self, images: int, texts: int) -> Iterator[tuple[slice, slice]]:
+        for row in range(0, images, self.rows):
+            for column in range(0, texts, self.columns):
+                yield slice(row, min(row + self.rows, images)), slice(column, min(column + self.columns, texts))
+
+    def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """scale * images @ texts.T, in memory that the next call overwrites."""
+        shape = images.shape[0], texts.shape[0]
+        if self._buffer.numel() < shape[0] * shape[1]:
+            self._buffer = self.scale.new_empty(shape[0] * shape[1])
+        logits = self._buffer[: shape[0] * shape[1]].view(shape)
+        images, texts = images.to(self.operand_dtype), texts.to(self.operand_dtype)
+        if self.operand_dtype == self.scale.dtype:
+            return torch.mm(images * self.scale, texts.mT, out=logits)
+        return logits.copy_(images @ texts.mT).mul_(self.scale)
+
+    def add_product_(self, total: torch.Tensor, gradient: torch.Tensor, rows: torch.Tensor) -> None:
+        """total += gradient @ rows"""
+        rows = rows.to(self.operand_dtype)
+        if self.operand_dtype == self.scale.dtype:
+            total.addmm_(gradient, rows)
+        else:
+            total.add_(gradient.to(self.operand_dtype) @ rows)
+
+
+def strips(tile: torch.Tensor) -> Iterator[slice]:
+    """A few rows at a time on a CPU, so that they stay in its cache from one elementwise operation to the next."""
+    rows, columns = tile.shape
+    step = max(4, STRIP // columns) if tile.device.type == "cpu" else rows
+    return (slice(row, min(row + step, rows)) for row in range(0, rows, step))
+
+
+def embedding_gradients(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    image_sums: torch.Tensor | None,
+    text_sums: torch.Tensor | None,
+    factor: torch.Tensor,
+    logit_scale: torch.Tensor,
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of images, texts and logit_scale from the sums over tiles; empty ones where they are not needed."""
+    for sums in (image_sums, text_sums):
+        if sums is not None:
+            sums.mul_(factor)
+    scale_gradient = factor.new_empty(0)
+    if needs[2]:  # of log(scale): <images, their gradient>, which is also <texts, their gradient>
+        pair = (images, image_sums) if image_sums is not None else (texts, text_sums)
+        scale_gradient = _inner_product(*pair).view_as(logit_scale)
+    return (
+        image_sums if needs[0] else factor.new_empty(0),
+        text_sums if needs[1] else factor.new_empty(0),
+        scale_gradient,
+    )
+
+
+def _inner_product(one: torch.Tensor, other: torch.Tensor, rows: int = 256) -> torch.Tensor:
+    """<one, other> without the memory for one * other."""
+    parts = list(zip(one.split(rows), other.split(rows)))
+    totals = torch.zeros(len(parts), dtype=other.dtype, device=other.device)  # a list of them would scatter the heap
+    for total, (a, b) in zip(totals, parts):
+        total.copy_((a * b).sum())
+    return totals.sum()
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device multiplies matrices of the dtype without loss of range, and faster than float32 ones."""
+    if dtype in (torch.float32, torch.float64):
+        return True
+    if dtype != torch.bfloat16:  # float16 gradients of negatives would underflow
+        return False
+    if device.type != "cpu":
+        return True
+    # torch < 2.10 cannot tell; float32 is then slower on some machines and never wrong.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))

@@ -1,0 +1,773 @@
+"""The SigLIP family as transformers models: towers, the dual model with its loss head, and an image classifier.
+
+Parameter names and shapes equal those of the stock SigLIP classes wherever those have the parameter. The towers know
+nothing of the loss; poolings and positions are modules of their own.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.conversion_mapping import PrefixChange, register_checkpoint_conversion_mapping
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtTextConfig,
+    SiglipExtVisionConfig,
+    is_foreign,
+    sub_config,
+)
+from .foreign import ForeignTowerAdapter, build_foreign_tower, load_foreign_tower, tower_width
+from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer, SiglipExtMLP
+from .losses import sigmoid_loss, softmax_loss
+from .naflex import check_naflex_inputs, valid_patches
+from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
+from .positions import interpolate_positions, resize_positions, sincos2d
+
+
+@dataclass
+class SiglipExtOutput(ModelOutput):
+    """What [`SiglipExtModel`] returns.
+
+    Args:
+        loss: Contrastive loss, a scalar, where it was asked for.
+        logits_per_image: Scores (images, texts) = cosine · exp(logit_scale) + logit_bias, where no loss was asked
+            for. Their sigmoid is the probability of each pair.
+        logits_per_text: The transpose, (texts, images).
+        text_embeds: Normalised text embeddings (texts, D).
+        image_embeds: Normalised image embeddings (images, D).
+        text_model_output: Output of the text tower.
+        vision_model_output: Output of the vision tower.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+def all_rows(embedding: nn.Embedding, count: int, device: torch.device) -> torch.Tensor:
+    """The whole table, by calling the module: offloading and adapters hook into the call."""
+    return embedding(torch.arange(count, device=device))
+
+
+class SiglipExtTextEmbeddings(nn.Module):
+    """Token and position embeddings; with mSigLIP's bottleneck the token table is narrow and projected up."""
+
+    def __init__(self, config: SiglipExtTextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.token_embedding_size or config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_projection = None
+        if config.token_embedding_size is not None:
+            self.token_projection = nn.Linear(config.token_embedding_size, config.hidden_size, bias=False)
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        tokens = self.token_embedding(input_ids)
+        if self.token_projection is not None:
+            tokens = self.token_projection(tokens)
+        if position_ids is None:
+            return tokens + all_rows(self.position_embedding, input_ids.shape[1], input_ids.device)
+        return tokens + self.position_embedding(position_ids)
+
+
+class SiglipExtVisionEmbeddings(nn.Module):
+    """Patches of one fixed image size, with learned or sine-cosine positions and, if pooled so, a class token."""
+
+    def __init__(self, config: SiglipExtVisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        if config.position_embedding_type == "learned":
+            self.position_embedding = nn.Embedding(config.grid_size**2, config.hidden_size)
+        else:
+            table = sincos2d(config.grid_size, config.hidden_size)
+            self.position_table = nn.Buffer(table, persistent=False)
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.pooling == "cls" else None
+
+    def positions(self, height: int, width: int, device: torch.device) -> torch.Tensor:
+        """Positions of a grid of patches, (height·width, D)."""
+        grid = self.config.grid_size
+        if self.config.position_embedding_type == "sincos2d":
+            return self.position_table
+        table = all_rows(self.position_embedding, grid**2, device)
+        return table if (height, width) == (grid, grid) else interpolate_positions(table, height, width)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        size = self.config.image_size
+        if not interpolate_pos_encoding and pixel_values.shape[-2:] != (size, size):
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape[-2:])}, the model takes ({size}, {size}): resize with "
+                "its image processor, or pass interpolate_pos_encoding=True"
+            )
+        if interpolate_pos_encoding and self.config.position_embedding_type != "learned":
+            raise ValueError("interpolate_pos_encoding=True needs learned positions, this tower has sincos2d")
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        tokens = patches.flatten(2).transpose(1, 2) + self.positions(*patches.shape[-2:], patches.device)
+        if self.class_embedding is not None:  # it has no position (big_vision adds it after the positions)
+            tokens = torch.cat([self.class_embedding.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        return tokens
+
+
+class SiglipExtNaflexEmbeddings(nn.Module):
+    """Patches of images of any shape: (B, L, p·p·3), padded to L, each with the positions of its own grid."""
+
+    def __init__(self, config: SiglipExtVisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        tokens = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
+        table = all_rows(self.position_embedding, self.config.num_patches, tokens.device)
+        return tokens + resize_positions(table, spatial_shapes, pixel_values.shape[1])
+
+
+def lecun_normal_(weight: torch.Tensor) -> None:
+    """Flax's default for dense layers: a normal of deviation fan_in^-1/2, cut at twice the deviation before cutting.
+
+    transformers' function of this name cuts at ±2 whatever the deviation, which leaves the weights 14 % too large.
+    """
+    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation that is fan_in^-1/2 after the cut
+    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+@dataclass
+class PatchFeatures(ModelOutput):
+    """Patch tokens for dense tasks and vision-language models.
+
+    Args:
+        features: Token states (B, N, D), row by row, without a class token.
+        grid: Rows and columns of patches of each image, (B, 2), int64.
+        mask: True for patches, False for padding, (B, N); None where nothing is padded.
+    """
+
+    features: torch.Tensor | None = None
+    grid: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+@auto_docstring
+class SiglipExtPreTrainedModel(PreTrainedModel):
+    config: SiglipExtConfig
+    base_model_prefix = "siglip_ext"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+
+    _no_split_modules = [
+        "SiglipExtTextEmbeddings",
+        "SiglipExtVisionEmbeddings",
+        "SiglipExtNaflexEmbeddings",
+        "SiglipExtEncoderLayer",
+        "SiglipExtMultiheadAttentionPoolingHead",
+    ]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": SiglipExtEncoderLayer,
+        "attentions": SiglipExtAttention,
+    }
+
+    def _initialize_weights(self, module: nn.Module, *_) -> None:
+        # transformers takes code outside its tree for code that ignores its init functions, and then passes over every
+        # module without parameters of its own: attention and MLP would keep the initialisation of a plain Linear
+        super()._initialize_weights(module)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The initialisation of big_vision (`models/vit.py`, `models/proj/image_text/text_transformer.py`)."""
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
+        elif isinstance(module, SiglipExtAttention):
+            for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
+                init.xavier_uniform_(linear.weight)
+                init.zeros_(linear.bias)
+        elif isinstance(module, PoolingAttention):
+            # query, key and value are three square matrices: the bound must not count them as one of 3·D rows
+            if not getattr(module.in_proj_weight, "_is_hf_initialized", False):  # a slice loses that mark
+                for matrix in module.in_proj_weight.chunk(3):
+                    init.xavier_uniform_(matrix)
+            init.zeros_(module.in_proj_bias)
+            init.xavier_uniform_(module.out_proj.weight)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, SiglipExtMLP):
+            for linear in (module.fc1, module.fc2):
+                init.xavier_uniform_(linear.weight)
+                init.normal_(linear.bias, std=1e-6)
+        elif isinstance(module, SiglipExtMultiheadAttentionPoolingHead):
+            bound = (6 / (1 + module.probe.shape[-1])) ** 0.5  # xavier for flax's (1, 1, D): fan in 1, fan out D
+            init.uniform_(module.probe, -bound, bound)
+        elif isinstance(module, SiglipExtVisionEmbeddings):
+            if module.class_embedding is not None:
+                init.zeros_(module.class_embedding)
+            if hasattr(module, "position_table"):
+                init.copy_(module.position_table, sincos2d(module.config.grid_size, module.config.hidden_size))
+        elif isinstance(module, SiglipExtModel):
+            init.constant_(module.logit_scale, module.config.logit_scale_init)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, module.config.logit_bias_init)
+        elif isinstance(module, SiglipExtForImageClassification):
+            std = module.config.vision_config.hidden_size**-0.5 * module.config.initializer_factor
+            init.normal_(module.classifier.weight, std=std)
+            init.zeros_(module.classifier.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            lecun_normal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory: str, *args, native: bool | None = None, **kwargs) -> None:
+        """Save weights and configuration; where the stock classes can express the model, in their form.
+
+        Args:
+            native: True demands the stock form (ValueError where it cannot express this model), False demands the
+                `siglip_ext` form, None takes the stock form where possible.
+        """
+        # transformers calls `config.save_pretrained(directory)` and nothing else, so the choice travels on the config
+        self.config.save_native = native
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.config.__dict__.pop("save_native", None)
+
+
+class SiglipExtTextModel(SiglipExtPreTrainedModel):
+    """The text tower. Texts are padded to `max_position_embeddings`, and padding is attended to, as in training."""
+
+    config: SiglipExtTextConfig
+    input_modalities = ("text",)
+    base_model_prefix = "text_model"
+    _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_"]  # the rest of a full checkpoint
+    _input_embed_layer = "token_embedding"
+
+    def __init__(self, config: SiglipExtTextConfig):
+        super().__init__(config)
+        self.embeddings = SiglipExtTextEmbeddings(config)
+        self.encoder = SiglipExtEncoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooling = build_pooling(config)
+        self.head = nn.Linear(config.hidden_size, config.projection_size) if config.use_head else None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_ids: Token ids (B, max_position_embeddings), int64.
+            attention_mask: Ignored: SigLIP's text towers attend to padding. It is accepted because tokenizers give it.
+            position_ids: Positions (B, L) other than 0 … L−1.
+
+        Returns:
+            `last_hidden_state` (B, L, D) and `pooler_output` (B, projection_size), not normalised.
+
+        Raises:
+            ValueError: The texts are not padded to the tower's length, or longer than it.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids is missing")
+        length = self.config.max_position_embeddings
+        if input_ids.shape[-1] != length:
+            remedy = (
+                f'padding="max_length", max_length={length}, truncation=True'
+                if input_ids.shape[-1] < length
+                else f"max_length={length}, truncation=True"
+            )
+            raise ValueError(
+                f"input_ids has {input_ids.shape[-1]} tokens, this tower takes exactly {length} (SigLIP attends to "
+                f"its padding): tokenize with {remedy}"
+            )
+        hidden_states = self.embeddings(input_ids, position_ids)
+        hidden_states = self.final_layer_norm(self.encoder(hidden_states, **kwargs))
+        pooled = self.pooling(hidden_states)
+        if self.head is not None:
+            pooled = self.head(pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class SiglipExtVisionModel(SiglipExtPreTrainedModel):
+    """The vision tower, fixed resolution or NaFlex."""
+
+    config: SiglipExtVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    base_model_prefix = "vision_model"
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_"]  # the rest of a full checkpoint
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: SiglipExtVisionConfig):
+        super().__init__(config)
+        self.embeddings = SiglipExtNaflexEmbeddings(config) if config.naflex else SiglipExtVisionEmbeddings(config)
+        self.encoder = SiglipExtEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # `head` is the stock name of the MAP head; the other poolings have no parameters
+        self.head = build_pooling(config)
+        self.pre_logits = nn.Linear(config.hidden_size, config.hidden_size) if config.pre_logits else None
+        self.projection = None
+        if config.projection_size is not None:
+            self.projection = nn.Linear(config.hidden_size, config.projection_size)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values: Images (B, 3, H, W), or for NaFlex patches (B, L, p·p·3); values in [-1, 1].
+            pixel_attention_mask: 1 for patches, 0 for padding, (B, L); made from `spatial_shapes` if not given.
+                NaFlex only.
+            spatial_shapes: Rows and columns of patches of each image, (B, 2). NaFlex only.
+            interpolate_pos_encoding: Take images of another size and interpolate the positions (bicubic).
+
+        Returns:
+            `last_hidden_state` (B, N, D) after the last norm and `pooler_output` (B, E), not normalised. With pooling
+            "none" the latter is None, or (B, N, projection_size) where the config has a projection.
+
+        Raises:
+            ValueError: The image size is not the tower's, or NaFlex inputs are missing or contradict each other.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing")
+        pixel_attention_mask = self._patch_mask(pixel_values, pixel_attention_mask, spatial_shapes)
+        hidden_states = self.embeddings(pixel_values, spatial_shapes, interpolate_pos_encoding)
+        mask = None
+        if pixel_attention_mask is not None:
+            mask = create_bidirectional_mask(self.config, hidden_states, pixel_attention_mask)
+        hidden_states = self.post_layernorm(self.encoder(hidden_states, mask, **kwargs))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=self._pool(hidden_states, pixel_attention_mask)
+        )
+
+    def _patch_mask(
+        self, pixel_values: torch.Tensor, mask: torch.Tensor | None, spatial_shapes: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if not self.config.naflex:
+            if mask is not None or spatial_shapes is not None:
+                raise ValueError("pixel_attention_mask and spatial_shapes are for NaFlex; this tower's size is fixed")
+            return None
+        patch_values = self.config.num_channels * self.config.patch_size**2
+        check_naflex_inputs(pixel_values, mask, spatial_shapes, patch_values)
+        return valid_patches(spatial_shapes, pixel_values.shape[1]) if mask is None else mask
+
+    def _pool(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        if self.head is None and self.pre_logits is None and self.projection is None:
+            return None
+        pooled = hidden_states if self.head is None else self.head(hidden_states, mask)
+        if self.pre_logits is not None:
+            pooled = torch.tanh(self.pre_logits(pooled))
+        return pooled if self.projection is None else self.projection(pooled)
+
+    def get_patch_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        *,
+        layer: int = -1,
+        post_norm: bool = True,
+    ) -> PatchFeatures:
+        """Patch tokens of one layer with their grid.
+
+        Args:
+            layer: Index into the hidden states: 0 the embeddings, 1 the first layer's output, -1 the last one's.
+            post_norm: Whether to apply the tower's last norm, whichever layer is taken.
+
+        Raises:
+            IndexError: The tower has no such layer.
+        """
+        hidden_states = self(
+            pixel_values,
+            pixel_attention_mask,
+            spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=True,
+            return_dict=True,
+        ).hidden_states
+        if not -len(hidden_states) <= layer < len(hidden_states):
+            raise IndexError(f"layer={layer}, but the tower has hidden states 0 to {len(hidden_states) - 1}")
+        features = hidden_states[layer]
+        if self.config.pooling == "cls":
+            features = features[:, 1:]
+        if post_norm:
+            features = self.post_layernorm(features)
+        if self.config.naflex:
+            mask = self._patch_mask(pixel_values, pixel_attention_mask, spatial_shapes).bool()
+            return PatchFeatures(features=features, grid=spatial_shapes, mask=mask)
+        grid = [size // self.config.patch_size for size in pixel_values.shape[-2:]]
+        return PatchFeatures(features=features, grid=torch.tensor([grid] * len(features), device=features.device))
+
+
+def embedding_size(config: SiglipExtConfig, kind: str) -> int:
+    """Width of the embedding of one tower, "vision" or "text"."""
+    tower = getattr(config, f"{kind}_config")
+    projection_size = getattr(config, f"{kind}_projection_size") if is_foreign(tower) else tower.projection_size
+    return tower_width(tower) if projection_size is None else projection_size
+
+
+TOWERS = {
+    "vision": (SiglipExtVisionConfig, SiglipExtVisionModel),
+    "text": (SiglipExtTextConfig, SiglipExtTextModel),
+}
+
+
+def build_tower(config: SiglipExtConfig, kind: str) -> PreTrainedModel:
+    """One tower, ours or one from elsewhere, as the configuration says."""
+    tower = getattr(config, f"{kind}_config")
+    if is_foreign(tower):
+        return build_foreign_tower(tower, getattr(config, f"{kind}_pooling"))
+    return TOWERS[kind][1]._from_config(tower)
+
+
+def build_adapter(config: SiglipExtConfig, kind: str, tower: PreTrainedModel) -> ForeignTowerAdapter | None:
+    """The adapter that a tower from elsewhere needs; our own towers need none."""
+    if not is_foreign(getattr(config, f"{kind}_config")):
+        return None
+    pooling, projection_size = getattr(config, f"{kind}_pooling"), getattr(config, f"{kind}_projection_size")
+    return ForeignTowerAdapter(tower, kind, pooling, projection_size)
+
+
+def source_config(source: str | PreTrainedModel, kind: str) -> PreTrainedConfig:
+    """The configuration of one tower of a model; a SigLIP one in our form."""
+    config = source.config if isinstance(source, PreTrainedModel) else AutoConfig.from_pretrained(source)
+    # a copy: making it part of another configuration resets the attention backend that a live model has chosen
+    config = copy.deepcopy(getattr(config, f"{kind}_config", config))
+    return sub_config(config, TOWERS[kind][0])
+
+
+def load_tower(config: SiglipExtConfig, kind: str, source: str | PreTrainedModel) -> PreTrainedModel:
+    tower = getattr(config, f"{kind}_config")
+    if isinstance(source, PreTrainedModel):
+        model = getattr(source, f"{kind}_model") if hasattr(source.config, f"{kind}_config") else source
+        if is_foreign(tower) or isinstance(model, SiglipExtPreTrainedModel):
+            return model
+        ours = build_tower(config, kind)
+        ours.load_state_dict(model.state_dict())
+        return ours
+    if is_foreign(tower):
+        return load_foreign_tower(source, tower, getattr(config, f"{kind}_pooling"))
+    return TOWERS[kind][1].from_pretrained(source, config=tower)
+
+
+class SiglipExtModel(SiglipExtPreTrainedModel):
+    """The dual model with its loss head.
+
+    In train mode the loss is that of the global batch: the ranks of `loss_group` (None: all ranks of
+    torch.distributed, if it runs) share their embeddings. In eval mode nothing is communicated.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
+    >>> tiny = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    >>> config = SiglipExtConfig(vision_config={**tiny, "image_size": 32}, text_config={**tiny, "vocab_size": 100})
+    >>> model = SiglipExtModel(config).eval()
+    >>> output = model(input_ids=torch.ones(2, 64, dtype=torch.long), pixel_values=torch.zeros(3, 3, 32, 32))
+    >>> output.logits_per_image.shape
+    torch.Size([3, 2])
+
+    ```"""
+
+    loss_group: torch.distributed.ProcessGroup | None = None
+
+    def __init__(
+        self,
+        config: SiglipExtConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        sizes = embedding_size(config, "vision"), embedding_size(config, "text")
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"the image embedding has {sizes[0]} dimensions, the text embedding {sizes[1]}: set projection_size "
+                "of one tower to the other's"
+            )
+        if getattr(config.vision_config, "pooling", None) == "none":
+            raise ValueError('vision_config.pooling="none" gives no image embedding; choose another pooling')
+        self.text_model = build_tower(config, "text") if text_model is None else text_model
+        self.vision_model = build_tower(config, "vision") if vision_model is None else vision_model
+        self.text_adapter = build_adapter(config, "text", self.text_model)
+        self.vision_adapter = build_adapter(config, "vision", self.vision_model)
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = None if config.logit_bias_init is None else nn.Parameter(torch.empty(1))
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | PreTrainedModel,
+        text: str | PreTrainedModel,
+        *,
+        vision_pooling: str | None = None,
+        text_pooling: str | None = None,
+        projection_size: int | None = None,
+        **config_fields,
+    ) -> "SiglipExtModel":
+        """A dual model of two trained towers: SigLIP ones, or any image and text models of transformers.
+
+        Args:
+            vision, text: Each a model, or the name or folder of one.
+            vision_pooling, text_pooling: How a tower from elsewhere gives its vector; see [`SiglipExtConfig`].
+            projection_size: Width of the embedding: towers from elsewhere get a new linear head to it. Without it
+                only a text tower from elsewhere gets one, to the width of the image embedding, as in LiT.
+            config_fields: Further fields of [`SiglipExtConfig`], e.g. `loss_type="softmax", logit_bias_init=None`.
+
+        Raises:
+            ValueError: A tower takes other inputs or lacks the output that its pooling needs, or the two embeddings
+                have different widths.
+
+        Example:
+
+        ```python
+        model = SiglipExtModel.from_vision_text_pretrained("facebook/dinov2-base", "google-bert/bert-base-uncased")
+        ```"""
+        sources = {"vision": vision, "text": text}
+        poolings = {"vision": vision_pooling, "text": text_pooling}
+        configs = {kind: source_config(source, kind) for kind, source in sources.items()}
+        fields = {f"{kind}_config": config for kind, config in configs.items()}
+        fields |= {f"{kind}_pooling": pooling for kind, pooling in poolings.items()} | config_fields
+        if is_foreign(configs["vision"]):
+            fields["vision_projection_size"] = projection_size
+        config = SiglipExtConfig(**fields)
+        if is_foreign(configs["text"]):
+            config.text_projection_size = projection_size or embedding_size(config, "vision")
+        models = {f"{kind}_model": load_tower(config, kind, source) for kind, source in sources.items()}
+        return cls(config, **models)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """The text tower's output; `pooler_output` (B, D) is the embedding before normalisation.
+
+        `token_type_ids` reach no tower: a text is one segment. BERT's tokenizers give them.
+        """
+        if self.text_adapter is not None:
+            kwargs.update(attention_mask=attention_mask, position_ids=position_ids)
+            return self.text_adapter(self.text_model, input_ids, **kwargs)
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """The vision tower's output; `pooler_output` (B, D) is the embedding before normalisation."""
+        if self.vision_adapter is not None:
+            if pixel_attention_mask is not None or spatial_shapes is not None:
+                raise ValueError("pixel_attention_mask and spatial_shapes are for SigLIP's NaFlex towers")
+            kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
+            return self.vision_adapter(self.vision_model, pixel_values, **kwargs)
+        return self.vision_model(
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SiglipExtOutput:
+        r"""
+        Args:
+            input_ids: Texts (texts, max_position_embeddings).
+            pixel_values: Images (images, 3, H, W), or NaFlex patches with `pixel_attention_mask`, `spatial_shapes`.
+            return_loss: True for the loss, False for the logits, None for the loss in train mode and the logits in
+                eval mode. With the loss the matrix of all pairs is not built, so there are no logits.
+
+        Raises:
+            ValueError: An input is missing or malformed, or a loss was asked for and images and texts differ in
+                number.
+        """
+        vision_outputs = self.get_image_features(
+            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, **kwargs
+        )
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
+        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1).to(image_embeds.device)
+        output = SiglipExtOutput(
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+        if self.training if return_loss is None else return_loss:
+            output.loss = self.contrastive_loss(image_embeds, text_embeds)
+        else:
+            output.logits_per_image = self.logits(image_embeds, text_embeds)
+            output.logits_per_text = output.logits_per_image.t()
+        return output
+
+    def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Scores (images, texts) of normalised embeddings."""
+        scale, bias = self._loss_head(image_embeds.device)
+        logits = image_embeds @ text_embeds.t() * scale.exp()
+        return logits if bias is None else logits + bias
+
+    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        """The loss of `config.loss_type` over normalised embeddings (B, D); over all ranks while training."""
+        scale, bias = self._loss_head(image_embeds.device)
+        loss = sigmoid_loss if self.config.loss_type == "sigmoid" else softmax_loss
+        return loss(
+            image_embeds,
+            text_embeds,
+            scale,
+            bias,
+            group=self.loss_group,
+            # an evaluation may run on one rank alone, where a collective would wait forever
+            distribution="auto" if self.training else "none",
+        )
+
+    def _loss_head(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.logit_scale.to(device), None if self.logit_bias is None else self.logit_bias.to(device)
+
+
+class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
+    """The vision tower with a linear classifier on its pooled vector (the stock class always averages tokens)."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: SiglipExtConfig):
+        super().__init__(config)
+        if is_foreign(config.vision_config):
+            raise ValueError(
+                f"vision_config is a {config.vision_config.model_type!r} model: load it with its own image "
+                "classification class"
+            )
+        if config.vision_config.pooling == "none":
+            raise ValueError('vision_config.pooling="none" gives nothing to classify; choose "map" or "mean"')
+        self.num_labels = config.num_labels
+        self.vision_model = SiglipExtVisionModel._from_config(config.vision_config)
+        self.classifier = nn.Linear(embedding_size(config, "vision"), config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vision_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            labels: Class indices (B,), or regression targets / multi-label rows as `config.problem_type` says.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# A tower alone reads its part of a full checkpoint, and is written as the stock tower classes write theirs.
+register_checkpoint_conversion_mapping(
+    "SiglipExtVisionModel", [PrefixChange(prefix_to_remove="vision_model")], overwrite=True
+)
+register_checkpoint_conversion_mapping(
+    "SiglipExtTextModel", [PrefixChange(prefix_to_remove="text_model")], overwrite=True
+)
+
+
+__all__ = [
+    "PatchFeatures",
+    "SiglipExtForImageClassification",
+    "SiglipExtModel",
+    "SiglipExtOutput",
+    "SiglipExtPreTrainedModel",
+    "SiglipExtTextModel",
+    "SiglipExtVisionModel",
+]

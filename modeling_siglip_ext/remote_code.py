@@ -1,0 +1,52 @@
+"""The code that travels with a model saved in `siglip_ext` form, for `trust_remote_code` where this package is absent.
+
+transformers flattens remote code to base names, so the bundle is a flat folder of files that import each other as
+`from .name import`. The loss in it is the eager one, in one file.
+"""
+
+import shutil
+from pathlib import Path
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+MODULES = (
+    "configuration_siglip_ext",
+    "foreign",
+    "layers",
+    "losses",
+    "modeling_siglip_ext",
+    "naflex",
+    "pooling",
+    "positions",
+    "remote_code",
+    "stock",
+)
+# Every Auto class finds its class in the modeling file, the configurations too: transformers loads each file named
+# here as a copy of its own, and two files would bring two different configuration classes.
+ENTRY = "modeling_siglip_ext"
+CLASSES = {  # model type: the class behind each Auto class
+    "siglip_ext": {
+        "AutoConfig": "SiglipExtConfig",
+        "AutoModel": "SiglipExtModel",
+        "AutoModelForZeroShotImageClassification": "SiglipExtModel",
+        "AutoModelForImageClassification": "SiglipExtForImageClassification",
+    },
+    "siglip_ext_text_model": {"AutoConfig": "SiglipExtTextConfig", "AutoModel": "SiglipExtTextModel"},
+    "siglip_ext_vision_model": {"AutoConfig": "SiglipExtVisionConfig", "AutoModel": "SiglipExtVisionModel"},
+}
+
+
+def source_file(module: str) -> Path:
+    """Where a module of the bundle lies, in this package or in a bundle that was loaded itself."""
+    here = Path(__file__).parent
+    packaged = here / "losses" / "eager.py"
+    return packaged if module == "losses" and packaged.exists() else here / f"{module}.py"
+
+
+def add_remote_code(config: PreTrainedConfig, folder: str | Path) -> None:
+    """Copy the bundle into the folder and name its classes in `config.auto_map`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for module in MODULES:
+        shutil.copyfile(source_file(module), Path(folder) / f"{module}.py")
+    config.auto_map = {auto: f"{ENTRY}.{name}" for auto, name in CLASSES[config.model_type].items()}

@@ -1,0 +1,86 @@
+"""The text rules of SigLIP ("v1") and SigLIP 2 ("v2"), put on a fast tokenizer and checked.
+
+Both: lower-cased, no BOS, EOS after every text and kept when a text is truncated, padded on the right to one length.
+They differ in the padding token: v1 pads with EOS, v2 with `<pad>` (reference: big_vision `pp/ops_text.py`).
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+TEXT_RULES = ("v1", "v2")
+SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def apply_text_rules(
+    tokenizer: PreTrainedTokenizerBase, rules: str = "v2", max_length: int = 64
+) -> PreTrainedTokenizerBase:
+    """Make a fast tokenizer follow the rules, in place, and return it.
+
+    Args:
+        tokenizer: A tokenizer backed by the `tokenizers` library, with an EOS token (and for v2 a padding token).
+        rules: "v1" or "v2".
+        max_length: The text tower's `max_position_embeddings`.
+
+    Raises:
+        ValueError: Unknown rules, or the tokenizer lacks a token or a backend that the rules need.
+    """
+    if rules not in TEXT_RULES:
+        raise ValueError(f"rules={rules!r} is unknown; choose one of {', '.join(TEXT_RULES)}")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no `tokenizers` backend; load the tokenizer.json form")
+    if tokenizer.eos_token is None:
+        raise ValueError("the tokenizer has no eos_token; SigLIP texts end with one")
+    if rules == "v1":
+        tokenizer.pad_token = tokenizer.eos_token
+    elif tokenizer.pad_token is None:
+        raise ValueError(
+            "the tokenizer has no pad_token; SigLIP 2 texts are padded with one (`<pad>`, id 0, in Gemma)"
+        )
+
+    backend = tokenizer.backend_tokenizer
+    if tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
+        lower = normalizers.Lowercase()
+        backend.normalizer = normalizers.Sequence([lower, backend.normalizer]) if backend.normalizer else lower
+    # the template is applied after truncation, which leaves room for it: that keeps EOS on long texts
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A " + tokenizer.eos_token, special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)]
+    )
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = max_length
+    # no mask: stock towers would apply it and hide the padding that they were trained with
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: int = 64) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the v2 rules, trained on captions (for models trained from scratch).
+
+    Example:
+
+    ```python
+    >>> from modeling_siglip_ext import train_tokenizer
+    >>> tokenizer = train_tokenizer(["a red square", "a blue circle"], vocab_size=300, max_length=8)
+    >>> tokenizer.decode(tokenizer("A red circle")["input_ids"])
+    ' a red circle</s>'
+
+    ```"""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    # with the space a word is the same token at the start of a text and inside it
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((text.lower() for text in texts), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+    return apply_text_rules(fast, "v2", max_length)
+
+
+__all__ = ["apply_text_rules", "train_tokenizer"]

@@ -1,0 +1,123 @@
+"""Every snippet of the README runs, in the order of the page, with a small local model in place of the Hub's names."""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
+
+from modeling_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtImageProcessor,
+    SiglipExtModel,
+    SiglipExtProcessor,
+    train_tokenizer,
+)
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+RELEASED = "google/siglip2-base-patch16-224"
+# `make demo` and `make test` are run by hand and by CI; `pip install` is what `make` does
+RUN_ELSEWHERE = ("make ", "pip install")
+SMALL = {"--output_dir my-siglip": "--output_dir my-siglip --use_cpu true --num_train_epochs 1 "
+         "--per_device_train_batch_size 2 --eval_fraction 0.25 --report_to none"}  # fmt: skip
+
+
+# one process for neighbours saves importing torch again; fresh names, so that no snippet leans on another's imports
+EACH_ON_ITS_OWN = "import sys\nfor code in sys.argv[1:]: exec(code, {'__name__': '__main__'})"
+
+
+def snippets() -> list[tuple[str, str]]:
+    found = re.findall(r"^```(python|bash)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return [(language, code) for language, code in found if not code.startswith(RUN_ELSEWHERE)]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder as the README assumes it: two pictures, images with captions, and a model under its Hub name."""
+    folder = tmp_path_factory.mktemp("readme")
+    random = np.random.default_rng(0)
+    (folder / "my-images").mkdir()
+    names = ["cat", "dog", *(f"my-images/{i}" for i in range(16))]
+    for name in names:
+        Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{name}.jpg")
+    for i in range(16):
+        (folder / "my-images" / f"{i}.txt").write_text(f"picture number {i}\nnumber {i} in other words\n")
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = train_tokenizer(["a cat", "a dog", "picture number"], vocab_size=300)
+    config = SiglipExtConfig(
+        text_config={**tower, "vocab_size": len(tokenizer)},
+        vision_config={**tower, "image_size": 32, "patch_size": 8},
+    )
+    SiglipExtModel(config).save_pretrained(folder / RELEASED)
+    Dinov2Model(Dinov2Config(**tower, image_size=32, patch_size=8)).save_pretrained(folder / "facebook/dinov2-base")
+    bert = BertModel(BertConfig(**tower, vocab_size=99), add_pooling_layer=False)
+    bert.save_pretrained(folder / "google-bert/bert-base-uncased")
+    jax = REPOSITORY / "tests" / "fixtures" / "big_vision" / "siglip1_mu16" / "checkpoint.npz"
+    shutil.copy(jax, folder / "webli_en_b16_256_60500360.npz")
+    image_processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
+    SiglipExtProcessor(image_processor, tokenizer).save_pretrained(folder / RELEASED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """(address, folder) of a Hub on loopback."""
+    folder = tmp_path_factory.mktemp("hub")
+    server = subprocess.Popen(
+        [sys.executable, REPOSITORY / "tests" / "hub_server.py", folder], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield server.stdout.readline().strip(), folder
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_there_are_snippets_of_both_kinds():
+    assert {language for language, _ in snippets()} == {"python", "bash"}
+    assert len(snippets()) >= 6
+
+
+def test_snippets_run(workplace, hub):
+    """One after the other in one test: later ones read what earlier ones wrote."""
+    address, pushed = hub
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(workplace / "cache"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    for language, group in itertools.groupby(snippets(), key=lambda snippet: snippet[0]):
+        codes = [code for _, code in group]
+        if language == "python":
+            command = [sys.executable, "-c", EACH_ON_ITS_OWN, *codes]
+        else:
+            for shown, small in SMALL.items():
+                codes = [code.replace(shown, small) for code in codes]
+            command = ["bash", "-euc", "\n".join(codes)]
+        result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, f"{codes}\n{result.stdout}\n{result.stderr}"
+    saved = {path.name for path in (workplace / "my-siglip").iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "processor_config.json", "tokenizer.json"} <= saved
+    arrived = {path.name for path in (pushed / "user" / "my-siglip").iterdir()}
+    assert {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json"} <= arrived
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (pushed / "user" / "my-siglip" / name).read_bytes()[:8]
+
+
+def test_links_to_files_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (REPOSITORY / target).exists(), target
+    for folder in re.findall(r"`([a-z_]+/(?:[a-z_]+/)*)`", README):
+        assert (REPOSITORY / folder).is_dir(), folder

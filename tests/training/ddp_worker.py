@@ -1,0 +1,92 @@
+"""Train tiny float64 models for 20 steps and save their parameters; run alone or by torchrun.
+
+Usage: ddp_worker.py GLOBAL_BATCH OUTPUT_FOLDER
+"""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import SiglipConfig, SiglipModel
+
+from modeling_siglip_ext.configuration_siglip_ext import SiglipExtConfig
+from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
+from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+
+
+STEPS = 20
+INITS = {"zero_bias": (math.log(2.3), 0.0), "default": (math.log(10), -10.0)}
+
+
+def examples(count: int) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "pixel_values": torch.randn(3, 16, 16, generator=generator, dtype=torch.float64),
+            "input_ids": torch.randint(0, 50, (8,), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+def collate(rows: list[dict]) -> dict:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"return_loss": True}
+
+
+def build(kind: str, init: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    towers = {
+        "vision_config": {**width, "image_size": 16, "patch_size": 8},
+        "text_config": {**width, "vocab_size": 50, "max_position_embeddings": 8},
+    }
+    model = SiglipModel(SiglipConfig(**towers)) if kind == "stock" else SiglipExtModel(SiglipExtConfig(**towers))
+    model = model.double()
+    with torch.no_grad():
+        model.logit_scale.fill_(INITS[init][0])
+        model.logit_bias.fill_(INITS[init][1])
+    return model
+
+
+def train(kind: str, init: str, global_batch: int, output: Path) -> SiglipExtTrainer:
+    model = build(kind, init)
+    args = SiglipExtTrainingArguments(
+        output_dir=str(output / "run"),
+        per_device_train_batch_size=global_batch // int(os.environ.get("WORLD_SIZE", "1")),
+        max_steps=STEPS,
+        learning_rate=3e-3,
+        weight_decay=0.1,
+        warmup_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    # 43 = 5 global batches of 8 and a remainder that must be dropped alike.
+    trainer = SiglipExtTrainer(model=model, args=args, train_dataset=examples(43), data_collator=collate)
+    trainer.train()
+    # 21 pairs: evaluation batches of 8 and 2 x 8 both end in a partial batch, which is padded with repeated samples.
+    metrics = trainer.evaluate(examples(21))
+    if trainer.is_world_process_zero():
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        state["losses"] = torch.tensor(losses, dtype=torch.float64)
+        state["eval_loss"] = torch.tensor([metrics["eval_loss"]], dtype=torch.float64)
+        save_file(state, output / f"{kind}-{init}.safetensors")
+    return trainer
+
+
+def main(global_batch: int, output: Path) -> None:
+    for kind in ("stock", "ours"):
+        for init in INITS:
+            trainer = train(kind, init, global_batch, output)
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

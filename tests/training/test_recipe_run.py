@@ -1,0 +1,149 @@
+"""A recipe from end to end, as the command line runs it: train, write the folder, load it with plain transformers."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from modeling_siglip_ext.training.__main__ import main
+
+
+DEMO = Path(__file__).parents[2] / "training" / "demo.py"
+QUICK = """
+image_column: image
+caption_column: [captions]
+eval_fraction: 0.25
+vision_config: {image_size: 16, patch_size: 4, hidden_size: 32, intermediate_size: 64,
+                num_hidden_layers: 1, num_attention_heads: 2}
+text_config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2,
+              max_position_embeddings: 64}
+vocab_size: 300
+license: apache-2.0
+per_device_train_batch_size: 4
+max_steps: 4
+learning_rate: 1e-3
+eval_strategy: steps
+eval_steps: 2
+save_strategy: "no"
+logging_steps: 1
+use_cpu: true
+dataloader_pin_memory: false
+"""
+
+
+@pytest.fixture(scope="module")
+def folder_of_images(rows, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    lines = []
+    for index, row in enumerate(rows):
+        row["image"].save(folder / f"{index:02d}.png")
+        lines.append(json.dumps({"file_name": f"{index:02d}.png", "captions": row["captions"]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder_of_images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = folder / "quick.yaml"
+    recipe.write_text(QUICK, encoding="utf-8")
+    main([str(recipe), "--dataset", str(folder_of_images), "--output_dir", str(folder / "out")])
+    return folder / "out"
+
+
+def test_the_folder_is_complete(trained):
+    files = {path.name for path in trained.iterdir()}
+    assert files == {
+        "README.md",
+        "config.json",
+        "held_out",
+        "loss_curve.png",
+        "model.safetensors",
+        "processor_config.json",
+        "retrieval.png",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    }
+    assert json.loads((trained / "config.json").read_text())["model_type"] == "siglip"
+    for picture in ("loss_curve.png", "retrieval.png"):
+        with Image.open(trained / picture) as image:
+            assert min(image.size) > 200
+    state = json.loads((trained / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+
+
+def test_the_card(trained, folder_of_images):
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert set(results) == {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
+    assert 0 <= results["image_to_text_recall@1"] <= results["image_to_text_recall@5"] <= 1
+    assert str(folder_of_images.parent) not in card.content, "a card names no path of this machine"
+    assert "learning_rate: 0.001" in card.content
+
+
+def test_the_snippets_of_the_card_run(trained):
+    snippets = re.findall(r"```python\n(.*?)```", (trained / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(snippets) == 2
+    finished = subprocess.run(
+        [sys.executable, "-c", "\n".join(snippets)], cwd=trained, capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "torch.Size([1, 32])" in finished.stdout
+
+
+def test_the_demo_loads_it_without_this_package(trained):
+    finished = subprocess.run(
+        [sys.executable, "-I", str(DEMO), str(trained)], capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "SiglipModel" in finished.stdout
+    assert "retrieval.png" in finished.stdout
+
+
+def test_fine_tuning_what_was_trained(trained, folder_of_images, tmp_path):
+    """Stock form in, stock form out, with the loss head and the tokenizer of the checkpoint."""
+    overrides = {
+        "--model_name_or_path": str(trained),
+        "--dataset": str(folder_of_images),
+        "--caption_column": "captions",
+        "--output_dir": str(tmp_path / "tuned"),
+        "--per_device_train_batch_size": "4",
+        "--max_steps": "2",
+        "--learning_rate": "1e-9",
+        "--save_strategy": "no",
+    }
+    main(["finetune", "--use_cpu", *[word for pair in overrides.items() for word in pair]])
+    before, after = AutoModel.from_pretrained(trained), AutoModel.from_pretrained(tmp_path / "tuned")
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters()):
+        torch.testing.assert_close(new, old, atol=1e-6, rtol=0, msg=name)
+    texts = ["a red square", "Blue Bar"]
+    old, new = (
+        AutoProcessor.from_pretrained(path)(text=texts, padding="max_length", max_length=64)["input_ids"]
+        for path in (trained, tmp_path / "tuned")
+    )
+    assert old == new
+
+
+def test_errors_come_before_training(folder_of_images, tmp_path):
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(QUICK, encoding="utf-8")
+    start = [str(recipe), "--output_dir", str(tmp_path / "out"), "--dataset"]
+    with pytest.raises(SystemExit, match=r"caption_column='text'.*'captions'"):
+        main([*start, str(folder_of_images), "--caption_column", "text"])
+    with pytest.raises(SystemExit, match="per_device_train_batch_size"):
+        main([*start, str(folder_of_images), "--per_device_train_batch_size", "64"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="holds no image"):
+        main([*start, str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match="neither a YAML file nor a bundled recipe"):
+        main(["nothing"])

@@ -1,0 +1,209 @@
+"""What a run leaves beside the weights: pictures, the card, and some held-out images to try the model on."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import yaml
+
+from modeling_siglip_ext.evaluation.plots import loss_curve, retrieval_contact_sheet
+from modeling_siglip_ext.model_card import Figure, write_model_card
+
+from .recipe import Recipe
+
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SHEET_QUERIES = 8
+SAMPLES = 8
+MAX_CAPTIONS = 1000
+
+
+def write_report(run: "Run", metrics: dict[str, float], embeddings: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """Write `loss_curve.png`, and with an evaluation set `retrieval.png`, `held_out/` and figures, then `README.md`.
+
+    Args:
+        run: the finished run.
+        metrics: held-out figures, without prefix.
+        embeddings: (image_embeds, text_embeds) of the evaluation set, float arrays (N, D).
+    """
+    trainer, data = run.trainer, run.recipe.data
+    folder = Path(trainer.args.output_dir)
+    name = folder.resolve().name
+    pictures = {}
+    if any("loss" in entry for entry in trainer.state.log_history):  # a run can end before the first log
+        loss_curve(folder / "loss_curve.png", trainer.state.log_history, title=name)
+        pictures["Loss and held-out recall over training"] = "loss_curve.png"
+    example = {"file": "image.png", "labels": ["a photo of a cat", "a photo of a dog"]}
+    if embeddings is not None:
+        captions = [trainer.eval_dataset.captions[i][0] for i in range(len(trainer.eval_dataset))]
+        example = _write_samples(run, captions, folder / "held_out")
+        images, texts = (torch.from_numpy(array) for array in embeddings)
+        retrieval_contact_sheet(
+            folder / "retrieval.png",
+            run.eval_rows[data.image_column],
+            captions,
+            images,
+            texts,
+            queries=min(SHEET_QUERIES, len(captions)),
+            title=f"{name}: retrieval among {len(captions)} held-out images and captions",
+        )
+        pictures["What is retrieved for held-out images and captions"] = "retrieval.png"
+    config = trainer.model.config
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    base = run.recipe.model.model_name_or_path
+    write_model_card(
+        folder,
+        "trained",
+        name=name,
+        figures=_figures(run, metrics),
+        dataset=_dataset_name(run.recipe),
+        dataset_id=_dataset_id(run.recipe),
+        split=f"{len(run.eval_rows)} held-out pairs" if run.eval_rows is not None else None,
+        license=run.recipe.model.license,
+        # A folder of this machine says nothing on the Hub.
+        base_model=base if base and not Path(base).exists() else None,
+        languages=["en"] if data.dataset == "emoji" and data.caption_column == ["en"] else [],
+        tags=["image-text-retrieval"],
+        summary=_summary(run, parameters),
+        pictures=pictures,
+        location=trainer.args.hub_model_id or ".",
+        example_image=example["file"],
+        example_labels=json.dumps(example["labels"], ensure_ascii=False),
+        hypothesis_template="{}",
+        text_length=config.text_config.max_position_embeddings,
+        image_size=config.vision_config.image_size,
+        figures_note=_figures_note(run),
+        training=_training(run),
+        recipe=_recipe_text(run.recipe),
+        limits=_limits(run.recipe),
+    )
+
+
+def _write_samples(run: "Run", captions: list[str], folder: Path) -> dict:
+    """Some held-out images as PNG, and `captions.json` with their captions and others to choose among."""
+    folder.mkdir(exist_ok=True)
+    rows = run.eval_rows
+    chosen = torch.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().int().tolist()
+    labels = {}
+    for number, row in enumerate(chosen):
+        file = f"{number:02d}.png"
+        rows[row][run.recipe.data.image_column].convert("RGB").save(folder / file)
+        labels[file] = captions[row]
+    listing = {"images": labels, "captions": captions[:MAX_CAPTIONS]}
+    (folder / "captions.json").write_text(json.dumps(listing, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    file = next(iter(labels))
+    return {"file": f"held_out/{file}", "labels": list(labels.values())[:4]}
+
+
+def _figures(run: "Run", metrics: dict[str, float]) -> list[Figure]:
+    if run.eval_rows is None:
+        return []
+    count = len(run.eval_rows)
+    found = [
+        Figure(f"{label} R@{k}", f"{direction}_recall@{k}", metrics[f"{direction}_recall@{k}"], k / count)
+        for direction, label in (("image_to_text", "image→text"), ("text_to_image", "text→image"))
+        for k in (1, 5)
+    ]
+    found += [
+        Figure(
+            f"zero-shot {task.name} ({len(task.class_names)} classes)",
+            f"zero_shot_{task.name}_accuracy",
+            metrics[f"zero_shot_{task.name}"],
+            1 / len(task.class_names),
+        )
+        for task in run.tasks
+    ]
+    return found
+
+
+def _figures_note(run: "Run") -> str:
+    note = f"Retrieval is among all {len(run.eval_rows or [])} held-out pairs."
+    if run.tasks:
+        note += (
+            " Zero-shot classes are given by texts that name the class and nothing of the image; for tone_of_name the "
+            "choice is between the image's own caption and the same with another tone; "
+            f"{', '.join(f'{task.name}: {len(task.rows)} images' for task in run.tasks)}."
+        )
+    if run.recipe.data.shuffle_captions:
+        note += " **A control: trained with shuffled captions.**"
+    return note
+
+
+def _dataset_name(recipe: Recipe) -> str:
+    if recipe.data.dataset == "emoji":
+        return "Emoji and their names (bundled with siglip-ext)"
+    return Path(recipe.data.dataset).name if Path(recipe.data.dataset).exists() else recipe.data.dataset
+
+
+def _dataset_id(recipe: Recipe) -> str:
+    """The Hub's name of the dataset, or a name without slash for one that is not on the Hub."""
+    if recipe.data.dataset == "emoji":
+        return "siglip-ext-emoji"
+    if Path(recipe.data.dataset).exists():
+        return re.sub(r"[^\w.-]+", "-", Path(recipe.data.dataset).resolve().name)
+    return recipe.data.dataset
+
+
+def _summary(run: "Run", parameters: int) -> str:
+    base = run.recipe.model.model_name_or_path
+    origin = (
+        "trained from scratch"
+        if base is None
+        else f"fine-tuned from `{Path(base).name if Path(base).exists() else base}`"
+    )
+    text = (
+        f"A SigLIP image-text model with {parameters / 1e6:.1f} million parameters, {origin} on "
+        f"{_dataset_name(run.recipe)} with the sigmoid loss, by `siglip-ext`."
+    )
+    if run.recipe.data.dataset == "emoji":
+        text += (
+            ' The held-out names recombine words of the training names ("woman scientist: medium-dark skin tone"), '
+            "so the figures below measure generalisation to unseen combinations."
+        )
+    return text
+
+
+def _training(run: "Run") -> str:
+    args, state, model = run.trainer.args, run.trainer.state, run.trainer.model
+    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    text = (
+        f"{state.global_step} steps, {state.global_step * batch:,} image-text pairs seen ({state.epoch:.1f} epochs "
+        f"over "
+        f"{len(run.train_rows):,} images), {_seconds(state.log_history):.0f} s, on {args.world_size} "
+        f"{args.device.type} "
+        f"process{'es' if args.world_size > 1 else ''}. Final temperature {model.logit_scale.exp().item():.2f}"
+    )
+    return text + ("." if model.logit_bias is None else f", bias {model.logit_bias.item():.2f}.")
+
+
+def _limits(recipe: Recipe) -> str:
+    if recipe.data.dataset == "emoji":
+        return (
+            "A demonstration: it has seen 3139 drawings of one emoji font and their Unicode names, and knows nothing "
+            "of "
+            "photographs. Categories of people, such as gender and skin tone, are those of the Unicode emoji names. "
+            "The drawings are Noto Color Emoji (SIL Open Font License 1.1), the names Unicode CLDR (Unicode licence)."
+        )
+    return (
+        "Not examined beyond the figures above. The model inherits the biases of its training data and, if it was "
+        "fine-tuned, of the checkpoint it started from."
+    )
+
+
+def _seconds(log_history: list[dict]) -> float:
+    return next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), 0.0)
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    """The recipe with its overrides as YAML, without paths of this machine and tokens."""
+    private = ("output_dir", "hub_token", "resume_from_checkpoint")
+    shown = {name: getattr(value, "value", value) for name, value in recipe.given.items() if name not in private}
+    for name in ("dataset", "model_name_or_path"):
+        if name in shown and Path(shown[name]).exists():
+            shown[name] = Path(shown[name]).name
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()
