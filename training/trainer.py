@@ -221,6 +221,17 @@ class SiglipExtTrainer(Trainer):
                 logs["bias"] = core.logit_bias.detach().item()
         super().log(logs, *args, **kwargs)
 
+    def end(self) -> None:
+        """Finish the trackers and leave the process group; to be called once, at the very end of a script.
+
+        The DDP wrapper goes first. Should it outlive `destroy_process_group`, it holds the last reference to the gloo
+        group and, with it, the interpreter's lock while it joins gloo's thread; that thread may be waiting for the
+        same lock to free a tensor, and the process never ends.
+        """
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
     def _issue_warnings_after_load(self, load_result) -> None:
         super()._issue_warnings_after_load(load_result)
         ignored = set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())

@@ -3,6 +3,7 @@
 Usage: ddp_worker.py GLOBAL_BATCH OUTPUT_FOLDER
 """
 
+import gc
 import math
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
 from transformers import SiglipConfig, SiglipModel
 
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtConfig
@@ -86,6 +88,8 @@ def main(global_batch: int, output: Path) -> None:
         for init in INITS:
             trainer = train(kind, init, global_batch, output)
     trainer.end()
+    # A wrapper that outlives the process group can deadlock with gloo's thread when it is freed (see `end`).
+    assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
 
 
 if __name__ == "__main__":
