@@ -14,6 +14,9 @@ from .positives import Positives
 from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips
 
 
+FACTORS = 16  # negatives that share a logarithm
+
+
 @torch.library.custom_op("siglip_ext::sigmoid_loss", mutates_args=())
 def tiled_sigmoid_loss(
     images: torch.Tensor,
@@ -96,19 +99,23 @@ def _softplus(z: torch.Tensor) -> torch.Tensor:
 
 def _softplus_sum_(z: torch.Tensor, derivative: bool) -> torch.Tensor:
     """Sum of softplus(z); z becomes its derivative, sigmoid(z), if that is wanted."""
-    if z.device.type != "cpu" or z.numel() % 4 or z.max() > 20:
+    if z.device.type != "cpu" or z.numel() % FACTORS:
         total = _softplus(z).sum()
         if derivative:
             z.sigmoid_()
         return total
-    # On a CPU a logarithm costs as much as all the rest, so take one for a product of four factors 1 + exp(z). The
-    # products lose nothing to cancellation, and exp(20) to the fourth power does not overflow.
-    exp = z.view(-1).exp_()
-    factors = exp + 1
-    half, quarter = exp.numel() // 2, exp.numel() // 4
-    # (1 + a) (1 + b) - 1 = a + b (1 + a)
-    twos = torch.addcmul(exp[:half], exp[half:], factors[:half])
-    fours = torch.addcmul(twos[:quarter], twos[quarter:], twos[:quarter] + 1)
+    # On a CPU a logarithm costs more than all the rest, so take one for a product of FACTORS factors: with p the
+    # sigmoid, softplus(z) = -log(1 - p), and 1 - (1 - p) (1 - q) = p + (1 - p) q, which `lerp` computes without
+    # cancellation.
+    sigmoid, one = z.sigmoid(), z.new_ones(())
+    p = sigmoid.view(FACTORS, -1)
+    while len(p) > 1:
+        half = len(p) // 2
+        p = torch.lerp(p[:half], one, p[half:])
+    # 1 - p has lost digits where p is near 1: those few take the long way
+    near_one = p > 0.5
+    total = _softplus(z.view(FACTORS, -1)[:, near_one[0]]).sum()
+    total -= p.masked_fill_(near_one, 0).neg_().log1p_().sum()
     if derivative:
-        exp.div_(factors)
-    return fours.log1p_().sum()
+        z.copy_(sigmoid)
+    return total

@@ -69,9 +69,7 @@ def tiled_softmax_loss(
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             tile = products.logits(images[rows], texts[columns])
             for strip in strips(tile):
-                z, row_lse = tile[strip], image_lse[rows][strip, None]
-                by_images = (z - row_lse).exp_()
-                z.sub_(text_lse[columns]).exp_().add_(by_images)
+                _add_softmaxes_(tile[strip], image_lse[rows][strip], text_lse[columns])
             positives.part(rows, columns).subtract_(tile, 2)  # one target a row and one a column
             if image_sums is not None:
                 products.add_product_(image_sums[rows], tile, texts[columns])
@@ -97,12 +95,31 @@ register_gradients(tiled_softmax_loss, arguments=3)
 
 def _log_sum_exps_(tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-sum-exp of each row and of each column. Overwrites the tile."""
-    if tile.device.type == "cpu":
-        least, greatest = tile.aminmax()
-        if least > -60 and greatest < 60:  # nothing over- or underflows: one exp serves rows and columns
-            exp = tile.exp_()
-            return exp.sum(1).log(), exp.sum(0).log()
-    return tile.logsumexp(1), tile.logsumexp(0)
+    if not _exp_is_finite(tile):
+        return tile.logsumexp(1), tile.logsumexp(0)
+    row_sums, column_sums = tile.new_empty(tile.shape[0]), tile.new_zeros(tile.shape[1])
+    for strip in strips(tile):
+        exp = tile[strip].exp_()
+        torch.sum(exp, 1, out=row_sums[strip])
+        column_sums += exp.sum(0)
+    return row_sums.log(), column_sums.log()
+
+
+def _add_softmaxes_(z: torch.Tensor, row_lse: torch.Tensor, column_lse: torch.Tensor) -> None:
+    """z becomes exp(z - row_lse) + exp(z - column_lse)."""
+    if _exp_is_finite(z):
+        z.exp_().mul_((-row_lse).exp()[:, None] + (-column_lse).exp())
+    else:
+        by_rows = (z - row_lse[:, None]).exp_()
+        z.sub_(column_lse).exp_().add_(by_rows)
+
+
+def _exp_is_finite(z: torch.Tensor) -> bool:
+    """Whether one exp serves rows and columns, as it neither over- nor underflows. Not asked where one must wait."""
+    if z.device.type != "cpu":
+        return False
+    least, greatest = z.aminmax()
+    return bool(least > -60 and greatest < 60)
 
 
 def _occurrences(ids: torch.Tensor, all_ids: torch.Tensor) -> torch.Tensor:

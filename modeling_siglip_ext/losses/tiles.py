@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 
-# Rows (images) and columns (texts) of a tile: 16 MiB of float32, and 128 MiB where launching a kernel takes longer.
-CPU_TILE = 2048, 2048
+# Rows (images) and columns (texts) of a tile: 4 MiB of float32, and 128 MiB where launching a kernel takes longer.
+CPU_TILE = 1024, 1024
 ACCELERATOR_TILE = 4096, 8192
 # Elements of a strip: 1 MiB of float32, which the second-level caches of two cores hold.
 STRIP = 2**18
