@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .lock import TOWERS
+from .parameter_groups import CONVENTIONS
+
 
 @dataclass
 class SiglipExtTrainingArguments(TrainingArguments):
@@ -43,6 +46,57 @@ class SiglipExtTrainingArguments(TrainingArguments):
         default=0.95,
         metadata={"help": "Adam's second-moment decay. 0.999 gives loss spikes (arXiv 2303.15343, sec. 4.6)."},
     )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Gradient cache: run the towers on this many pairs at a time, while the loss still sees the whole "
+            "per_device_train_batch_size, which it must divide. Same gradients for one more forward."
+        },
+    )
+    lock_towers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Towers without training, gradient and optimiser state: vision (LiT), text."},
+    )
+    weight_decay_convention: str = field(
+        default="torch",
+        metadata={
+            "help": "torch: a step takes lr x weight_decay off a kernel. big_vision: schedule x weight_decay, without "
+            "the peak lr; the papers' 1e-4 is meant so. For optimizers with decoupled decay, such as AdamW."
+        },
+    )
+    vision_lr_factor: float | None = field(
+        default=None, metadata={"help": "Factor on the learning rate of the image tower; 0.1 for a pretrained one."}
+    )
+    text_lr_factor: float | None = field(
+        default=None, metadata={"help": "Factor on the learning rate of the text tower."}
+    )
+    vision_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the image tower; 0 for a pretrained one. Else weight_decay."}
+    )
+    text_weight_decay: float | None = field(
+        default=None, metadata={"help": "Weight decay of the text tower. Else weight_decay."}
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={"help": "Each layer learns this factor slower than the one above it, down to the embeddings."},
+    )
+    max_examples: int | None = field(
+        default=None, metadata={"help": "Length of the run in examples seen, in place of max_steps."}
+    )
+    warmup_examples: int | None = field(
+        default=None, metadata={"help": "Length of the warm-up in examples seen, in place of warmup_steps."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Average the weights over steps with this decay, e.g. 0.999. Evaluation uses the average, and at "
+            "the end of training the model has it."
+        },
+    )
+    max_bad_fraction: float = field(
+        default=0.01,
+        metadata={"help": "Largest share of training samples that may be skipped as broken before the run stops."},
+    )
     eval_contrastive_batch_size: int = field(
         default=256,
         metadata={
@@ -50,6 +104,10 @@ class SiglipExtTrainingArguments(TrainingArguments):
             "evaluation batch size and the number of processes. A last partial block is left out, "
             "unless it is the only one."
         },
+    )
+    group_size: int = field(
+        default=8,
+        metadata={"help": "With a dataset that has groups: variants of one thing that stay together in a batch."},
     )
     max_seconds: float | None = field(
         default=None,
@@ -61,11 +119,62 @@ class SiglipExtTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_towers()
+        self._check_ranges()
+        self._count_in_examples()
         if self.eval_contrastive_batch_size < 1:
             raise ValueError(f"eval_contrastive_batch_size must be positive, got {self.eval_contrastive_batch_size}")
+        if self.group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
         if self.batch_eval_metrics:
             raise ValueError(
                 "batch_eval_metrics=True is not supported: retrieval figures need the whole evaluation set"
             )
+
+    def _check_towers(self) -> None:
+        for tower in self.lock_towers:
+            if tower not in TOWERS:
+                raise ValueError(f"lock_towers: {tower!r} is no tower; choose from {', '.join(TOWERS)}")
+            for name in (f"{tower}_lr_factor", f"{tower}_weight_decay"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"lock_towers has {tower!r}, which then has no learning rate and no weight decay: unset {name}"
+                    )
+        if self.weight_decay_convention not in CONVENTIONS:
+            raise ValueError(
+                f"weight_decay_convention={self.weight_decay_convention!r}: choose from {', '.join(CONVENTIONS)}"
+            )
+
+    def _check_ranges(self) -> None:
+        size, batch = self.mini_batch_size, self.per_device_train_batch_size
+        if size is not None and (size < 1 or batch % size):
+            raise ValueError(f"mini_batch_size={size} must divide per_device_train_batch_size={batch}")
+        if size is not None and self.deepspeed is not None:
+            raise ValueError("mini_batch_size does not work with DeepSpeed: use DDP or FSDP2")
+        for name in ("vision_lr_factor", "text_lr_factor", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}; to stop a tower's training use lock_towers")
+        for name in ("ema_decay", "max_bad_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+    def _count_in_examples(self) -> None:
+        """Turn lengths in examples into steps of the global batch."""
+        if self.max_examples is None and self.warmup_examples is None:
+            return
+        batch = self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
+        if self.max_examples is not None:
+            if self.max_steps > 0 and self.max_steps != self.max_examples // batch:
+                raise ValueError("max_examples and max_steps both give the length of the run: set one of them")
+            if self.max_examples < batch:
+                raise ValueError(f"max_examples={self.max_examples} is less than one global batch of {batch}")
+            self.max_steps = self.max_examples // batch
+        if self.warmup_examples is not None:
+            steps = -(-self.warmup_examples // batch)
+            if self.warmup_steps not in (None, 0, steps):
+                raise ValueError("warmup_examples and warmup_steps both give the warm-up: set one of them")
+            self.warmup_steps = steps

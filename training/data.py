@@ -2,17 +2,22 @@
 
 `ImageTextDataset` chooses one caption per image and epoch and keeps resized images in memory where they fit; decoding
 and resizing at every epoch would cost more than a small model's training step. `ImageTextCollator` makes the batches.
+Samples that cannot be used are skipped and counted (`samples.py`).
 """
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from datasets import Dataset, Image, load_dataset
 from PIL.Image import Image as PILImage
+from PIL.Image import open as open_image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, ProcessorMixin
+
+from .samples import BAD_SAMPLE, SkipCounter, as_captions
 
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -91,10 +96,16 @@ def normalised(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> tor
     if image_processor.do_rescale:
         pixels = pixels * image_processor.rescale_factor
     if image_processor.do_normalize:
-        mean = torch.tensor(image_processor.image_mean).view(-1, 1, 1)
-        std = torch.tensor(image_processor.image_std).view(-1, 1, 1)
+        mean = torch.tensor(image_processor.image_mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(image_processor.image_std, device=pixels.device).view(-1, 1, 1)
         pixels = (pixels - mean) / std
     return pixels
+
+
+def fixed_size(image_processor: BaseImageProcessor | None) -> tuple[int, int] | None:
+    """Height and width that every image is resized to; None where each image has its own, as in NaFlex."""
+    size = getattr(image_processor, "size", None) or {}
+    return (size["height"], size["width"]) if "height" in size and "width" in size else None
 
 
 class ImageTextDataset(torch.utils.data.Dataset):
@@ -103,19 +114,27 @@ class ImageTextDataset(torch.utils.data.Dataset):
     Where an example has several captions, one is drawn per epoch from a hash of (seed, epoch, index): the draw is the
     same for any number of processes and workers, and after a resume.
 
+    Bad examples: one without a caption, or with a caption that is neither a string nor a list nor a mapping of
+    strings, is left out from the start. An image that cannot be decoded is left out when images are cached, and
+    otherwise replaced by the next good one whenever it comes up. `SiglipExtTrainer` counts and reports these.
+
     Args:
         dataset: a map-style `datasets.Dataset`.
         image_column: column of images (PIL on access).
-        caption_column: column of captions, each a string or a list of strings; or several such columns. Empty captions
-            and None are skipped.
-        image_processor: if given, images are resized by it once and kept as uint8, provided they fit `cache_gib`.
+        caption_column: column of captions, or several such columns, e.g. one a language. Each value is a string, a
+            list of strings, or a mapping from languages to either. Empty captions and None are skipped.
+        image_processor: if given, images are resized by it to uint8, once if all of them fit `cache_gib`.
         cache_gib: limit of that cache in GiB; 0 turns it off.
         seed: of the caption draw and of `shuffle_captions`.
         shuffle_captions: give every image the captions of another one. A control: nothing can be learnt from it.
+        group_column: column that says which examples are variants of one thing; `groups` then has it for each index,
+            and `SiglipExtTrainer` puts variants into one batch.
+        max_bad_fraction: largest share of examples that may be left out here. 0 makes any bad example an error, also
+            later on, as evaluation needs it.
 
     Raises:
-        ValueError: for columns that are not there, captions that are neither strings nor lists of strings, and
-            examples without a caption.
+        ValueError: for columns that are not there.
+        TooManyBadSamples: a ValueError that lists the bad examples.
     """
 
     def __init__(
@@ -128,36 +147,70 @@ class ImageTextDataset(torch.utils.data.Dataset):
         cache_gib: float = 2.0,
         seed: int = 0,
         shuffle_captions: bool = False,
+        group_column: str | None = None,
+        max_bad_fraction: float = 0.01,
     ):
         caption_columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         check_columns(dataset.column_names, "image_column", [image_column])
         check_columns(dataset.column_names, "caption_column", caption_columns)
+        if group_column is not None:
+            check_columns(dataset.column_names, "group_column", [group_column])
         self.images = dataset.select_columns([image_column])
         self.image_column = image_column
-        rows = zip(*(dataset[column] for column in caption_columns))
-        self.captions = [_as_captions(values, index) for index, values in enumerate(rows)]
+        self.max_bad_fraction = max_bad_fraction
+        self.skips = SkipCounter(max_bad_fraction, grace=len(dataset))
+        self.captions: list[list[str]] = []
+        self.rows: list[int] = []
+        """For each index the row of `dataset`."""
+        self._read_captions(zip(*(dataset[column] for column in caption_columns)))
         if shuffle_captions:
             self.captions = _deranged(self.captions, seed)
         self.seed = seed
         # In shared memory, so that persistent dataloader workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.pixels = None
-        if image_processor is not None:
-            size = image_processor.size
-            if len(self.captions) * 3 * size["height"] * size["width"] <= cache_gib * 2**30:
-                self.pixels = self._decode_all(image_processor)
+        self._image_processor = image_processor if fixed_size(image_processor) else None
+        if self._image_processor is not None:
+            height, width = fixed_size(image_processor)
+            if len(self.captions) * 3 * height * width <= cache_gib * 2**30:
+                self.pixels = self._decode_all()
+        self.groups = None
+        if group_column is not None:
+            groups = dataset[group_column]
+            self.groups = [groups[row] for row in self.rows]
 
-    def _decode_all(self, image_processor: BaseImageProcessor) -> torch.Tensor:
-        """Every image, resized: uint8 (N, 3, H, W)."""
-        pixels = torch.empty(
-            len(self.images), 3, image_processor.size["height"], image_processor.size["width"], dtype=torch.uint8
-        )
-        step = 256
-        for start in tqdm(range(0, len(self.images), step), desc="decoding images", leave=False):
-            pixels[start : start + step] = resized_uint8(
-                self.images[start : start + step][self.image_column], image_processor
-            )
-        return pixels
+    def _read_captions(self, rows: Iterable[tuple]) -> None:
+        skipped = []
+        for row, values in enumerate(rows):
+            try:
+                self.captions.append(as_captions(values if len(values) > 1 else values[0]))
+                self.rows.append(row)
+            except (TypeError, ValueError) as error:
+                skipped.append((f"example {row}", str(error)))
+        self.skips.add(len(self.rows) + len(skipped), skipped)
+        if skipped:
+            self.images = self.images.select(self.rows)
+
+    def _decode_all(self) -> torch.Tensor:
+        """Every image, resized: uint8 (N, 3, H, W). Examples whose image is bad are left out."""
+        pixels = torch.empty(len(self.images), 3, *fixed_size(self._image_processor), dtype=torch.uint8)
+        kept, skipped = [], []
+        for index in tqdm(range(len(self.images)), desc="decoding images", leave=False):
+            try:
+                pixels[len(kept)] = self._decode(index)
+                kept.append(index)
+            except BAD_SAMPLE as error:
+                skipped.append((f"example {self.rows[index]}", reason(error)))
+        self.skips.add(0, skipped)
+        if skipped:
+            self.images = self.images.select(kept)
+            self.captions = [self.captions[index] for index in kept]
+            self.rows = [self.rows[index] for index in kept]
+        return pixels[: len(kept)]
+
+    def _decode(self, index: int) -> torch.Tensor | PILImage:
+        image = decoded(self.images[index][self.image_column])
+        return image if self._image_processor is None else resized_uint8([image], self._image_processor)[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the captions of another epoch."""
@@ -168,31 +221,57 @@ class ImageTextDataset(torch.utils.data.Dataset):
 
     def caption(self, index: int) -> str:
         """The caption of this epoch."""
-        captions = self.captions[index]
-        if len(captions) == 1:
-            return captions[0]
-        digest = hashlib.blake2b(f"{self.seed}/{self._epoch.item()}/{index}".encode(), digest_size=8).digest()
-        return captions[int.from_bytes(digest, "little") % len(captions)]
+        return drawn(self.captions[index], f"{self.seed}/{self._epoch.item()}/{index}")
 
     def __getitem__(self, index: int) -> dict:
-        caption = self.caption(index)
+        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `sample`, a note on what was skipped for it."""
         if self.pixels is not None:
-            return {"pixels": self.pixels[index], "caption": caption}
-        return {"image": self.images[index][self.image_column], "caption": caption}
+            return self._item(index, self.pixels[index], [])
+        skipped = []
+        for step in range(len(self)):
+            candidate = (index + step) % len(self)
+            try:
+                return self._item(candidate, self._decode(candidate), skipped)
+            except BAD_SAMPLE as error:
+                if self.max_bad_fraction == 0:
+                    raise ValueError(f"example {self.rows[candidate]}: {reason(error)}") from error
+                skipped.append((f"example {self.rows[candidate]}", reason(error)))
+        raise ValueError(f"none of the {len(self)} images can be decoded; the first: {skipped[0]}")
+
+    def _item(self, index: int, image: torch.Tensor | PILImage, skipped: list[tuple[str, str]]) -> dict:
+        return {
+            "pixels" if isinstance(image, torch.Tensor) else "image": image,
+            "caption": self.caption(index),
+            "sample": {"name": self.rows[index], "read": 1 + len(skipped), "skipped": skipped},
+        }
 
 
-def _as_captions(values: Sequence[str | list[str] | None], index: int) -> list[str]:
-    """The captions of one example, from its caption columns."""
-    captions = []
-    for value in values:
-        captions += value if isinstance(value, list) else [value]
-    captions = [caption for caption in captions if caption is not None]
-    if not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"example {index}: a caption must be a string or a list of strings, got {values!r}")
-    captions = [caption for caption in captions if caption.strip()]
-    if not captions:
-        raise ValueError(f"example {index} has no caption (got {values!r}); remove it from the dataset")
-    return captions
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def decoded(image: PILImage | bytes | dict) -> PILImage:
+    """An image from PIL, encoded bytes, or the {"bytes", "path"} of an undecoded `datasets` column; loaded, RGB.
+
+    Raises:
+        TypeError: for anything else.
+        OSError and others of `samples.BAD_SAMPLE`: if Pillow cannot read it.
+    """
+    if isinstance(image, dict) and {"bytes", "path"} <= image.keys():
+        image = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    if isinstance(image, bytes):
+        image = open_image(io.BytesIO(image))
+    if not isinstance(image, PILImage):
+        raise TypeError(f"an image must be a PIL image or encoded bytes, got {type(image).__name__}")
+    return image.convert("RGB")
+
+
+def drawn(captions: Sequence[str], key: str) -> str:
+    """One of the captions, chosen by a hash of the key."""
+    if len(captions) == 1:
+        return captions[0]
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return captions[int.from_bytes(digest, "little") % len(captions)]
 
 
 def _deranged(captions: list[list[str]], seed: int) -> list[list[str]]:
@@ -215,6 +294,8 @@ class ImageTextCollator:
         max_length: tokens per text; the tokenizer's `model_max_length` unless given. Give the text tower's
             `max_position_embeddings`: SigLIP towers take full-length texts.
         image_column, caption_column: keys of bare rows.
+        uint8: leave images as uint8, a quarter of the memory; `SiglipExtTrainer` normalises them on the device, with
+            `mini_batch_size` chunk by chunk.
 
     Raises:
         ValueError: if no length is known, or (on call) if a row lacks a column.
@@ -226,8 +307,10 @@ class ImageTextCollator:
         max_length: int | None = None,
         image_column: str = "image",
         caption_column: str = "caption",
+        uint8: bool = False,
     ):
         self.processor = processor
+        self.uint8 = uint8
         self.max_length = max_length or processor.tokenizer.model_max_length
         if self.max_length > NO_LENGTH:
             raise ValueError("the tokenizer has no model_max_length: pass max_length (the text tower's positions)")
@@ -235,19 +318,24 @@ class ImageTextCollator:
         self.caption_column = caption_column
 
     def __call__(self, examples: list[dict]) -> dict:
-        """Returns pixel_values float32 (B, 3, H, W), input_ids int64 (B, max_length), return_loss True."""
+        """Returns pixel_values float32 or uint8 (B, 3, H, W), input_ids int64 (B, max_length), return_loss True."""
         captions = [self._caption(example) for example in examples]
         batch = dict(
             self.processor.tokenizer(
                 captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
             )
         )
+        image_processor = self.processor.image_processor
         if "pixels" in examples[0]:
             pixels = torch.stack([example["pixels"] for example in examples])
-            batch["pixel_values"] = normalised(pixels, self.processor.image_processor)
+            batch["pixel_values"] = pixels if self.uint8 else normalised(pixels, image_processor)
         else:
             images = [self._image(example) for example in examples]
-            batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            batch["pixel_values"] = (
+                resized_uint8(images, image_processor)
+                if self.uint8
+                else image_processor(images, return_tensors="pt")["pixel_values"]
+            )
         batch["return_loss"] = True
         return batch
 

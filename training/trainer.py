@@ -1,22 +1,36 @@
 """Trainer whose contrastive loss runs over the global batch, for our models and for stock SiglipModel alike."""
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 
 from .arguments import SiglipExtTrainingArguments
+from .batches import GroupedSampler
+from .checkpoint import AtomicCheckpoints, LossSums, read_json, write_json
+from .data import normalised
+from .ema import WeightAverage
+from .grad_cache import cached_backward, check_chunkable, split_batch, whole
+from .loading import PlainLoader, one_batch_at_a_time, stream_loader
+from .lock import lock_towers
+from .monitor import Monitor
+from .parameter_groups import GroupSettings, kernel_names, parameter_groups
+from .samples import ReportingCollator, SkipCounter
 from .schedule import TimeBudget, budgeted_schedule
+from .streaming import ImageTextStream
 
 
-class SiglipExtTrainer(Trainer):
+class SiglipExtTrainer(AtomicCheckpoints):
     """`transformers.Trainer` for image-text models trained with the sigmoid loss.
 
     What differs from `Trainer`:
@@ -25,14 +39,19 @@ class SiglipExtTrainer(Trainer):
       model with `image_embeds`, `text_embeds`, `logit_scale` and `logit_bias` (stock `SiglipModel`, `Siglip2Model`)
       the Trainer computes it from the embeddings. Each process reports its share times the number of processes, so
       that the mean over processes is the global loss and DDP's averaged gradient is the exact one.
-    - Weight decay acts on kernels only (`get_decay_parameter_names`).
+    - `mini_batch_size` runs the towers on chunks of the contrastive batch, with the same gradients (`grad_cache.py`).
+    - Weight decay acts on kernels only (`get_decay_parameter_names`); towers can be locked or learn slower
+      (`lock.py`, `parameter_groups.py`), and weights averaged (`ema.py`).
     - Evaluation keeps embeddings, gathered and without the repeated samples of padded batches. `eval_loss` is the mean
       loss over fixed blocks of `eval_contrastive_batch_size` pairs in dataset order, so it does not depend on the
       evaluation batch size or the number of processes; `eval_loss_pairs` says how many pairs it covers.
       `compute_metrics` receives `EvalPrediction(predictions=(image_embeds, text_embeds), label_ids=None)`, numpy
       arrays of shape (N, D).
-    - Logs carry `temperature` (exp of `logit_scale`) and `bias`.
-    - A checkpoint that lacks a parameter is an error when resuming.
+    - Logs carry `temperature` (exp of `logit_scale`), `bias` and more (`monitor.py`); a loss that is not finite ends
+      the run at the logging step, before anything is saved.
+    - Bad samples are skipped and counted up to `max_bad_fraction` (`samples.py`).
+    - Checkpoints appear whole or not at all, and a resumed run is the uninterrupted one bit for bit, streams included
+      (`checkpoint.py`, `streaming.py`). A checkpoint that lacks a parameter is an error.
 
     Args:
         model: the model to train.
@@ -42,7 +61,9 @@ class SiglipExtTrainer(Trainer):
     Raises:
         TypeError: if `args` or `model` lacks what the loss needs.
         ValueError: for `nn.DataParallel` (several visible GPUs in one process), `compute_loss_func`, or `max_seconds`
-            with several processes.
+            with several processes. When training starts: for a dataset smaller than one batch and for
+            `dataloader_drop_last=False`.
+        FloatingPointError: at a logging step or before saving, when a loss was not finite.
 
     Example:
 
@@ -87,12 +108,21 @@ class SiglipExtTrainer(Trainer):
                 f"{type(self._core_model()).__name__} has no {' and no '.join(missing)}: the sigmoid loss needs a "
                 "dual-tower model such as SiglipExtModel or SiglipModel"
             )
-        softmax = getattr(self._core_model().config, "loss_type", None) == "softmax"
+        core = self._core_model()
+        softmax = getattr(core.config, "loss_type", None) == "softmax"
         self._contrastive_loss = softmax_loss if softmax else sigmoid_loss
+        self._locked = lock_towers(core, args.lock_towers)
+        if args.ema_decay is not None and self.is_fsdp_enabled:
+            raise ValueError("ema_decay does not work with FSDP yet: unset it")
+        self._average = None if args.ema_decay is None else WeightAverage(core, args.ema_decay)
+        self._monitor = Monitor()
+        self._loss_sums = LossSums(self)
+        self._skips = SkipCounter(args.max_bad_fraction)
+        self._positions: dict[int, tuple[int, int]] = {}  # of the workers of a stream
         # A batch mean, to be divided by gradient_accumulation_steps. Trainer would guess otherwise from the **kwargs
         # of forward as soon as the batch holds `labels`.
         self.model_accepts_loss_kwargs = False
-        self.add_callback(_EpochForDataset())
+        self.add_callback(_Hooks(self))
         self._budget: TimeBudget | None = None
         if args.max_seconds is not None:
             self._budget = TimeBudget(args.max_seconds)
@@ -114,7 +144,8 @@ class SiglipExtTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         """Loss over the global batch; the mean over processes of the returned scalar is that loss."""
         core = self._core_model()
-        inputs = {name: value for name, value in inputs.items() if name != "return_loss"}
+        inputs = self._forward_inputs(inputs)
+        self._keep_locked()
         if isinstance(core, SiglipExtModel):
             outputs = model(**inputs, return_loss=True)
             loss = outputs.loss
@@ -123,24 +154,112 @@ class SiglipExtTrainer(Trainer):
             # come from the line below alone. DDP reduces them all the same: its hooks sit on the parameters.
             outputs = model(**inputs)
             loss = self._contrastive_loss(outputs.image_embeds, outputs.text_embeds, core.logit_scale, core.logit_bias)
+        self._observe(outputs.image_embeds, outputs.text_embeds, loss)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Loss of a batch over the number of accumulated batches; with `mini_batch_size` by gradient cache."""
+        if self.args.mini_batch_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # of schedule-free optimisers
+        self._keep_locked()
+        core = self._core_model()
+        check_chunkable(core)
+        kept = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
+        loss = self._contrastive_loss
+        if getattr(core, "loss_group", None) is not None:
+            loss = partial(loss, group=core.loss_group)
+        with self.compute_loss_context_manager():
+            step = cached_backward(
+                model,
+                core,
+                split_batch(kept, self.args.mini_batch_size),
+                loss,
+                prepare=lambda chunk: self._forward_inputs(self._prepare_inputs(chunk)),
+                backward=self.accelerator.backward,
+                weight=1 / self.current_gradient_accumulation_steps,
+                sync=self.accelerator.sync_gradients,
+            )
+        # Trainer holds on to this batch until it has the next one.
+        inputs["pixel_values"] = inputs["pixel_values"].new_empty(0)
+        self._observe(step.image_embeds, step.text_embeds, step.loss)
+        return step.loss / self.current_gradient_accumulation_steps
+
+    def _forward_inputs(self, inputs: dict) -> dict:
+        """What the model's forward takes, with uint8 images normalised on their device."""
+        inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
+        if inputs["pixel_values"].dtype == torch.uint8:
+            inputs["pixel_values"] = normalised(inputs["pixel_values"], self._image_processor())
+        return inputs
+
+    def _image_processor(self):
+        for owner in (self.processing_class, getattr(self.data_collator, "processor", None)):
+            if hasattr(owner, "image_processor"):
+                return owner.image_processor
+        raise ValueError("uint8 images need their mean and std: pass processing_class=processor to the Trainer")
+
+    def _keep_locked(self) -> None:
+        for tower in self._locked:
+            tower.eval()  # model.train() is called at every step
+
+    def _observe(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, loss: torch.Tensor) -> None:
+        self._monitor.embeddings(image_embeds, text_embeds)
+        self._monitor.loss(self.state.global_step + 1, loss)
 
     # ---- optimisation ----
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters under weight decay: kernels of linear maps and convolutions.
+        """Names of the parameters under weight decay: kernels of linear maps and convolutions."""
+        return kernel_names(model)
 
-        Norms, biases, embeddings (tokens and positions), the MAP head's probe, class tokens, `logit_scale` and
-        `logit_bias` are left alone (arXiv 2303.15343, sec. 4, and big_vision's `wd_mults` on kernels).
-        """
-        return [
-            f"{module_name}.{name}" if module_name else name
-            for module_name, module in model.named_modules()
-            if not isinstance(module, nn.Embedding)
-            for name, parameter in module.named_parameters(recurse=False)
-            # `in_proj_weight` is the packed query, key and value kernel of the MAP head.
-            if name in ("weight", "in_proj_weight") and parameter.ndim >= 2
-        ]
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
+            # GaLore, LOMO and the like bring groups of their own.
+            if not is_optimizer_factory(kind) and not settings.keys() & {"params", "model", "optimizer_dict"}:
+                groups = parameter_groups(target, self.get_decay_parameter_names(target), self._group_settings())
+                self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
+        return super().create_optimizer(model)
+
+    def _group_settings(self) -> GroupSettings:
+        args, towers = self.args, ("vision", "text")
+        factors = {tower: getattr(args, f"{tower}_lr_factor") for tower in towers}
+        decays = {tower: getattr(args, f"{tower}_weight_decay") for tower in towers}
+        return GroupSettings(
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            convention=args.weight_decay_convention,
+            lr_factors={tower: value for tower, value in factors.items() if value is not None},
+            weight_decays={tower: value for tower, value in decays.items() if value is not None},
+            layer_decay=args.layer_decay,
+        )
+
+    def _clip_grad_norm(self, model):
+        self._measure_gradients()
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if grad_norm is None:
+            self._measure_gradients()
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None:  # with one, gradients may overflow, and the step is left out
+            self._monitor.loss(self.state.global_step + 1, torch.as_tensor(norm))
+        return norm
+
+    def _measure_gradients(self) -> None:
+        step, args = self.state.global_step + 1, self.args
+        every_step = args.logging_strategy == "epoch" or (step == 1 and args.logging_first_step)
+        if every_step or (args.logging_strategy == "steps" and step % self.state.logging_steps == 0):
+            scaler = self.accelerator.scaler
+            self._monitor.gradients(self._core_model(), 1.0 if scaler is None else scaler.get_scale())
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self._budget is None or self.lr_scheduler is not None:
@@ -156,24 +275,77 @@ class SiglipExtTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    # ---- evaluation ----
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if getattr(dataset, "groups", None) is not None:
+            return GroupedSampler(dataset.groups, self.args.group_size, self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not self.args.dataloader_drop_last:
+            raise ValueError(
+                "dataloader_drop_last=False: the last training batch would be smaller, or padded with repeated "
+                "samples, which are false negatives. Leave it True; evaluation sees every sample all the same"
+            )
+        loader = super().get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            batch = self.args.train_batch_size * self.args.world_size
+            raise ValueError(
+                f"the training set has {len(self.train_dataset)} samples, fewer than one batch of {batch}: lower "
+                "per_device_train_batch_size"
+            )
+        return loader
 
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs
     ) -> DataLoader:
-        # dataloader_drop_last is for training: every sample counts in evaluation.
-        drop_last = self.args.dataloader_drop_last
+        args, collator, drop_last = self.args, self.data_collator, self.args.dataloader_drop_last
+        if isinstance(dataset, ImageTextStream):
+            if not is_training:
+                raise ValueError("ImageTextStream never ends: evaluate on a map-style dataset")
+            return stream_loader(
+                dataset,
+                batch_size,
+                ReportingCollator(collator),
+                args.process_index,
+                args.world_size,
+                num_workers=args.dataloader_num_workers,
+                pin_memory=args.dataloader_pin_memory,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                multiprocessing_context=args.dataloader_multiprocessing_context,
+            )
         try:
-            self.args.dataloader_drop_last = drop_last and is_training
-            return super()._get_dataloader(
+            # dataloader_drop_last is for training: every sample counts in evaluation.
+            args.dataloader_drop_last = drop_last and is_training
+            self.data_collator = ReportingCollator(collator) if is_training else collator
+            loader = super()._get_dataloader(
                 dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
             )
         finally:
-            self.args.dataloader_drop_last = drop_last
+            args.dataloader_drop_last, self.data_collator = drop_last, collator
+        if is_training and args.mini_batch_size is not None and not isinstance(dataset, IterableDataset):
+            return one_batch_at_a_time(loader)
+        return loader
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            report = batch.pop("samples", None)
+            if report is not None:
+                self._monitor.batch(self.state.global_step + 1, report["names"])
+                self._skips.add(report["read"], report["skipped"])
+                if report["position"] is not None:
+                    worker, *position = report["position"]
+                    self._positions[worker] = tuple(position)
+        return batches, items
+
+    # ---- evaluation ----
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Embeddings of one batch: (None, (image_embeds, text_embeds), None). The loss belongs to no single batch."""
-        inputs = self._prepare_inputs({name: value for name, value in inputs.items() if name != "return_loss"})
+        inputs = self._forward_inputs(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, return_loss=False)
         return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach()), None
@@ -181,6 +353,11 @@ class SiglipExtTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
+        averaged = self._average is not None and self.is_in_train  # afterwards the model has the average
+        with self._average.in_model() if averaged else nullcontext():
+            return self._evaluation_loop(dataloader, description, ignore_keys, metric_key_prefix)
+
+    def _evaluation_loop(self, dataloader, description, ignore_keys, metric_key_prefix) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if output.predictions is None:
             raise ValueError(f"{description} saw no batch: the dataset is empty")
@@ -213,13 +390,63 @@ class SiglipExtTrainer(Trainer):
         if not (Path(self.args.output_dir) / "README.md").exists():
             super().create_model_card(*args, **kwargs)
 
+    def _examples_seen(self) -> int:
+        args = self.args
+        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return self.state.global_step * batch
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs:
-            core = self._core_model()
-            logs["temperature"] = core.logit_scale.detach().exp().item()
-            if core.logit_bias is not None:
-                logs["bias"] = core.logit_bias.detach().item()
+        training = "loss" in logs
+        if training:
+            core, total = self._core_model(), partial(self.accelerator.reduce, reduction="sum")
+            scale, bias = (
+                None if p is None else whole(p.detach()).item() for p in (core.logit_scale, core.logit_bias)
+            )
+            logs.update(self._monitor.figures(self._examples_seen(), scale, bias, total))
+            if self._skips.total_skipped:
+                logs["samples_skipped"] = self._skips.total_skipped
         super().log(logs, *args, **kwargs)
+        if training:
+            self._monitor.check(logs["loss"])
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._monitor.check()
+        super()._save_checkpoint(model, trial)
+
+    def save_extra(self, folder: Path) -> None:
+        stream = {"workers": self.args.dataloader_num_workers, "positions": sorted(self._positions.items())}
+        progress = {"losses": self._loss_sums.state(), "skips": self._skips.state(), "stream": stream}
+        write_json(folder / f"progress_{self.args.process_index}.json", progress)
+        if self._average is not None and self.args.should_save:
+            self._average.save(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self._average is not None:
+            self._average.load(Path(checkpoint), self.state.global_step)
+        progress = read_json(
+            Path(checkpoint) / f"progress_{self.args.process_index}.json",
+            "resume with as many processes as the checkpoint was written by, and with this Trainer",
+        )
+        self._loss_sums.load(progress["losses"])
+        self._skips.load(progress["skips"])
+        if isinstance(self.train_dataset, ImageTextStream) and not self.args.ignore_data_skip:
+            stream = progress["stream"]
+            if stream["workers"] != self.args.dataloader_num_workers:
+                raise ValueError(
+                    f"the checkpoint's stream was read by dataloader_num_workers={stream['workers']}, not "
+                    f"{self.args.dataloader_num_workers}: set the same number to continue where it stopped"
+                )
+            self._positions = {worker: tuple(position) for worker, position in stream["positions"]}
+            batches = self.state.global_step * self.args.gradient_accumulation_steps
+            self.train_dataset.resume(self._positions, batches)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._average is not None:
+            self._average.load(Path(self.state.best_model_checkpoint), self.state.best_global_step)
 
     def end(self) -> None:
         """Finish the trackers and leave the process group; to be called once, at the very end of a script.
@@ -243,16 +470,35 @@ class SiglipExtTrainer(Trainer):
             )
 
 
-class _EpochForDataset(TrainerCallback):
-    """Tells the training dataset which epoch begins, so that it can draw another caption for each image.
+class _Hooks(TrainerCallback):
+    """The moments of a run at which this Trainer has something to do."""
 
-    accelerate does so in one process but not under DDP, where the sampler of the wrapped batch sampler is told
-    instead.
-    """
+    def __init__(self, trainer: SiglipExtTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.trainer._loss_sums.apply()
+        self.trainer._monitor.start(self.trainer._examples_seen())
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
     ):
+        """Tell dataset and samplers which epoch begins.
+
+        accelerate does so for its own loaders in one process, but does not reach the dataset under DDP, nor the
+        samplers once batches have been skipped.
+        """
+        epoch = int(state.epoch or 0)
         dataset = getattr(train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch or 0))
+            dataset.set_epoch(epoch)
+        if isinstance(train_dataloader, PlainLoader):
+            train_dataloader.set_epoch(epoch)
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.trainer._average is not None:
+            self.trainer._average.update()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.trainer._average is not None:
+            self.trainer._average.copy_to_model()

@@ -52,7 +52,7 @@ def test_missing_columns_are_reported_with_those_present(rows, processor):
 def test_an_example_without_caption_is_named(rows, caption):
     values = [["a"], ["b"], caption if isinstance(caption, list) or caption is None else [caption]]
     bare = Dataset.from_dict({"image": rows["image"][:3], "caption": values})
-    with pytest.raises(ValueError, match="example 2 has no caption"):
+    with pytest.raises(ValueError, match="example 2: no caption"):
         ImageTextDataset(bare)
 
 

@@ -1,0 +1,179 @@
+"""Gradient cache: a contrastive batch larger than the towers can hold at once.
+
+The loss needs all embeddings of the batch, but the towers' activations are needed only one chunk at a time. So the
+towers run twice: first without a graph, for the embeddings; then, once the loss has given the gradient of every
+embedding, chunk by chunk with that gradient. Gradients are those of one big batch, for one more forward.
+
+Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+
+class CachedStep(NamedTuple):
+    """What a step leaves behind besides the gradients in the parameters."""
+
+    loss: torch.Tensor
+    """Scalar, without graph; the mean over ranks is the loss of the global batch."""
+    image_embeds: torch.Tensor
+    """(B, D), of this rank, without graph."""
+    text_embeds: torch.Tensor
+
+
+class RandomState:
+    """The random generators of the CPU and of the devices of some tensors, to be set again later."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]):
+        self.cpu = torch.get_rng_state()
+        self.devices, self.states = get_device_states(*tensors)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        set_device_states(self.devices, self.states)
+
+
+def split_batch(inputs: dict, size: int) -> list[dict]:
+    """Chunks of `size` examples; what is no tensor with a row per example goes into every chunk.
+
+    Raises:
+        ValueError: if images and texts differ in number.
+    """
+    rows = len(inputs["input_ids"])
+    if len(inputs["pixel_values"]) != rows:
+        raise ValueError(f"{len(inputs['pixel_values'])} images and {rows} texts: a pair needs one of each")
+    return [
+        {
+            name: value[start : start + size]
+            if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows
+            else value
+            for name, value in inputs.items()
+        }
+        for start in range(0, rows, size)
+    ]
+
+
+def check_chunkable(model: nn.Module) -> None:
+    """Refuse towers whose output for one example depends on the others in its chunk.
+
+    Raises:
+        ValueError: naming the first batch normalisation that is in train mode.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"mini_batch_size: {name} normalises over the batch, so chunks would train another model than the "
+                "whole batch; lock that tower, or leave mini_batch_size unset"
+            )
+
+
+def cached_backward(
+    model: nn.Module,
+    core: nn.Module,
+    chunks: Sequence[dict],
+    loss: Callable[..., torch.Tensor],
+    *,
+    prepare: Callable[[dict], dict] = lambda chunk: chunk,
+    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
+    weight: float = 1.0,
+    sync: bool = True,
+) -> CachedStep:
+    """Accumulate in `.grad` the gradients of `weight` × the loss of all chunks together.
+
+    Args:
+        model: the model as it is wrapped by DDP, FSDP or torch.compile. Both towers run through its forward, called
+            with `return_loss=False`, because a direct call of a submodule would miss the hooks of the wrapper.
+        core: the module inside that owns `logit_scale` and `logit_bias`.
+        chunks: inputs of the forward without `return_loss`, each a part of this rank's batch. All ranks need the same
+            number of chunks.
+        loss: (image_embeds, text_embeds, logit_scale, logit_bias) → scalar, as `modeling_siglip_ext.sigmoid_loss`.
+        prepare: applied to a chunk right before each of its two forwards, e.g. to move and normalise its images.
+        backward: called on a scalar in place of `Tensor.backward`, e.g. to scale it for float16.
+        weight: factor on the gradients, e.g. one over the number of accumulated batches.
+        sync: whether the last chunk's backward lets DDP or FSDP average gradients over the ranks.
+    """
+    states, image_rows, text_rows = [], [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            inputs = prepare(chunk)
+            states.append(RandomState([value for value in inputs.values() if isinstance(value, torch.Tensor)]))
+            outputs = model(**inputs, return_loss=False)
+            image_rows.append(outputs.image_embeds)
+            text_rows.append(outputs.text_embeds)
+            del inputs, outputs
+    sizes = [len(rows) for rows in image_rows]
+    images, texts = _leaf(image_rows), _leaf(text_rows)
+    del image_rows, text_rows
+
+    head = [whole(p).detach().clone().requires_grad_(p.requires_grad) for p in _head(core)]
+    value = loss(images, texts, *head, *[None] * (2 - len(head)))
+    wanted = [leaf for leaf in (images, texts, *head) if leaf.requires_grad]
+    image_grads, text_grads, *head_grads = torch.autograd.grad(value * weight, wanted)
+    images, texts = images.detach(), texts.detach()
+
+    parts = zip(chunks, states, image_grads.split(sizes), text_grads.split(sizes))
+    for number, (chunk, state, image_grad, text_grad) in enumerate(parts, start=1):
+        last = number == len(chunks)
+        with nullcontext() if last and sync else no_gradient_sync(model):
+            inputs = prepare(chunk)
+            state.restore()
+            outputs = model(**inputs, return_loss=False)
+            # Its gradient with respect to each embedding is the one of the loss.
+            surrogate = _dot(outputs.image_embeds, image_grad) + _dot(outputs.text_embeds, text_grad)
+            if last:
+                # Under FSDP the parameters are whole only now, between forward and backward.
+                for parameter, grad in zip(_unsharded(model, core), head_grads):
+                    surrogate = surrogate + _dot(parameter, grad)
+            backward(surrogate)
+    return CachedStep(value.detach(), images, texts)
+
+
+@contextmanager
+def no_gradient_sync(model: nn.Module) -> Iterator[None]:
+    """Let gradients add up on this rank; works for DDP, FSDP2 and unwrapped models, compiled or not."""
+    wrapped = getattr(model, "_orig_mod", model)
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            wrapped.set_requires_gradient_sync(True)
+    elif hasattr(wrapped, "no_sync"):
+        with wrapped.no_sync():
+            yield
+    else:
+        yield
+
+
+def _leaf(rows: list[torch.Tensor]) -> torch.Tensor:
+    """All rows as a leaf of a new graph, in float32 or better, so that their gradients are not rounded to bfloat16."""
+    leaf = torch.cat(rows)
+    return leaf.to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_()
+
+
+def _dot(output: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    return (output.to(grad.dtype) * grad).sum()
+
+
+def _head(core: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in (core.logit_scale, core.logit_bias) if parameter is not None]
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter as one tensor, also where FSDP has sharded it."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _unsharded(model: nn.Module, core: nn.Module) -> list[torch.Tensor]:
+    """The trained parameters of the loss head, those that FSDP hangs its hooks on."""
+    wrapped = getattr(model, "_orig_mod", model)
+    if isinstance(wrapped, FSDPModule):
+        wrapped.unshard()
+    return [parameter for parameter in _head(core) if parameter.requires_grad]

@@ -1,0 +1,42 @@
+"""Loaders that hold one batch at a time.
+
+accelerate's loader reads a batch ahead and moves it to the device. With a gradient cache a batch is large, and belongs
+on the host; and a stream that is to resume exactly must know which batch was trained last.
+"""
+
+from torch.utils.data import DataLoader
+
+from .samples import ReportingCollator
+from .streaming import ImageTextStream
+
+
+class PlainLoader(DataLoader):
+    """A torch `DataLoader` that passes the epoch on to its samplers."""
+
+    def set_epoch(self, epoch: int) -> None:
+        part = self.batch_sampler
+        while part is not None:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+            part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
+
+
+def _same_workers(loader: DataLoader) -> dict:
+    names = ("num_workers", "pin_memory", "worker_init_fn", "multiprocessing_context", "persistent_workers")
+    settings = {name: getattr(loader, name) for name in names}
+    return settings | ({"prefetch_factor": loader.prefetch_factor} if loader.num_workers else {})
+
+
+def one_batch_at_a_time(loader: DataLoader) -> PlainLoader:
+    """The same batches for this process as a loader that accelerate has prepared, kept on the host."""
+    return PlainLoader(
+        loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn, **_same_workers(loader)
+    )
+
+
+def stream_loader(
+    stream: ImageTextStream, batch_size: int, collator: ReportingCollator, rank: int, world_size: int, **workers
+) -> DataLoader:
+    """Batches of this process's part of a stream; the stream makes the batches, the workers collate them."""
+    stream.assign(rank, world_size, batch_size, workers.get("num_workers", 0))
+    return DataLoader(stream, batch_size=None, collate_fn=collator, **workers)

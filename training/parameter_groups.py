@@ -1,0 +1,96 @@
+"""Which parameter learns how fast, and which decays: the groups of the papers.
+
+Weight decay acts on kernels only. There are two conventions for its size: torch's AdamW takes `lr × weight_decay` off
+a weight at each step, big_vision's optimisers take `schedule × weight_decay`, where the schedule runs from 0 to 1 and
+the peak learning rate plays no part. The papers' 1e-4 is of the second kind.
+"""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+
+_TOWER = re.compile(r"(?:^|\.)(vision|text)_model\.")
+_LAYER = re.compile(r"\.(?:layers?|blocks?|h|stages)\.(\d+)\.")
+CONVENTIONS = ("torch", "big_vision")
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How learning rate and weight decay vary over a dual model.
+
+    `lr_factors` and `weight_decays` go by tower ("vision", "text"); a tower that is not named has factor 1 and the
+    general weight decay. With `layer_decay` the layer below the top one learns `layer_decay` times as fast, the next
+    `layer_decay`² times, down to the embeddings.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    convention: str
+    lr_factors: dict[str, float]
+    weight_decays: dict[str, float]
+    layer_decay: float | None
+
+
+def kernel_names(model: nn.Module) -> list[str]:
+    """Names of the kernels of linear maps and convolutions, the parameters under weight decay.
+
+    Norms, biases, embeddings (tokens and positions), the MAP head's probe, class tokens, `logit_scale` and
+    `logit_bias` are left alone (arXiv 2303.15343, sec. 4, and big_vision's `wd_mults` on kernels).
+    """
+    return [
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in model.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False)
+        # `in_proj_weight` is the packed query, key and value kernel of the MAP head.
+        if name in ("weight", "in_proj_weight") and parameter.ndim >= 2
+    ]
+
+
+def parameter_groups(model: nn.Module, kernels: list[str], settings: GroupSettings) -> list[dict]:
+    """Groups for a torch optimiser: each {"params", "lr", "weight_decay"}, the fastest first.
+
+    Args:
+        model: its parameters that require no gradient are left out.
+        kernels: names of the parameters under weight decay.
+        settings: see `GroupSettings`.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    factors = _layer_factors([name for name, _ in model.named_parameters()], settings.layer_decay)
+    decayed = set(kernels)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        tower = _tower(name)
+        lr = settings.learning_rate * settings.lr_factors.get(tower, 1.0) * factors.get(name, 1.0)
+        decay = settings.weight_decays.get(tower, settings.weight_decay) if name in decayed else 0.0
+        if settings.convention == "big_vision" and lr > 0:
+            decay /= lr  # torch multiplies by it again
+        groups.setdefault((lr, decay), []).append(parameter)
+    fastest_first = sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1]))
+    return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in fastest_first]
+
+
+def _tower(name: str) -> str | None:
+    found = _TOWER.search(name)
+    return found.group(1) if found else None
+
+
+def _layer_factors(names: list[str], layer_decay: float | None) -> dict[str, float]:
+    """layer_decay to the power of the number of layers between a parameter and the top of its tower."""
+    if layer_decay is None:
+        return {}
+    layers = {(name, _tower(name)): int(found.group(1)) for name in names if (found := _LAYER.search(name))}
+    depth = {tower: 1 + max(n for (_, of), n in layers.items() if of == tower) for _, tower in layers}
+    factors = {}
+    for name in names:
+        tower = _tower(name)
+        if tower is None or tower not in depth:
+            continue
+        if (name, tower) in layers:
+            below_top = depth[tower] - layers[name, tower]
+        else:
+            below_top = depth[tower] + 1 if "embed" in name else 0  # the rest is norm and head, above all layers
+        factors[name] = layer_decay**below_top
+    return factors
