@@ -15,6 +15,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from .dispatch import register as register_dispatcher
 from .image_processing_siglip_ext import SiglipExtImageProcessor, SiglipExtNaflexImageProcessor
 from .losses import sigmoid_loss, softmax_loss
 from .modeling_siglip_ext import (
@@ -25,6 +26,7 @@ from .modeling_siglip_ext import (
     SiglipExtTextModel,
     SiglipExtVisionModel,
 )
+from .pipeline_siglip_ext import SiglipExtZeroShotImageClassificationPipeline
 from .pooling import SiglipExtMultiheadAttentionPoolingHead
 from .processing_siglip_ext import SiglipExtProcessor
 from .stock import native_config
@@ -42,6 +44,7 @@ AutoModelForZeroShotImageClassification.register(SiglipExtConfig, SiglipExtModel
 AutoModelForImageClassification.register(SiglipExtConfig, SiglipExtForImageClassification, exist_ok=True)
 AutoProcessor.register(SiglipExtConfig, SiglipExtProcessor, exist_ok=True)
 AutoImageProcessor.register(SiglipExtConfig, image_processor_classes={"pil": SiglipExtImageProcessor}, exist_ok=True)
+register_dispatcher()
 
 __version__ = "0.1.0"
 
@@ -59,6 +62,7 @@ __all__ = [
     "SiglipExtTextModel",
     "SiglipExtVisionConfig",
     "SiglipExtVisionModel",
+    "SiglipExtZeroShotImageClassificationPipeline",
     "apply_text_rules",
     "native_config",
     "sigmoid_loss",

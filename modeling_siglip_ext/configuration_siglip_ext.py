@@ -44,10 +44,20 @@ def check_heads(config: PreTrainedConfig) -> None:
 class StockReadable:
     """Mixin: reads the `config.json` of stock `siglip` / `siglip2` folders, and writes that form where it suffices."""
 
+    # set where the package itself serves the pipeline: transformers would insist on the copy beside the model, and on
+    # trust_remote_code for it
+    packaged_pipeline = False
+
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         return from_stock(config_dict), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> PreTrainedConfig:
+        if cls.packaged_pipeline:
+            config_dict = {key: value for key, value in config_dict.items() if key != "custom_pipelines"}
+        return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, *, native: bool | None = None, **kwargs):
         """Write `config.json`; in stock form where the stock classes can express the model.

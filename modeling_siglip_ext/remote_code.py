@@ -13,14 +13,17 @@ from transformers.configuration_utils import PreTrainedConfig
 MODULES = (
     "configuration_siglip_ext",
     "foreign",
+    "images",
     "layers",
     "losses",
     "modeling_siglip_ext",
     "naflex",
+    "pipeline_siglip_ext",
     "pooling",
     "positions",
     "remote_code",
     "stock",
+    "texts",
 )
 # Every Auto class finds its class in the modeling file, the configurations too: transformers loads each file named
 # here as a copy of its own, and two files would bring two different configuration classes.
@@ -37,6 +40,15 @@ CLASSES = {  # model type: the class behind each Auto class
 }
 
 
+def pipelines() -> dict[str, dict]:
+    """`custom_pipelines` of a dual model: what `pipeline()` loads with trust_remote_code."""
+    # this import is also how transformers comes to copy the pipeline's files to where a loaded model's code lies
+    from .pipeline_siglip_ext import TASK, SiglipExtZeroShotImageClassificationPipeline
+
+    implementation = f"pipeline_siglip_ext.{SiglipExtZeroShotImageClassificationPipeline.__name__}"
+    return {TASK: {"impl": implementation, "pt": ["AutoModelForZeroShotImageClassification"], "type": "multimodal"}}
+
+
 def source_file(module: str) -> Path:
     """Where a module of the bundle lies, in this package or in a bundle that was loaded itself."""
     here = Path(__file__).parent
@@ -50,3 +62,5 @@ def add_remote_code(config: PreTrainedConfig, folder: str | Path) -> None:
     for module in MODULES:
         shutil.copyfile(source_file(module), Path(folder) / f"{module}.py")
     config.auto_map = {auto: f"{ENTRY}.{name}" for auto, name in CLASSES[config.model_type].items()}
+    if config.model_type == "siglip_ext" and "SiglipExtForImageClassification" not in (config.architectures or ()):
+        config.custom_pipelines = pipelines()

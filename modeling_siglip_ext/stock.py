@@ -113,7 +113,8 @@ def stock_pair(config: dict[str, Any]) -> dict[str, Any] | None:
 def rename(config: dict[str, Any], family: str) -> dict[str, Any]:
     """The dict with stock names for its model type and architectures."""
     stock = {**config, "model_type": config["model_type"].replace("siglip_ext", family, 1)}
-    stock.pop("auto_map", None)  # of a folder in our form that it was loaded from
+    for key in ("auto_map", "custom_pipelines"):  # of a folder in our form that it was loaded from
+        stock.pop(key, None)
     if config.get("architectures"):
         stock["architectures"] = [stock_architecture(name, family) for name in config["architectures"]]
     return stock

@@ -64,6 +64,7 @@ def test_a_process_without_the_package_loads_saves_and_classifies(processor, tmp
         "AutoModel": "SiglipExtModel",
         "AutoModelForZeroShotImageClassification": "SiglipExtModel",
         "AutoModelForImageClassification": "SiglipExtForImageClassification",
+        "pipeline": "SiglipExtZeroShotImageClassificationPipeline",
     }
     image = Image.effect_mandelbrot((40, 30), (-3, -2.5, 2, 2.5), 50).convert("RGB")
     inputs = processor(text=["a red square", "a blue circle"], images=image, return_tensors="pt")

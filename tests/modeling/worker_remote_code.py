@@ -40,6 +40,7 @@ with torch.no_grad():
     logits_again = reloaded(**inputs).logits_per_image
 
 classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
+classes["pipeline"] = type(classify).__name__
 found = classify(image, candidate_labels=["red square", "blue circle"], hypothesis_template="a {}")
 print(
     json.dumps(

@@ -1,0 +1,139 @@
+"""One image from whatever people have at hand - path, URL, bytes, array, PIL - to upright 8-bit RGB.
+
+What PIL's `convert("RGB")` would spoil is mended: 16-bit pixels are scaled and not cut off at 255. Everything else is
+as PIL users expect: transparency is dropped, EXIF rotation applied.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import get_session
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+class UnreadableImageError(ValueError):
+    """An input is no image, or one that is broken, too large or out of reach; the message says which and why."""
+
+
+def load_image(source: Any, timeout: float | None = None) -> Image.Image:
+    """An upright RGB image.
+
+    Args:
+        source: path, URL, `data:` URI or base64 text, bytes, a PIL image, an array or tensor (H, W), (H, W, C) or
+            (C, H, W) with 1, 3 or 4 channels - integers up to 255 (16-bit ones up to 65535), or floats from 0 to 1 -
+            or the mapping with "bytes" and "path" of an undecoded column of `datasets`.
+        timeout: seconds to wait for a URL; None waits for ever.
+
+    Raises:
+        UnreadableImageError: for everything that cannot be read as an image, with the reason.
+    """
+    try:
+        return to_rgb(open_image(source, timeout))
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            f"{describe(source)} has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows, as a decompression bomb "
+            f"would: {error}. Raise that limit if you trust the file"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"{describe(source)} is not an image that PIL knows") from error
+    # what PIL raises for broken files, and what reading from disk and from the net does
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise UnreadableImageError(f"{describe(source)} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def open_image(source: Any, timeout: float | None) -> Image.Image:
+    """A PIL image of any mode, perhaps not decoded yet."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return Image.open(BytesIO(source))
+    if isinstance(source, Mapping) and (source.get("bytes") is not None or source.get("path") is not None):
+        return open_image(source["path"] if source.get("bytes") is None else source["bytes"], timeout)
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, np.ndarray):
+        return from_array(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        response = get_session().get(source, timeout=timeout, follow_redirects=True)
+        if response.status_code >= 400:
+            raise UnreadableImageError(f"{source} answers with status {response.status_code}")
+        return Image.open(BytesIO(response.content))
+    if isinstance(source, str) and not os.path.exists(source):
+        return from_base64(source)
+    if isinstance(source, (str, os.PathLike)):
+        return Image.open(source)
+    if hasattr(source, "read"):
+        return Image.open(source)
+    raise UnreadableImageError(
+        f"{describe(source)} is not an image: give a path, URL, bytes, PIL image, array or tensor"
+    )
+
+
+def from_base64(text: str) -> Image.Image:
+    encoded = text.split(",", 1)[1] if text.startswith("data:image/") and "," in text else text
+    try:
+        return Image.open(BytesIO(base64.b64decode(encoded, validate=True)))
+    except (binascii.Error, ValueError, UnidentifiedImageError) as error:
+        raise UnreadableImageError(f"{describe(text)} is neither a file, nor a URL, nor an image in base64") from error
+
+
+def from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
+        raise UnreadableImageError(f"an array of shape {array.shape} is not an image (H, W), (H, W, C) or (C, H, W)")
+    return Image.fromarray(eight_bits(array))
+
+
+def eight_bits(array: np.ndarray) -> np.ndarray:
+    """Pixel values as uint8: floats from 0 to 1, or integers of 8 or 16 bits."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()
+    if not np.isfinite([low, high]).all() or low < 0:
+        raise UnreadableImageError(f"pixel values from {low} to {high}; they must be finite and not negative")
+    if array.dtype.kind == "f":
+        if high > 1:
+            raise UnreadableImageError(f"floating-point pixels up to {high}; they must lie within 0 and 1")
+        return np.rint(array * 255).astype(np.uint8)
+    if array.dtype == np.uint16 or high > 255:
+        if high > 65535:
+            raise UnreadableImageError(f"integer pixels up to {high}; more than 16 bits are not an image")
+        return np.rint(array / 257).astype(np.uint8)
+    return array.astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    if not all(image.size):
+        raise UnreadableImageError(f"an image of {image.size[0]} x {image.size[1]} pixels has nothing to see")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits; "I" holds them as 32-bit integers
+        image = Image.fromarray(eight_bits(np.asarray(image)))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def describe(source: Any) -> str:
+    """The input in a few words, for messages."""
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        return repr(text if len(text) <= 120 else f"{text[:60]}...")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    if isinstance(source, Mapping) and source.get("path"):
+        return repr(source["path"])
+    return f"the given {type(source).__name__}"
+
+
+__all__ = ["UnreadableImageError", "load_image"]
