@@ -60,6 +60,18 @@ def check(group, sizes: list[int], rank: int) -> None:
             close(got[index] / world, expected[index][own], expected[index].norm(), f"{case} {name}")
 
 
+def check_compiled(rank: int) -> None:
+    """Compiled as one graph, the collectives inside the operator."""
+    arguments = batch(24, torch.float64, 10.0, -10.0)
+    own = [arguments[0][6 * rank :][:6], arguments[1][6 * rank :][:6], *arguments[2:]]
+    for loss, distribution in itertools.product((sigmoid_loss, softmax_loss), ("gather", "ring")):
+        options = {"distribution": distribution, "implementation": "tiled"}
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        expected = value_and_gradients(loss, own, **options)
+        for got, one in zip(value_and_gradients(compiled, own, **options), expected):
+            close(got, one, one.norm().clamp(min=1), f"{loss.__name__} {distribution} compiled")
+
+
 def raises(message: str, **changes) -> None:
     """Every rank must raise a ValueError, rather than some raise and the others wait."""
     images, texts, scale, bias = batch(4, torch.float32, 10.0, -10.0)
@@ -94,6 +106,8 @@ def main() -> None:
         if rank in ranks:
             check(group, sizes, ranks.index(rank))
             print(f"rank {rank}: agrees in a group of {len(sizes)}")
+    check_compiled(rank)
+    print(f"rank {rank}: compiles")
     check_refusals(rank)
     print(f"rank {rank}: raises with the others")
     dist.destroy_process_group()

@@ -14,4 +14,5 @@ def test_ranks_agree_with_one_process():
     assert run.returncode == 0, run.stderr
     for rank in range(4):
         assert f"rank {rank}: agrees in a group of 4" in run.stdout
+        assert f"rank {rank}: compiles" in run.stdout
         assert f"rank {rank}: raises with the others" in run.stdout

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import eager, sigmoid_loss, softmax_loss, tiles
+from modeling_siglip_ext.losses.sigmoid import _softplus_sum_
 
 
 BIG_VISION = np.load(Path(__file__).with_name("big_vision.npz"))
@@ -125,6 +126,20 @@ def test_extreme_logits(loss, small_tiles):
         single = [x.float() for x in arguments]
         got = value_and_gradients(loss, single, implementation="tiled")
         assert_close(got, expected, 1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-40, 60), st.floats(0.1, 40), st.sampled_from([torch.float32, torch.float64]), st.integers(1, 40))
+def test_softplus_of_a_strip(mean, spread, dtype, rows):
+    """Sums of softplus with one logarithm for many keep their digits, hard negatives or not."""
+    generator = torch.Generator().manual_seed(rows)
+    z = (mean + spread * torch.randn(rows, 16, generator=generator, dtype=torch.float64)).to(dtype)
+    z[rows // 2, 3] = -torch.inf  # a positive, taken out
+    expected, derivative = F.softplus(z.double(), threshold=60).sum(), torch.sigmoid(z.double())
+    total = _softplus_sum_(z, derivative=True)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    assert (total - expected).abs() <= tolerance * expected
+    assert (z - derivative).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("head", HEADS)
