@@ -1,158 +1,161 @@
-"""A big_vision checkpoint to a folder that `from_pretrained` loads."""
+"""`from-jax`: a big_vision checkpoint to a folder that `from_pretrained` loads."""
 
-import dataclasses
-import os
-import shutil
-import tempfile
+import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from tqdm.auto import tqdm
-from transformers.image_utils import PILImageResampling
-
-from modeling_siglip_ext import (
-    SiglipExtConfig,
-    SiglipExtImageProcessor,
-    SiglipExtModel,
-    SiglipExtNaflexImageProcessor,
-    SiglipExtTextConfig,
-    SiglipExtVisionConfig,
-    SiglipExtVisionModel,
-    native_config,
-)
-from modeling_siglip_ext.positions import resample_positions
-
-from .big_vision import (
-    Choices,
-    check_complete,
-    describe,
-    identity_head,
-    modern,
-    parameters,
-    rules,
-    stacked_towers,
-    unclaimed,
-)
-from .containers import CheckpointError, read_checkpoint
-from .name_map import to_torch
+from .arrays import LazyArray
+from .catalogue import Entry, find, recognise, text_tokens
+from .convert import FORMATS, Options, Result, convert
+from .describe import Choices, describe
+from .errors import CheckpointError
+from .layouts import container_prefix, modern, parameters, stacked_towers
+from .output import folder_arguments, folder_options, print_result
+from .plan import AnyConfig, NewSizes, plan_big_vision, resized
+from .remote import local
+from .resize import describe_changes
+from .sources import Source, open_source
 
 
-LEFT_OUT = {  # an array, or the prefix of several: what it is
-    "llm/": "PaliGemma's language model",
-    "t": "the temperature of a model of one tower (CLIPPO)",
-}
-FORMATS = ("native", "ext")
+__all__ = ["FORMATS", "JaxCheckpoint", "from_jax", "read_jax", "register"]
+
+EXAMPLES = """examples:
+  siglip-ext-convert from-jax webli_en_b16_256_60500360.npz siglip-b16-256
+  siglip-ext-convert from-jax gs://big_vision/siglip2/siglip2_so400m14_384.npz siglip2-so400m --dtype bfloat16
+  siglip-ext-convert from-jax siglip2_b16_256.npz siglip2-b16-384 --image-size 384 --tokenizer gemma/tokenizer.json
+  siglip-ext-convert from-jax my_run/checkpoint.bv my-siglip --text-rules v2 --tokenizer my-tokenizer
+"""
 
 
-def left_out_as(name: str) -> str | None:
-    """Which entry of LEFT_OUT an array falls under."""
-    return next((key for key in LEFT_OUT if name == key or (key.endswith("/") and name.startswith(key))), None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    """What a conversion did: the model, and the arrays of the checkpoint that it has no place for."""
-
-    model: SiglipExtModel | SiglipExtVisionModel
-    left_out: list[str]
-
-
-def load_jax(checkpoint: str | Path, choices: Choices | None = None, *, identity: bool = False) -> Converted:
-    """The model that a big_vision checkpoint holds, in float32.
+@dataclass(frozen=True)
+class JaxCheckpoint:
+    """A checkpoint of big_vision: its parameters under today's names, and what they are.
 
     Args:
-        checkpoint: Path of an `.npz` file or a tensorstore folder.
-        choices: What the file does not tell (image size, poolings, heads of a BERT).
-        identity: Whether a text tower without a head gets one that changes nothing, so that stock classes fit.
+        source: The file or folder.
+        params: Its parameters.
+        config: What their shapes (and the catalogue) tell.
+        layout: How the arrays are called and stored, for the way back.
+        entry: Its place in the catalogue.
+    """
+
+    source: Source
+    params: dict[str, LazyArray]
+    config: AnyConfig
+    layout: dict[str, Any]
+    entry: Entry | None = None
+
+
+def layout_of(source: Source, params: dict[str, LazyArray]) -> dict[str, Any]:
+    prefix = container_prefix(source.arrays)
+    dtypes = {name: str(array.dtype).removeprefix("torch.") for name, array in params.items()}
+    usual = max(set(dtypes.values()), key=list(dtypes.values()).count)
+    return {
+        "prefix": prefix,
+        "stacked": sorted(stacked_towers(params)),
+        "dtype": usual,
+        "dtypes": {name: dtype for name, dtype in sorted(dtypes.items()) if dtype != usual},
+        "text_head": "txt/head/kernel" in params,
+        "legacy": any(prefix + name not in source.arrays for name in params),
+    }
+
+
+def choose_entry(path: str, name: str | None) -> Entry | None:
+    if name == "none":
+        return None
+    return recognise(path) if name is None else find(name)
+
+
+def read_jax(source: Source, entry: Entry | None = None, choices: Choices | None = None) -> JaxCheckpoint:
+    """What a checkpoint of big_vision holds.
+
+    Args:
+        entry: Its place in the catalogue, which tells what the shapes do not.
+        choices: The same from the user, where there is no entry.
 
     Raises:
-        FileNotFoundError: No such file.
-        CheckpointError: Not a big_vision image-text checkpoint, or one with arrays that nothing here understands.
+        CheckpointError: Not a big_vision image-text checkpoint, or not the one that the entry describes.
     """
-    choices = Choices() if choices is None else choices
-    params = modern(parameters(read_checkpoint(checkpoint)))
+    params = modern(parameters(source.arrays))
+    if entry is not None:
+        choices = entry.choices
     try:
         config = describe(params, choices)
+        if entry is not None:
+            entry.check(config)
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint}: {error}") from error
-    table = rules(config, stacked_towers(params))
-    left_out = [name for name in unclaimed(params, table) if left_out_as(name)]
-    unknown = sorted(set(unclaimed(params, table)) - set(left_out))
-    if unknown:
-        raise CheckpointError(f"{checkpoint}: nothing here understands {', '.join(unknown)}")
-    check_complete(params, table)
-
-    tensors = {}
-    for name, tensor in tqdm(to_torch(table, lambda name: params[name].load()), total=len(table), desc="converting"):
-        if name.endswith("vision_model.embeddings.position_embedding.weight"):
-            tensor = at_resolution(tensor, config)
-        tensors[name] = tensor.float()
-    text = getattr(config, "text_config", None)
-    if identity and isinstance(text, SiglipExtTextConfig) and not text.use_head:
-        tensors |= identity_head(text)
-        text.use_head = True
-    return Converted(build(config, tensors), left_out)
+        raise CheckpointError(f"{source.name}: {error}") from error
+    if entry is not None and entry.tokenizer is not None and entry.tokenizer.rules != "bert":
+        for key, value in text_tokens(entry.tokenizer.rules).items():
+            setattr(config.text_config, key, value)
+    return JaxCheckpoint(source, params, config, layout_of(source, params), entry)
 
 
-def at_resolution(positions: torch.Tensor, config: SiglipExtConfig | SiglipExtVisionConfig) -> torch.Tensor:
-    """The position table for the model's image size, resampled where the checkpoint had another."""
-    vision = config if isinstance(config, SiglipExtVisionConfig) else config.vision_config
-    same = positions.shape[0] == vision.grid_size**2
-    return positions if same else resample_positions(positions, vision.grid_size)
-
-
-def build(
-    config: SiglipExtConfig | SiglipExtVisionConfig, tensors: dict[str, torch.Tensor]
-) -> SiglipExtModel | SiglipExtVisionModel:
-    """The model with these tensors as its parameters; every name and shape must match."""
-    if isinstance(config, SiglipExtVisionConfig):
-        model = SiglipExtVisionModel(config)
-        tensors = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
-    else:
-        model = SiglipExtModel(config)
+def from_jax(checkpoint: JaxCheckpoint, out: str | Path, options: Options, sizes: NewSizes) -> Result:
+    """Write the folder of a checkpoint; see `convert`."""
+    config = resized(checkpoint.config, sizes)
+    facts = {
+        "layout": {"kind": "big_vision", **checkpoint.layout},
+        "changes": describe_changes(checkpoint.config, config),
+    }
     try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the arrays do not fit the model they describe: {error}") from error
-    return model.eval()
+        return convert(
+            checkpoint.source,
+            checkpoint.params,
+            lambda config: plan_big_vision(checkpoint.params, checkpoint.config, config),
+            config,
+            out,
+            options,
+            entry=checkpoint.entry,
+            facts=facts,
+        )
+    except CheckpointError as error:
+        if checkpoint.source.name in str(error):
+            raise
+        raise CheckpointError(f"{checkpoint.source.name}: {error}") from error
 
 
-def image_processor(config: SiglipExtVisionConfig) -> SiglipExtImageProcessor | SiglipExtNaflexImageProcessor:
-    """Bilinear, as every big_vision model was trained."""
-    if config.naflex:
-        return SiglipExtNaflexImageProcessor(patch_size=config.patch_size, max_num_patches=config.num_patches)
-    size = {"height": config.image_size, "width": config.image_size}
-    return SiglipExtImageProcessor(size=size, resample=PILImageResampling.BILINEAR)
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """What names and shapes do not tell; also for `inspect` and `verify`."""
+    group = parser.add_argument_group("what a checkpoint outside the catalogue cannot tell")
+    group.add_argument("--image-pooling", help="map, mean, max, first, cls or none")
+    group.add_argument("--text-pooling", help="last, first, mean, max or map")
+    group.add_argument("--text-heads", type=int, help="attention heads of a BERT text tower of unusual width")
 
 
-def convert(
-    checkpoint: str | Path, out: str | Path, choices: Choices | None = None, *, form: str | None = None
-) -> Converted:
-    """Write the folder `out`; it appears complete or not at all.
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "from-jax",
+        help="a big_vision checkpoint to a folder for from_pretrained",
+        description="Convert a checkpoint of big_vision, verify every tensor, and write a folder for from_pretrained.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "checkpoint", help="an .npz file or a tensorstore folder; a path or a URL (gs://, https://, hf://)"
+    )
+    parser.add_argument("out", help="the folder to write; must not exist")
+    parser.add_argument(
+        "--name", help="which file of the catalogue it is (see `list`), where its own name does not say; or none"
+    )
+    sizes = parser.add_argument_group("other sizes than the checkpoint's")
+    sizes.add_argument("--image-size", type=int, help="pixels; positions are resampled as big_vision does")
+    sizes.add_argument("--patch-size", type=int, help="pixels; the kernel is resized as in FlexiViT")
+    sizes.add_argument("--text-length", type=int, help="tokens; positions are stretched (fine-tune afterwards)")
+    sizes.add_argument("--tower", choices=("fixed", "naflex"), help="image tower for one size, or for any (NaFlex)")
+    add_choices(parser)
+    folder_arguments(parser)
+    parser.set_defaults(run=run)
 
-    Args:
-        form: "native" for the stock form (ValueError where it cannot express the model), "ext" for the `siglip_ext`
-            form, None for the stock form where possible.
 
-    Raises:
-        FileExistsError: `out` exists.
-        FileNotFoundError, CheckpointError: See `load_jax`.
-    """
-    out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists; choose another folder or remove it")
-    converted = load_jax(checkpoint, choices, identity=form != "ext")
-    model = converted.model
-    if form == "native" and native_config(model.config) is None:
-        raise ValueError(f"the stock classes cannot express {checkpoint}; leave --format out, or use --format ext")
-    vision = getattr(model.config, "vision_config", model.config)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-    try:
-        model.save_pretrained(folder, native=None if form is None else form == "native")
-        image_processor(vision).save_pretrained(folder)
-        os.chmod(folder, 0o755)  # mkdtemp makes it private
-        os.rename(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return converted
+def run(arguments: argparse.Namespace) -> int:
+    entry = choose_entry(arguments.checkpoint, arguments.name)
+    choices = Choices(arguments.image_size, arguments.image_pooling, arguments.text_pooling, arguments.text_heads)
+    naflex = None if arguments.tower is None else arguments.tower == "naflex"
+    sizes = NewSizes(arguments.image_size, arguments.patch_size, arguments.text_length, naflex)
+    options = folder_options(arguments)
+    with local(arguments.checkpoint, Path(arguments.out).absolute().parent) as path:
+        result = from_jax(read_jax(open_source(path), entry, choices), arguments.out, options, sizes)
+    print_result(arguments.out, result)
+    return 0

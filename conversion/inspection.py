@@ -1,0 +1,109 @@
+"""`inspect`: what a checkpoint holds and what it would become, from its headers alone."""
+
+import argparse
+from collections import Counter
+
+from .arrays import Arrays
+from .catalogue import Entry
+from .convert import choose_form
+from .describe import Choices
+from .errors import CheckpointError
+from .from_jax import JaxCheckpoint, add_choices, choose_entry, read_jax
+from .plan import AnyConfig, plan_big_vision, vision_of
+from .remote import local
+from .sources import open_source
+
+
+EXAMPLES = """examples:
+  siglip-ext-convert inspect webli_en_so400m_384_58765454.npz
+  siglip-ext-convert inspect gs://big_vision/siglip2/siglip2_b16_naflex.npz
+"""
+
+
+def tower_lines(config: AnyConfig) -> list[str]:
+    vision = vision_of(config)
+    size = f"grid of {vision.grid_size}" if vision.naflex else f"{vision.image_size} px"
+    parts = [
+        f"{vision.hidden_size} wide, {vision.num_hidden_layers} layers, {vision.num_attention_heads} heads",
+        f"patch {vision.patch_size}, {'NaFlex, ' if vision.naflex else ''}{size}, {vision.position_embedding_type}",
+        f"pooling {vision.pooling}",
+    ]
+    if vision.projection_size is not None:
+        parts.append(f"head to {vision.projection_size}")
+    lines = [f"image tower: {'; '.join(parts)}"]
+    text = getattr(config, "text_config", None)
+    if text is not None:
+        pooling = getattr(text, "pooling", None) or config.text_pooling
+        head = config.text_projection_size if not hasattr(text, "use_head") else text.use_head and text.projection_size
+        parts = [
+            f"{text.hidden_size} wide, {text.num_hidden_layers} layers, {text.num_attention_heads} heads",
+            f"{text.vocab_size:,} tokens, length {text.max_position_embeddings}",
+            f"pooling {pooling}",
+            f"head to {head}" if head else "no head",
+        ]
+        lines.append(f"text tower: {text.model_type}; {'; '.join(parts)}")
+        lines.append(f"loss: {config.loss_type}")
+    return lines
+
+
+def count(arrays: Arrays, start: str) -> int:
+    return sum(array.size for name, array in arrays.items() if name.startswith(start))
+
+
+def report_lines(checkpoint: JaxCheckpoint) -> list[str]:
+    params, layout, entry = checkpoint.params, checkpoint.layout, checkpoint.entry
+    plan = plan_big_vision(params, checkpoint.config, checkpoint.config)
+    config, native = choose_form(checkpoint.config, None)
+    dtypes = Counter(str(array.dtype).removeprefix("torch.") for array in params.values())
+    stacked = ", ".join(layout["stacked"])
+    parts = {"image": count(params, "img/"), "text": count(params, "txt/"), "language model": count(params, "llm/")}
+    lines = [
+        f"catalogue: {'not a file of it' if entry is None else f'{entry.name} ({entry.licence})'}",
+        *tower_lines(checkpoint.config),
+        "parameters: " + ", ".join(f"{name} {number:,}" for name, number in parts.items() if number),
+        f"arrays: {len(params)} under {layout['prefix'] or 'no prefix'}; "
+        + ", ".join(f"{number} {name}" for name, number in dtypes.most_common()),
+        f"layers: {f'stacked in {stacked}' if stacked else 'one by one'}{', old names' if layout['legacy'] else ''}",
+    ]
+    other = len(checkpoint.source.arrays) - len(params)
+    if other > 0:
+        lines.append(f"beside them: {other} arrays of a training run, which are not converted")
+    for what, names in plan.left_out.items():
+        lines.append(f"left out: {what} ({len(names)} arrays)")
+    family = "siglip_ext (with its code for trust_remote_code)"
+    if native:
+        family = "siglip2" if vision_of(config).naflex else "siglip"
+    lines.append(f"becomes: {family}")
+    if entry is not None and entry.tokenizer is not None:
+        lines.append(f"tokenizer: {entry.tokenizer.name}, as in {entry.tokenizer.repo}")
+    return lines
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="what a checkpoint holds and would become",
+        description="Describe a big_vision checkpoint from its headers, without reading the weights.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="an .npz file or a tensorstore folder; a path or a URL")
+    parser.add_argument("--name", help="which file of the catalogue it is, or none")
+    parser.add_argument("--image-size", type=int, help="pixels, where the positions cannot tell")
+    add_choices(parser)
+    parser.set_defaults(run=run)
+
+
+def inspect(path: str, entry: Entry | None, choices: Choices) -> list[str]:
+    source = open_source(path)
+    if not any(name.endswith("img/embedding/kernel") for name in source.arrays):
+        names = ", ".join(sorted(source.arrays)[:3])
+        raise CheckpointError(f"{path} holds {len(source.arrays)} arrays ({names}, …), but no big_vision image tower")
+    return report_lines(read_jax(source, entry, choices))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    choices = Choices(arguments.image_size, arguments.image_pooling, arguments.text_pooling, arguments.text_heads)
+    with local(arguments.checkpoint) as path:
+        print("\n".join(inspect(path, choose_entry(arguments.checkpoint, arguments.name), choices)))
+    return 0

@@ -1,0 +1,161 @@
+"""`.npz` files, one array at a time in either direction; nothing pickled is ever loaded."""
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from .arrays import LazyArray, as_tensor, check_expansion, chunks, torch_dtype
+from .errors import CheckpointError
+
+
+BLOCK = 1 << 22  # bytes read at once
+# what zipfile and numpy raise about damaged files (RuntimeError: an encrypted one; NotImplementedError: an odd method)
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+)
+
+
+def read_header(stream: IO[bytes], member: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = header(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{member} holds pickled objects, which are never loaded")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"{member} claims the shape {shape}")
+    return shape, fortran_order, dtype
+
+
+def read_member(archive: zipfile.ZipFile, member: str) -> torch.Tensor:
+    with archive.open(member) as stream:
+        shape, fortran_order, dtype = read_header(stream, member)
+        data = np.empty(int(np.prod(shape, dtype=object)) * dtype.itemsize, np.uint8)
+        filled = 0
+        while filled < len(data):
+            block = stream.read(min(BLOCK, len(data) - filled))
+            if not block:
+                raise EOFError(f"it ends after {filled} of {len(data)} bytes")
+            data[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
+            filled += len(block)
+        if stream.read(1):  # also makes zipfile check the sum of the last bytes
+            raise ValueError("it is longer than its header says")
+    array = data.view(dtype)
+    return as_tensor(array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape))
+
+
+def check_name(name: str, seen: set[str]) -> None:
+    if name in seen:
+        raise ValueError(f"{name} is there twice")
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        raise ValueError(f"{name!r} leads out of the archive")
+
+
+def index(path: Path) -> dict[str, LazyArray]:
+    archive = zipfile.ZipFile(path)  # stays open with the arrays: opening reads the whole list of members
+
+    def load(member: str) -> torch.Tensor:
+        try:
+            return read_member(archive, member)
+        except DAMAGE as error:
+            raise CheckpointError(f"{path}: cannot read {member}: {error}") from error
+
+    arrays: dict[str, LazyArray] = {}
+    seen: set[str] = set()
+    claimed = 0
+    for info in archive.infolist():
+        check_name(info.filename, seen)
+        seen.add(info.filename)
+        if not info.filename.endswith(".npy"):
+            continue
+        with archive.open(info) as stream:
+            shape, _, dtype = read_header(stream, info.filename)
+            size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+            if stream.tell() + size != info.file_size:
+                raise ValueError(f"{info.filename} claims the shape {shape}, its {info.file_size} bytes do not fit")
+        claimed += size
+        name = info.filename.removesuffix(".npy")
+        arrays[name] = LazyArray(shape, lambda member=info.filename: load(member), torch_dtype(dtype))
+    check_expansion(path, claimed, path.stat().st_size)
+    return arrays
+
+
+def read_npz(path: str | Path) -> dict[str, LazyArray]:
+    """The arrays of an `.npz` file by name.
+
+    Raises:
+        FileNotFoundError: No such file.
+        CheckpointError: Not an `.npz` file, a damaged one, one with pickled objects, or an archive bomb.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
+    try:
+        arrays = index(path)
+    except CheckpointError:
+        raise
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} is not a sound .npz file: {error}") from error
+    if not arrays:
+        raise CheckpointError(f"{path} holds no arrays")
+    return arrays
+
+
+def descriptor(dtype: torch.dtype) -> str:
+    """numpy's name of a type in a file's header."""
+    if dtype == torch.bfloat16:
+        return "|V2"
+    return np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+class NpzWriter:
+    """Writes `np.savez`'s format, each array from blocks that need not be in memory together.
+
+    Example:
+
+    ```python
+    >>> import io, numpy as np, torch
+    >>> from modeling_siglip_ext.conversion.npz import NpzWriter
+    >>> file = io.BytesIO()
+    >>> with NpzWriter(file) as writer:
+    ...     writer.write("x", (2, 3), torch.float32, (torch.zeros(3) for _ in range(2)))
+    >>> np.load(file)["x"].shape
+    (2, 3)
+
+    ```"""
+
+    def __init__(self, file: Path | IO[bytes]):
+        self.archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True)
+
+    def __enter__(self) -> "NpzWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.archive.close()
+
+    def write(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, blocks: Iterable[torch.Tensor]) -> None:
+        info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # the same bytes on every run
+        with self.archive.open(info, "w", force_zip64=True) as stream:
+            header = {"descr": descriptor(dtype), "fortran_order": False, "shape": tuple(shape)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for block in blocks:
+                for chunk in chunks(block.contiguous()):
+                    stream.write(raw_bytes(chunk.to(dtype)))

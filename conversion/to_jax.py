@@ -1,0 +1,137 @@
+"""`to-jax`: a model folder to an `.npz` that big_vision loads."""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_siglip_ext import SiglipExtTextConfig
+
+from .arrays import DTYPES, LazyArray
+from .atomic import new_file
+from .big_vision import identity_head, rules
+from .errors import CheckpointError, VerificationError
+from .folders import ModelFolder, open_folder
+from .name_map import Piece, Rule, array_shapes, pieces_by_array
+from .npz import NpzWriter, read_npz
+from .plan import AnyConfig
+from .transfer import largest_difference
+
+
+EXAMPLES = """examples:
+  siglip-ext-convert to-jax siglip-b16-256 back.npz
+  siglip-ext-convert to-jax my-fine-tuned-siglip my-siglip.npz --dtype bfloat16
+"""
+DEFAULT_LAYOUT = {"prefix": "params/", "stacked": [], "dtype": None, "dtypes": {}, "text_head": True}
+
+
+def layout_for(folder: ModelFolder) -> dict:
+    """How the arrays were called and stored before they became this folder, if they came from big_vision."""
+    layout = (folder.report or {}).get("layout", {})
+    return DEFAULT_LAYOUT | (layout if layout.get("kind") == "big_vision" else {})
+
+
+def without_added_head(folder: ModelFolder, layout: dict) -> AnyConfig:
+    """The configuration without the text head that the stock form demanded, unless it was trained since."""
+    text = getattr(folder.config, "text_config", None)
+    if layout["text_head"] or not isinstance(text, SiglipExtTextConfig) or not text.use_head:
+        return folder.config
+    added = identity_head(text)
+    if any(not torch.equal(folder.tensors[name].load().float(), tensor) for name, tensor in added.items()):
+        return folder.config
+    config = copy.deepcopy(folder.config)
+    config.text_config.use_head = False
+    return config
+
+
+def check_tensors(folder: ModelFolder, table: list[Rule], config: AnyConfig) -> None:
+    expected = {rule.torch_name for rule in table}
+    added = set() if config is folder.config else set(identity_head(config.text_config))
+    missing, left_over = expected - set(folder.tensors), set(folder.tensors) - expected - added
+    if missing:
+        raise CheckpointError(f"{folder.path} has no {', '.join(sorted(missing)[:5])}")
+    if left_over:
+        raise CheckpointError(f"{folder.path}: big_vision has no place for {', '.join(sorted(left_over)[:5])}")
+
+
+def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, allow_nonfinite: bool = False) -> int:
+    """Write an `.npz` with the names, stacking and types that the folder was converted from, or the usual ones.
+
+    Args:
+        dtype: Of all arrays; None keeps each one's.
+
+    Returns:
+        Number of arrays, each compared with its tensor.
+
+    Raises:
+        FileExistsError: `out` exists.
+        CheckpointError: The folder holds tensors that big_vision has no place for, or values that are not finite.
+        VerificationError: The file differs from the folder.
+    """
+    layout = layout_for(folder)
+    config = without_added_head(folder, layout)
+    table = rules(config, frozenset(layout["stacked"]))
+    check_tensors(folder, table, config)
+    shapes = array_shapes(table, {rule.torch_name: folder.tensors[rule.torch_name].shape for rule in table})
+    pieces = dict(sorted(pieces_by_array(table).items()))
+
+    def stored_type(name: str, piece: Piece) -> torch.dtype:
+        wanted = dtype or layout["dtypes"].get(name, layout["dtype"])
+        return DTYPES[wanted] if wanted in DTYPES else folder.tensors[piece.rule.torch_name].dtype
+
+    def blocks(name: str) -> Iterator[torch.Tensor]:
+        for piece in pieces[name]:
+            block = piece.from_torch(folder.tensors[piece.rule.torch_name].load())
+            if not allow_nonfinite and not torch.isfinite(block).all():
+                raise CheckpointError(
+                    f"NaN or infinite values in {piece.rule.torch_name}; --allow-nonfinite converts them as they are"
+                )
+            yield block
+
+    with new_file(out) as path:
+        with NpzWriter(path) as writer:
+            for name in tqdm(pieces, desc="converting", unit="array"):
+                writer.write(layout["prefix"] + name, shapes[name], stored_type(name, pieces[name][0]), blocks(name))
+        compare(folder, read_npz(path), pieces, layout["prefix"])
+    return len(pieces)
+
+
+def compare(folder: ModelFolder, arrays: dict[str, LazyArray], pieces: dict[str, list[Piece]], prefix: str) -> None:
+    if set(arrays) != {prefix + name for name in pieces}:
+        raise VerificationError("the file has other arrays than were written")
+    for name in tqdm(pieces, desc="verifying", unit="array"):
+        array = arrays[prefix + name].load()
+        for piece in pieces[name]:
+            tensor = piece.torch_block(folder.tensors[piece.rule.torch_name].load())
+            try:
+                largest_difference(tensor, piece.to_torch(array))
+            except VerificationError as error:
+                raise VerificationError(f"{name}: {error}") from error
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "to-jax",
+        help="a model folder to an .npz for big_vision",
+        description="Write a model folder as an .npz that big_vision loads. A folder that from-jax made comes back "
+        "with the names, stacking and types it had.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", help="a model folder, in stock form or ours")
+    parser.add_argument("out", help="the .npz file to write; must not exist")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of all arrays (default: what each one had)")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite values as they are")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not arguments.out.endswith(".npz"):
+        raise CheckpointError(f"{arguments.out} must end in .npz: big_vision goes by that")
+    folder = open_folder(arguments.folder)
+    count = to_jax(folder, arguments.out, dtype=arguments.dtype, allow_nonfinite=arguments.allow_nonfinite)
+    print(f"{arguments.out}: {count} arrays, each verified against {arguments.folder}")
+    return 0
