@@ -1,6 +1,6 @@
 """Train tiny float64 models for 20 steps and save their parameters; run alone or by torchrun.
 
-Usage: ddp_worker.py GLOBAL_BATCH OUTPUT_FOLDER
+Usage: distributed_worker.py GLOBAL_BATCH OUTPUT_FOLDER CASE [CASE ...]
 """
 
 import gc
@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import fsdp_worker
 import torch
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +23,17 @@ from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 STEPS = 20
 INITS = {"zero_bias": (math.log(2.3), 0.0), "default": (math.log(10), -10.0)}
+# name: kind, init, further arguments
+CASES = {
+    "stock-zero_bias": ("stock", "zero_bias", {}),
+    "stock-default": ("stock", "default", {}),
+    "ours-zero_bias": ("ours", "zero_bias", {}),
+    "ours-default": ("ours", "default", {}),
+    "stock-cache": ("stock", "zero_bias", {"mini_batch_size": 2}),
+    "ours-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
+    "ours-accumulation": ("ours", "zero_bias", {"gradient_accumulation_steps": 2}),
+    "ours-accumulation-cache": ("ours", "zero_bias", {"gradient_accumulation_steps": 2, "mini_batch_size": 1}),
+}
 
 
 def examples(count: int) -> list[dict]:
@@ -54,7 +66,8 @@ def build(kind: str, init: str) -> torch.nn.Module:
     return model
 
 
-def train(kind: str, init: str, global_batch: int, output: Path) -> SiglipExtTrainer:
+def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
+    kind, init, changes = CASES[name]
     model = build(kind, init)
     args = SiglipExtTrainingArguments(
         output_dir=str(output / "run"),
@@ -68,6 +81,7 @@ def train(kind: str, init: str, global_batch: int, output: Path) -> SiglipExtTra
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        **changes,
     )
     # 43 = 5 global batches of 8 and a remainder that must be dropped alike.
     trainer = SiglipExtTrainer(model=model, args=args, train_dataset=examples(43), data_collator=collate)
@@ -77,20 +91,27 @@ def train(kind: str, init: str, global_batch: int, output: Path) -> SiglipExtTra
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        for figure in ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen"):
+            state[figure] = torch.tensor([entry[figure] for entry in logs], dtype=torch.float64)
         state["losses"] = torch.tensor(losses, dtype=torch.float64)
         state["eval_loss"] = torch.tensor([metrics["eval_loss"]], dtype=torch.float64)
-        save_file(state, output / f"{kind}-{init}.safetensors")
+        save_file(state, output / f"{name}.safetensors")
     return trainer
 
 
-def main(global_batch: int, output: Path) -> None:
-    for kind in ("stock", "ours"):
-        for init in INITS:
-            trainer = train(kind, init, global_batch, output)
+def main(global_batch: int, output: Path, cases: list[str]) -> None:
+    for name in cases:
+        if name in CASES:
+            trainer = train(name, global_batch, output)
     trainer.end()
     # A wrapper that outlives the process group can deadlock with gloo's thread when it is freed (see `end`).
     assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+    sharded = [name for name in cases if name in fsdp_worker.CASES]
+    fsdp_worker.run(
+        sharded, lambda: build("ours", "zero_bias"), examples(5 * global_batch), collate, global_batch, output
+    )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,90 @@
+"""Train a tiny float64 model for 20 steps under `fully_shard`, with and without gradient cache; in one process whole.
+
+Trainer with FSDP on a CPU silently becomes DDP, so this loop shards the model itself and asserts that it is sharded.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from modeling_siglip_ext import sigmoid_loss
+from modeling_siglip_ext.training.grad_cache import cached_backward, split_batch, whole
+
+
+STEPS = 20
+# name: mini_batch_size, accumulated batches
+CASES = {
+    "fsdp-plain": (None, 1),
+    "fsdp-cache": (2, 1),
+    "fsdp-accumulation": (None, 2),
+    "fsdp-accumulation-cache": (1, 2),
+}
+
+
+def shard(model: torch.nn.Module) -> torch.nn.Module:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for tower in (model.vision_model, model.text_model):
+        for layer in tower.encoder.layers:
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert isinstance(model, FSDPModule)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def train(
+    model: torch.nn.Module,
+    data: list[dict],
+    collate: Callable[[list[dict]], dict],
+    mini_batch_size: int | None,
+    accumulate: int,
+    global_batch: int,
+) -> dict[str, torch.Tensor]:
+    """The parameters after 20 steps over `data`, whole."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, foreach=False)
+    local = global_batch // world_size
+    for step in range(STEPS):
+        for part in range(accumulate):
+            first = (step * accumulate + part) * global_batch % len(data) + rank * local
+            batch = collate(data[first : first + local])
+            batch.pop("return_loss")
+            sync = part == accumulate - 1
+            if mini_batch_size is None:
+                if world_size > 1:
+                    model.set_requires_gradient_sync(sync)
+                (model(**batch, return_loss=True).loss / accumulate).backward()
+            else:
+                chunks = split_batch(batch, mini_batch_size)
+                cached_backward(model, model, chunks, sigmoid_loss, weight=1 / accumulate, sync=sync)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
+
+
+def run(
+    cases: list[str],
+    build: Callable[[], torch.nn.Module],
+    data: list[dict],
+    collate: Callable[[list[dict]], dict],
+    global_batch: int,
+    output: Path,
+) -> None:
+    """Train each case and save its parameters."""
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    for name in cases:
+        state = train(build().train(), data, collate, *CASES[name], global_batch)
+        if int(os.environ.get("RANK", "0")) == 0:
+            save_file(state, output / f"{name}.safetensors")
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,76 @@
+"""Several processes, under DDP or FSDP2, train exactly the model that one process trains on the same batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+FIGURES = ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen")
+# case: the case of one process that it must equal; a cached run equals the run without a cache
+QUICK = {
+    "stock-default": "stock-default",
+    "ours-cache": "ours-zero_bias",
+    "fsdp-cache": "fsdp-plain",
+}
+MORE = {
+    "ours-zero_bias": "ours-zero_bias",
+    "ours-accumulation-cache": "ours-accumulation",
+    "fsdp-plain": "fsdp-plain",
+    "stock-zero_bias": "stock-zero_bias",
+    "ours-default": "ours-default",
+    "stock-cache": "stock-zero_bias",
+    "ours-accumulation": "ours-accumulation",
+    "fsdp-accumulation": "fsdp-accumulation",
+    "fsdp-accumulation-cache": "fsdp-accumulation",
+}
+
+
+def run(processes: int, folder: Path, cases: list[str]) -> Path:
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    finished = subprocess.run(
+        [*command, str(WORKER), "8", str(folder), *cases],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    return folder
+
+
+def compare(one: Path, several: Path, cases: dict[str, str]) -> None:
+    for case, reference in cases.items():
+        expected, found = load_file(one / f"{reference}.safetensors"), load_file(several / f"{case}.safetensors")
+        assert found.keys() == expected.keys()
+        if "losses" in expected:
+            losses = expected.pop("losses")
+            assert len(losses) == 20
+            assert losses[-1] < losses[0], "the model must have learnt for the comparison to mean anything"
+            # Trainer accumulates the logged loss in float32.
+            assert (found.pop("losses") - losses).abs().max() < 1e-5, case
+            figures = {name: (found.pop(name) - expected.pop(name)).abs().max().item() for name in FIGURES}
+            assert max(figures.values()) <= 1e-7, (case, figures)
+        # Among them eval_loss: 21 pairs, where the evaluation batches of one and of two processes are padded.
+        assert max((found[name] - expected[name]).abs().max().item() for name in found) <= 1e-9, case
+
+
+def test_two_processes_equal_one(tmp_path_factory):
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    one = run(1, folders[0], list(QUICK.values()))
+    compare(one, run(2, folders[1], list(QUICK)), QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_equal_one(tmp_path_factory, processes):
+    folders, cases = (tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")), QUICK | MORE
+    one = run(1, folders[0], list(cases))
+    compare(one, one, cases)
+    compare(one, run(processes, folders[1], list(cases)), cases)
