@@ -4,11 +4,11 @@ import argparse
 import errno
 import sys
 
-from . import from_jax, inspection, listing, to_jax, verify
+from . import from_jax, from_open_clip, inspection, listing, to_jax, to_open_clip, verify
 from .errors import VerificationError
 
 
-COMMANDS = (listing, inspection, from_jax, to_jax, verify)
+COMMANDS = (listing, inspection, from_jax, to_jax, from_open_clip, to_open_clip, verify)
 EXAMPLES = """examples:
   siglip-ext-convert list
   siglip-ext-convert inspect webli_en_b16_256_60500360.npz

@@ -101,10 +101,15 @@ class Entry:
     aliases: tuple[str, ...]
 
     @property
+    def bert(self) -> bool:
+        """Whether the text tower is LiT's BERT."""
+        return self.tokenizer is not None and self.tokenizer.rules == "bert"
+
+    @property
     def choices(self) -> Choices:
         """What the file does not tell."""
-        bert = self.tokenizer is not None and self.tokenizer.rules == "bert"
-        return Choices(image_size=self.image_size, image_pooling=self.pooling, text_pooling="first" if bert else None)
+        pooling = "first" if self.bert else None
+        return Choices(image_size=self.image_size, image_pooling=self.pooling, text_pooling=pooling)
 
     def config(self) -> AnyConfig:
         """The configuration of the model."""
@@ -119,7 +124,7 @@ class Entry:
         )
         if self.text is None:
             return vision
-        if self.tokenizer.rules == "bert":
+        if self.bert:
             text = BertConfig(
                 **towers()[self.text],
                 vocab_size=self.tokenizer.vocab_size,
@@ -154,7 +159,7 @@ class Entry:
         own = self.config()
         pairs = [("image tower", facts(own, VISION_FACTS), facts(found, VISION_FACTS))]
         if self.text is not None:
-            names = BERT_FACTS if self.tokenizer.rules == "bert" else TEXT_FACTS
+            names = BERT_FACTS if self.bert else TEXT_FACTS
             pairs.append(("text tower", text_facts(own, names), text_facts(found, names)))
         for tower, expected, actual in pairs:
             wrong = [

@@ -14,7 +14,7 @@ from modeling_siglip_ext import SiglipExtVisionConfig, native_config
 
 from .arrays import DTYPES, Arrays
 from .atomic import new_folder
-from .catalogue import Entry
+from .catalogue import Tokenizer
 from .errors import CheckpointError, VerificationError
 from .plan import AnyConfig, Plan, check_shapes, for_stock_classes, vision_of
 from .processing import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
@@ -111,13 +111,14 @@ def verify_folder(folder: Path, plan: Plan, arrays: Arrays) -> tuple[dict[str, f
     return compare_tensors(plan, arrays, results), name
 
 
-def add_tokenizer(folder: Path, plan: Plan, entry: Entry | None, options: Options) -> str | None:
+def add_tokenizer(
+    folder: Path, plan: Plan, wanted: Tokenizer | None, options: Options, text_length: int | None
+) -> str | None:
     """Write processor and tokenizer; returns what the user should know where there is no tokenizer."""
     vision, text = vision_of(plan.config), getattr(plan.config, "text_config", None)
     if text is None:
         write_processor(folder, vision, None, options.resample)
         return None
-    wanted = None if entry is None else entry.tokenizer
     rules = options.rules or (wanted.rules if wanted else None)
     tokenizer = None
     if options.tokenizer is not None:
@@ -134,7 +135,7 @@ def add_tokenizer(folder: Path, plan: Plan, entry: Entry | None, options: Option
         if wanted is None:
             return "no tokenizer was written: a checkpoint does not contain it. Name the right one with --tokenizer"
         return missing_tokenizer(wanted)
-    length = entry.text_length if entry is not None and rules == "bert" else text.max_position_embeddings
+    length = text_length or text.max_position_embeddings
     write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), options.resample)
     check_tokenizer(folder, rules, length, text.vocab_size)
     return None
@@ -148,7 +149,8 @@ def convert(
     out: str | Path,
     options: Options,
     *,
-    entry: Entry | None = None,
+    tokenizer: Tokenizer | None = None,
+    text_length: int | None = None,
     facts: dict[str, Any] | None = None,
 ) -> Result:
     """Write the folder `out` and verify it; it appears complete and verified or not at all.
@@ -158,7 +160,8 @@ def convert(
         arrays: Its arrays, under the names that the plan's rules use.
         plan_for: Makes the plan for a configuration.
         config: The model's configuration at the wanted sizes.
-        entry: Its place in the catalogue.
+        tokenizer: The one that the model's texts were cut with.
+        text_length: Tokens of a text, where the text tower takes any number.
         facts: What else belongs into the report.
 
     Raises:
@@ -175,13 +178,11 @@ def convert(
         digest = pool.submit(source.sha256)  # reads beside the work; hashing leaves Python free
         with SafetensorsWriter(folder, shapes, DTYPES[options.dtype], options.max_shard_size) as writer:
             nonfinite = write_tensors(plan, arrays, writer, allow_nonfinite=options.allow_nonfinite)
-        remark = add_tokenizer(folder, plan, entry, options)
+        remark = add_tokenizer(folder, plan, tokenizer, options, text_length)
         files = {path.name: pool.submit(sha256, path) for path in sorted(folder.glob("*.safetensors"))}
         differences, _ = verify_folder(folder, plan, arrays)
         report = {
             "source": {"name": source.name, "sha256": digest.result()},
-            "catalogue": None if entry is None else entry.name,
-            "licence": None if entry is None else entry.licence,
             "class": class_name,
             "format": "native" if native else "ext",
             "dtype": options.dtype,

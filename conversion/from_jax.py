@@ -95,7 +95,10 @@ def read_jax(source: Source, entry: Entry | None = None, choices: Choices | None
 def from_jax(checkpoint: JaxCheckpoint, out: str | Path, options: Options, sizes: NewSizes) -> Result:
     """Write the folder of a checkpoint; see `convert`."""
     config = resized(checkpoint.config, sizes)
+    entry = checkpoint.entry
     facts = {
+        "catalogue": None if entry is None else entry.name,
+        "licence": None if entry is None else entry.licence,
         "layout": {"kind": "big_vision", **checkpoint.layout},
         "changes": describe_changes(checkpoint.config, config),
     }
@@ -107,7 +110,8 @@ def from_jax(checkpoint: JaxCheckpoint, out: str | Path, options: Options, sizes
             config,
             out,
             options,
-            entry=checkpoint.entry,
+            tokenizer=None if entry is None else entry.tokenizer,
+            text_length=entry.text_length if entry is not None and entry.bert else None,
             facts=facts,
         )
     except CheckpointError as error:

@@ -10,15 +10,15 @@ from tqdm.auto import tqdm
 
 from modeling_siglip_ext import SiglipExtTextConfig
 
-from .arrays import DTYPES, LazyArray
+from .arrays import DTYPES
 from .atomic import new_file
 from .big_vision import identity_head, rules
-from .errors import CheckpointError, VerificationError
+from .errors import CheckpointError
 from .folders import ModelFolder, open_folder
 from .name_map import Piece, Rule, array_shapes, pieces_by_array
 from .npz import NpzWriter, read_npz
 from .plan import AnyConfig
-from .transfer import largest_difference
+from .transfer import compare_back
 
 
 EXAMPLES = """examples:
@@ -95,21 +95,8 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
         with NpzWriter(path) as writer:
             for name in tqdm(pieces, desc="converting", unit="array"):
                 writer.write(layout["prefix"] + name, shapes[name], stored_type(name, pieces[name][0]), blocks(name))
-        compare(folder, read_npz(path), pieces, layout["prefix"])
+        compare_back(folder.tensors, read_npz(path), pieces, layout["prefix"])
     return len(pieces)
-
-
-def compare(folder: ModelFolder, arrays: dict[str, LazyArray], pieces: dict[str, list[Piece]], prefix: str) -> None:
-    if set(arrays) != {prefix + name for name in pieces}:
-        raise VerificationError("the file has other arrays than were written")
-    for name in tqdm(pieces, desc="verifying", unit="array"):
-        array = arrays[prefix + name].load()
-        for piece in pieces[name]:
-            tensor = piece.torch_block(folder.tensors[piece.rule.torch_name].load())
-            try:
-                largest_difference(tensor, piece.to_torch(array))
-            except VerificationError as error:
-                raise VerificationError(f"{name}: {error}") from error
 
 
 def register(commands: argparse._SubParsersAction) -> None:

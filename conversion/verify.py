@@ -12,6 +12,7 @@ from .describe import Choices
 from .errors import CheckpointError, VerificationError
 from .folders import ModelFolder, open_folder
 from .from_jax import read_jax
+from .open_clip import describe_open_clip, is_open_clip, plan_open_clip, read_config
 from .outputs import compare_outputs
 from .plan import Plan, plan_big_vision, vision_of
 from .remote import local
@@ -42,9 +43,21 @@ def jax_plan(folder: ModelFolder, source: Source) -> tuple[dict, Plan]:
     return checkpoint.params, plan_big_vision(checkpoint.params, checkpoint.config, folder.config)
 
 
+def open_clip_plan(folder: ModelFolder, source: Source) -> Plan:
+    """The same for a checkpoint of open_clip."""
+    heads = (
+        getattr(tower, "num_attention_heads", None) for tower in (vision_of(folder.config), folder.config.text_config)
+    )
+    config = describe_open_clip(source.arrays, read_config(source.path.parent), *heads)
+    return plan_open_clip(source.arrays, config, folder.config)
+
+
 def against(folder: ModelFolder, source: Source) -> dict[str, Any]:
     """Compare every tensor with its source; returns what the report should say."""
-    params, plan = jax_plan(folder, source)
+    if is_open_clip(source.arrays):
+        params, plan = source.arrays, open_clip_plan(folder, source)
+    else:
+        params, plan = jax_plan(folder, source)
     differences, class_name = verify_folder(folder.path, plan, params)
     return {
         "source": {"name": source.name, "sha256": source.sha256()},
