@@ -94,6 +94,13 @@ class DataArguments:
     cache_gib: float = field(
         default=2.0, metadata={"help": "Keep resized images in memory as uint8 if they fit in this many GiB."}
     )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that says which rows are variants of one thing (a product in several colours). Variants "
+            "then share a batch, as each other's hard negatives; group_size says how many."
+        },
+    )
     shuffle_captions: bool = field(
         default=False,
         metadata={"help": "Control: train with the captions of other images. Held-out figures must be at chance."},

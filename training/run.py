@@ -114,7 +114,12 @@ def prepare(recipe: Recipe) -> Run:
             **kwargs,
         )
 
-    train = as_dataset(train_rows, caption_column=data.caption_column, shuffle_captions=data.shuffle_captions)
+    train = as_dataset(
+        train_rows,
+        caption_column=data.caption_column,
+        shuffle_captions=data.shuffle_captions,
+        group_column=data.group_column,
+    )
     batch = recipe.training.per_device_train_batch_size * recipe.training.world_size
     if len(train) < batch:
         raise ValueError(

@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, NamedSplit
 from datasets.table import InMemoryTable
 
+from .split import without_tones
+
 
 PARQUET = Path(__file__).with_name("emoji.parquet")
 
@@ -28,7 +30,7 @@ def load_emoji(
     Columns: `image` (64 x 64 RGB PIL image), one caption column a language (named by its code, e.g. "en"), `emoji`
     (the character), `group` and `subgroup` of Unicode's emoji list, `split`, `held_out` ("A" unseen skin tone,
     "B" unseen gender of a role, "C" other recombination, None for training), and what the name says: `tone`, `gender`,
-    `role` (None where it does not).
+    `role` (None where it does not), and `base`, the English name without skin tones, which variants of an emoji share.
 
     Args:
         split: "train" (3139 rows), "test" (the 502 held-out rows), or None for a DatasetDict of both.
@@ -62,5 +64,7 @@ def load_emoji(
 
 
 def _read(data_file: str | Path, columns: list[str], split: str) -> Dataset:
-    table = pq.read_table(data_file, columns=columns, filters=[("split", "=", split)])
+    table = pq.read_table(data_file, columns=[*dict.fromkeys(["en", *columns])], filters=[("split", "=", split)])
+    table = table.append_column("base", [[without_tones(name) for name in table["en"].to_pylist()]])
+    table = table.select([*columns, "base"])
     return Dataset(InMemoryTable(table), split=NamedSplit(split))

@@ -1,0 +1,95 @@
+"""Orders that keep variants together, alone and inside the Trainer."""
+
+from itertools import groupby
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
+from modeling_siglip_ext.training.batches import GroupedSampler
+from modeling_siglip_ext.training.data import ImageTextDataset
+from modeling_siglip_ext.training.emoji.loader import load_emoji
+from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=40), st.integers(1, 9), st.integers(0, 3))
+def test_every_row_once_and_variants_together(groups, size, epoch):
+    sampler = GroupedSampler(groups, size)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(groups)))
+    assert len(sampler) == len(groups)
+    assert order == list(sampler), "an epoch has one order"
+    for name in ("a", "b", "c"):
+        # pieces may touch, but no more runs than pieces
+        runs = sum(is_it for is_it, _ in groupby(groups[row] == name for row in order))
+        assert runs <= -(-groups.count(name) // size)
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    groups = [row // 4 for row in range(400)]
+    orders = []
+    for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        sampler = GroupedSampler(groups, 3, seed)
+        sampler.set_epoch(epoch)
+        orders.append(tuple(sampler))
+    assert len(set(orders)) == 4
+    # of a group of four, three stay together and the fourth is another one each time
+    alone = [{row for row in order if _neighbours(order, groups, row) == 0} for order in orders]
+    assert len(set(map(frozenset, alone))) == 4
+
+
+def _neighbours(order, groups, row):
+    place = order.index(row)
+    return sum(groups[other] == groups[row] for other in order[max(0, place - 1) : place + 2]) - 1
+
+
+def test_a_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        GroupedSampler(["a"], 0)
+    with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
+        SiglipExtTrainingArguments(group_size=0)
+
+
+def test_the_trainer_keeps_variants_together(our_model, arguments):
+    rows = Dataset.from_dict(
+        {
+            "image": [Image.new("RGB", (8, 8))] * 12,
+            "caption": [f"number {row}" for row in range(12)],
+            "thing": [row % 4 for row in range(12)],
+        }
+    )
+    dataset = ImageTextDataset(rows, group_column="thing")
+    trainer = SiglipExtTrainer(
+        model=our_model,
+        args=arguments(per_device_train_batch_size=3, group_size=3),
+        train_dataset=dataset,
+        data_collator=lambda examples: {"captions": [example["caption"] for example in examples]},
+    )
+    loader = trainer.get_train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        batches = [[int(caption.split()[1]) for caption in batch["captions"]] for batch in loader]
+        assert all(len({row % 4 for row in batch}) == 1 for batch in batches)
+        epochs.append(batches)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_tones_of_an_emoji_share_a_base():
+    emoji = load_emoji("train")
+    base = dict(zip(emoji["en"], emoji["base"]))
+    assert base["man: medium-light skin tone, beard"] == base["man: beard"] == "man: beard"
+    assert base["grinning face"] == "grinning face"
+    # a Japanese-only reader gets the same groups
+    assert load_emoji("train", languages="ja")["base"][:] == emoji["base"][:]
+
+
+def test_a_missing_group_column_lists_those_present():
+    rows = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))], "caption": ["one"]})
+    with pytest.raises(ValueError, match=r"group_column='thing'.*'image', 'caption'"):
+        ImageTextDataset(rows, group_column="thing")
