@@ -70,8 +70,12 @@ def describe_image(params: Arrays, choices: Choices) -> SiglipExtVisionConfig:
     if naflex:
         fields["num_patches"] = math.prod(positions.shape[:2])
     else:
-        grid = None if positions is None else math.isqrt(positions.shape[1])
-        fields["image_size"] = choices.image_size or grid * patch_size
+        size = choices.image_size
+        if positions is not None:
+            grid = math.isqrt(positions.shape[1])
+            # a grid of 27 patches of 14 pixels is 378 or 384 pixels; another grid is none that was asked for
+            size = size if size is not None and size // max(1, patch_size) == grid else grid * patch_size
+        fields["image_size"] = size
     if "img/MAPHead_0/probe" in params:
         pooling = "map"
     else:

@@ -1,35 +1,30 @@
 """Converted checkpoints against what the original JAX code computed with them."""
 
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, Siglip2Model, SiglipModel
+from transformers import AutoModel, Siglip2Model, SiglipModel, SiglipVisionModel
 
 from modeling_siglip_ext import SiglipExtModel, SiglipExtVisionModel, sigmoid_loss, softmax_loss
 from modeling_siglip_ext.conversion.__main__ import main
-from modeling_siglip_ext.conversion.big_vision import Choices, describe, modern, parameters, rules, stacked_towers
-from modeling_siglip_ext.conversion.containers import CheckpointError, LazyArray, as_tensor, read_npz
-from modeling_siglip_ext.conversion.from_jax import load_jax
-from modeling_siglip_ext.conversion.name_map import from_torch, to_torch
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "big_vision"
-PAIRS = {  # case: what the checkpoint cannot tell
-    "clip_softmax_nobias": Choices(text_pooling="first"),
-    "lit_bert": Choices(text_heads=4),
-    "lit_legacy_names": Choices(),
-    "lit_tok_noimghead": Choices(),
-    "siglip1_bf16": Choices(),
-    "siglip1_mu16": Choices(),
-    "siglip1_opt_adafactor": Choices(),
-    "siglip2_naflex": Choices(),
-    "siglip_i18n_so400m_nohead": Choices(),
-    "siglip_scan": Choices(),
-}
+PAIRS = (
+    "clip_softmax_nobias",
+    "lit_bert",
+    "lit_legacy_names",
+    "lit_tok_noimghead",
+    "siglip1_bf16",
+    "siglip1_mu16",
+    "siglip1_opt_adafactor",
+    "siglip2_naflex",
+    "siglip_i18n_so400m_nohead",
+    "siglip_scan",
+)
 
 
 class Recorded:
@@ -60,10 +55,6 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) 
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
-def load(case: str) -> SiglipExtModel:
-    return load_jax(FIXTURES / case / "checkpoint.npz", PAIRS[case]).model
-
-
 def check_outputs(model: SiglipExtModel, recorded: Recorded, out: str = "out", image: str = "in/image") -> None:
     with torch.no_grad():
         output = model(**recorded.inputs(image), output_hidden_states=True)
@@ -83,30 +74,47 @@ def check_outputs(model: SiglipExtModel, recorded: Recorded, out: str = "out", i
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_states_embeddings_and_logits(case):
-    check_outputs(load(case), Recorded(case))
+def test_states_embeddings_and_logits(case, converted):
+    check_outputs(SiglipExtModel.from_pretrained(converted(case)).eval(), Recorded(case))
 
 
 @pytest.mark.parametrize("size", [48, 96])
-def test_another_resolution_resamples_as_the_original(size):
-    checkpoint = FIXTURES / "siglip1_resample" / "checkpoint.npz"
-    model = load_jax(checkpoint, Choices(image_size=size)).model
+def test_another_resolution_resamples_as_the_original(size, converted):
+    folder = converted("siglip1_resample", "--image-size", str(size))
+    model = SiglipExtModel.from_pretrained(folder).eval()
     recorded = Recorded("siglip1_resample")
     positions = model.vision_model.embeddings.position_embedding.weight
     assert_near(positions, recorded[f"out/pos_embedding_{size}"][0], 1e-6)
     check_outputs(model, recorded, f"out_{size}", f"in/image_{size}")
+    assert json.loads((folder / "preprocessor_config.json").read_text())["size"] == {"height": size, "width": size}
 
 
-def test_the_image_tower_of_paligemma():
-    converted = load_jax(FIXTURES / "paligemma_tiny" / "checkpoint.npz")
+def test_the_image_tower_of_paligemma_in_our_form_keeps_its_projection(converted):
+    folder = converted("paligemma_tiny")
+    report = json.loads((folder / "conversion_report.json").read_text())
+    (names,) = report["left_out"].values()
+    assert len(names) == 9
+    assert all(name.startswith("llm/") for name in names)
+    model = SiglipExtVisionModel.from_pretrained(folder).eval()
     recorded = Recorded("paligemma_tiny")
-    assert isinstance(converted.model, SiglipExtVisionModel)
-    assert len(converted.left_out) == 9
-    assert all(name.startswith("llm/") for name in converted.left_out)
     with torch.no_grad():
-        output = converted.model(recorded["in/image"].permute(0, 3, 1, 2))
+        output = model(recorded["in/image"].permute(0, 3, 1, 2))
     assert_near(output.last_hidden_state, recorded["out/img/encoded"], 1e-5)
     assert_near(output.pooler_output, recorded["out/img_tokens"], 1e-5)
+
+
+def test_the_image_tower_of_paligemma_in_stock_form(converted):
+    folder = converted("paligemma_tiny", "--format", "native")
+    model, loading = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is SiglipVisionModel
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    report = json.loads((folder / "conversion_report.json").read_text())
+    assert ["img/head/bias", "img/head/kernel"] in report["left_out"].values()
+    recorded = Recorded("paligemma_tiny")
+    with torch.no_grad():
+        output = model.eval()(recorded["in/image"].permute(0, 3, 1, 2))
+    assert_near(output.last_hidden_state, recorded["out/img/encoded"], 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
@@ -131,8 +139,8 @@ def test_losses_and_their_gradients(case, kind):
 
 
 @pytest.mark.parametrize("case", [case for case in PAIRS if "out/grad_param_t" in Recorded(case)])
-def test_gradients_through_the_whole_model(case):
-    model, recorded = load(case), Recorded(case)
+def test_gradients_through_the_whole_model(case, converted):
+    model, recorded = SiglipExtModel.from_pretrained(converted(case)), Recorded(case)
     output = model(**recorded.inputs(), return_loss=True)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(recorded["out/loss_sigmoid"].item(), rel=1e-5)
@@ -144,30 +152,22 @@ def test_gradients_through_the_whole_model(case):
     torch.testing.assert_close(gradient, kernel, rtol=1e-4, atol=1e-5 * kernel.abs().max().item())
 
 
-@pytest.mark.parametrize("case", [*PAIRS, "paligemma_tiny"])
-def test_the_map_is_the_identity_there_and_back(case):
-    params = modern(parameters(read_npz(FIXTURES / case / "checkpoint.npz")))
-    config = describe(params, PAIRS.get(case))
-    table = rules(config, stacked_towers(params))
-    tensors = dict(to_torch(table, lambda name: params[name].load()))
-    back = dict(from_torch(table, tensors))
-    assert set(back) == {name for name in params if not name.startswith("llm/")}
-    for name, array in back.items():
-        assert array.dtype == params[name].load().dtype
-        assert torch.equal(array, params[name].load()), name
-
-
 @pytest.mark.parametrize(
     ("case", "stock"),
-    [("siglip1_mu16", SiglipModel), ("siglip_i18n_so400m_nohead", SiglipModel), ("siglip2_naflex", Siglip2Model)],
+    [
+        ("siglip1_mu16", SiglipModel),
+        ("siglip1_bf16", SiglipModel),
+        ("siglip1_opt_adafactor", SiglipModel),
+        ("siglip_scan", SiglipModel),
+        ("siglip_i18n_so400m_nohead", SiglipModel),
+        ("siglip2_naflex", Siglip2Model),
+    ],
 )
-def test_the_command_writes_a_folder_for_the_stock_classes(case, stock, tmp_path, capsys):
-    assert main(["from-jax", str(FIXTURES / case / "checkpoint.npz"), str(tmp_path / "out")]) == 0
-    assert "SiglipExtModel" in capsys.readouterr().out
-    model, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+def test_stock_form_loads_in_the_stock_classes_with_the_same_outputs(case, stock, converted):
+    model, loading = AutoModel.from_pretrained(converted(case), output_loading_info=True)
     assert type(model) is stock
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
     recorded = Recorded(case)
     with torch.no_grad():
         output = model.eval()(**recorded.inputs())
@@ -177,42 +177,104 @@ def test_the_command_writes_a_folder_for_the_stock_classes(case, stock, tmp_path
 
 
 @pytest.mark.parametrize("case", ["lit_bert", "clip_softmax_nobias", "lit_tok_noimghead"])
-def test_the_command_writes_our_form_for_the_rest(case, tmp_path):
-    arguments = ["from-jax", str(FIXTURES / case / "checkpoint.npz"), str(tmp_path / "out")]
-    arguments += {"lit_bert": ["--text-heads", "4"], "clip_softmax_nobias": ["--text-pooling", "first"]}.get(case, [])
+def test_what_stock_classes_cannot_hold_becomes_our_form(case, checkpoints, converted, tmp_path, capsys):
+    arguments = ["from-jax", str(checkpoints / case / "checkpoint.npz"), str(tmp_path / "out"), "--text-heads", "4"]
     assert main([*arguments, "--format", "native"]) == 2
+    assert "cannot express" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert main(arguments) == 0
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "siglip_ext"
-    check_outputs(AutoModel.from_pretrained(tmp_path / "out").eval(), Recorded(case))
+    assert json.loads((converted(case) / "config.json").read_text())["model_type"] == "siglip_ext"
 
 
-def test_ext_form_keeps_a_missing_head_missing(tmp_path):
-    checkpoint = FIXTURES / "siglip_i18n_so400m_nohead" / "checkpoint.npz"
-    assert main(["from-jax", str(checkpoint), str(tmp_path / "out"), "--format", "ext"]) == 0
-    model = SiglipExtModel.from_pretrained(tmp_path / "out")
+def test_our_form_keeps_a_missing_head_missing(converted):
+    model = SiglipExtModel.from_pretrained(converted("siglip_i18n_so400m_nohead", "--format", "ext"))
     assert model.text_model.head is None
 
 
-def test_legacy_map_head_and_container_of_an_old_optimiser():
-    arrays = read_npz(FIXTURES / "siglip1_mu16" / "checkpoint.npz")
-    old = {name.replace("params/img/MAPHead_0/", "params/img/"): array for name, array in arrays.items()}
-    old = {name.replace("params/", "opt/target/"): array for name, array in old.items()}
-    old["opt/state/param_states/img/embedding/kernel/m"] = arrays["params/img/embedding/kernel"]
-    today = parameters(arrays)
-    assert set(modern(parameters(old))) == set(today)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_type_is_the_rounded_source(dtype, converted, checkpoints):
+    folder = converted("siglip1_mu16", "--dtype", dtype)
+    model = AutoModel.from_pretrained(folder)
+    assert model.dtype == getattr(torch, dtype)
+    source = np.load(checkpoints / "siglip1_mu16" / "checkpoint.npz")["params/txt/Embed_0/embedding"]
+    expected = torch.from_numpy(source).to(model.dtype)
+    assert torch.equal(model.text_model.embeddings.token_embedding.weight, expected)
+    report = json.loads((folder / "conversion_report.json").read_text())
+    rounding = (expected.float() - torch.from_numpy(source)).abs().max().item()
+    name = "text_model.embeddings.token_embedding.weight"
+    assert report["tensors"][name]["largest_difference"] == pytest.approx(rounding)
 
 
-def test_bfloat16_is_read_exactly():
-    raw = np.array([0x3F80, 0xC020, 0x7F80], dtype=np.uint16).view("V2")
-    assert as_tensor(raw).tolist() == [1.0, -2.5, float("inf")]
+def test_shards_load_as_one_model(converted):
+    folder = converted("siglip1_mu16", "--max-shard-size", "100KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 3
+    whole = AutoModel.from_pretrained(converted("siglip1_mu16")).state_dict()
+    sharded = AutoModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
 
 
-def broken(tmp_path: Path, change) -> Path:
-    arrays = dict(np.load(FIXTURES / "siglip1_mu16" / "checkpoint.npz"))
-    change(arrays)
-    np.savez(tmp_path / "broken.npz", **arrays)
-    return tmp_path / "broken.npz"
+def test_a_fixed_tower_turned_naflex_gives_the_same_vectors(converted):
+    """A square image at the trained size is the same input in both forms."""
+    fixed = AutoModel.from_pretrained(converted("siglip1_mu16")).eval()
+    naflex = AutoModel.from_pretrained(converted("siglip1_mu16", "--tower", "naflex")).eval()
+    assert type(naflex) is Siglip2Model
+    pixels = Recorded("siglip1_mu16").inputs()["pixel_values"]
+    count = len(pixels)
+    patches = pixels.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1).reshape(count, 16, -1)
+    with torch.no_grad():
+        expected = fixed.get_image_features(pixel_values=pixels).pooler_output
+        actual = naflex.get_image_features(
+            pixel_values=patches,
+            pixel_attention_mask=torch.ones(count, 16, dtype=torch.long),
+            spatial_shapes=torch.full((count, 2), 4),
+        ).pooler_output
+    assert_near(actual, expected, 2e-5)
+
+
+def test_a_naflex_tower_turned_fixed_and_back_is_itself(converted, checkpoints, tmp_path):
+    fixed = converted("siglip2_naflex", "--tower", "fixed")
+    assert json.loads((fixed / "config.json").read_text())["model_type"] == "siglip"
+    source = np.load(checkpoints / "siglip2_naflex" / "checkpoint.npz")["params/img/embedding/kernel"]
+    weight = AutoModel.from_pretrained(fixed).vision_model.embeddings.patch_embedding.weight
+    rows, columns, channel = 5, 9, 2
+    assert_near(weight[:, channel, rows, columns], torch.from_numpy(source)[(rows * 16 + columns) * 3 + channel], 0)
+
+
+def test_longer_texts_keep_the_first_and_last_position(converted):
+    short = AutoModel.from_pretrained(converted("siglip1_mu16")).text_model.embeddings.position_embedding.weight
+    folder = converted("siglip1_mu16", "--text-length", "15")
+    model = AutoModel.from_pretrained(folder)
+    long = model.text_model.embeddings.position_embedding.weight
+    assert model.config.text_config.max_position_embeddings == 15
+    assert_near(long[::2], short, 1e-6)
+    assert_near(long[1], (short[0] + short[1]) / 2, 1e-6)
+
+
+def test_legacy_map_head_and_container_of_an_old_optimiser(edited, tmp_path, converted):
+    def age(arrays: dict) -> None:
+        today = dict(arrays)
+        arrays.clear()
+        for name, array in today.items():
+            name = name.replace("params/img/MAPHead_0/", "params/img/").replace("params/", "opt/target/")
+            arrays[name] = array
+        arrays["opt/state/param_states/img/embedding/kernel/m"] = today["params/img/embedding/kernel"]
+
+    assert main(["from-jax", str(edited(age)), str(tmp_path / "out")]) == 0
+    old, new = AutoModel.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(converted("siglip1_mu16"))
+    assert all(torch.equal(tensor, old.state_dict()[name]) for name, tensor in new.state_dict().items())
+
+
+def test_one_tower_alone_as_in_clippo(edited, tmp_path, capsys):
+    def keep_one(arrays: dict) -> None:
+        for name in [name for name in arrays if "/txt/" in name or name == "params/b"]:
+            del arrays[name]
+
+    assert main(["from-jax", str(edited(keep_one)), str(tmp_path / "out")]) == 0
+    assert "left out, the temperature of a model of one tower (CLIPPO): t" in capsys.readouterr().out
+    tower = AutoModel.from_pretrained(tmp_path / "out").eval()
+    recorded = Recorded("siglip1_mu16")
+    with torch.no_grad():
+        pooled = tower(recorded.inputs()["pixel_values"]).pooler_output
+    assert_near(torch.nn.functional.normalize(pooled, dim=-1), recorded["out/zimg"], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,76 +284,52 @@ def broken(tmp_path: Path, change) -> Path:
         (lambda a: a.pop("params/img/Transformer/encoderblock_1/LayerNorm_0/bias"), "encoderblock_1/LayerNorm_0/bias"),
         (lambda a: a.update({"params/img/extra": np.zeros(3)}), "understands img/extra"),
         (lambda a: a.update({"params/txt/head/kernel": np.zeros((7, 32), np.float32)}), "do not fit"),
+        (lambda a: a.update({"params/img/pos_embedding": np.zeros((16, 32), np.float32)}), "should have 3 sides"),
         (lambda a: a.update({"params/t": np.array([{}], dtype=object)}), "pickled"),
+        (lambda a: a.update({"params/t": np.array([3])}), "no floating-point numbers"),
+        (lambda a: a["params/t"].fill(np.nan), "NaN or infinite values in logit_scale"),
+        (lambda a: a["params/img/MAPHead_0/probe"].fill(np.inf), "NaN or infinite values in vision_model.head.probe"),
     ],
 )
-def test_a_broken_checkpoint_leaves_a_message_and_no_folder(change, message, tmp_path, capsys):
-    checkpoint = broken(tmp_path, change)
+def test_a_broken_checkpoint_leaves_a_message_and_no_folder(change, message, edited, tmp_path, capsys):
+    checkpoint = edited(change)
     assert main(["from-jax", str(checkpoint), str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
-def test_a_truncated_or_foreign_file_is_refused(tmp_path, capsys):
-    data = (FIXTURES / "siglip1_mu16" / "checkpoint.npz").read_bytes()
-    for name, content in (("cut.npz", data[: len(data) // 2]), ("text.npz", b"no checkpoint")):
-        (tmp_path / name).write_bytes(content)
-        assert main(["from-jax", str(tmp_path / name), str(tmp_path / "out")]) == 2
-        assert "not a sound .npz file" in capsys.readouterr().err
-    assert main(["from-jax", str(tmp_path / "none.npz"), str(tmp_path / "out")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+def test_nonfinite_values_are_converted_when_allowed(edited, tmp_path, capsys):
+    checkpoint = edited(lambda arrays: arrays["params/t"].fill(np.nan))
+    assert main(["from-jax", str(checkpoint), str(tmp_path / "out"), "--allow-nonfinite"]) == 0
+    assert "not finite: logit_scale" in capsys.readouterr().out
+    assert AutoModel.from_pretrained(tmp_path / "out").logit_scale.isnan().all()
 
 
-def test_an_existing_folder_is_not_touched(tmp_path, capsys):
+def test_numbers_too_large_for_float16_are_refused(edited, tmp_path, capsys):
+    checkpoint = edited(lambda arrays: arrays["params/img/embedding/bias"].fill(1e6))
+    assert main(["from-jax", str(checkpoint), str(tmp_path / "out"), "--dtype", "float16"]) == 2
+    assert "patch_embedding.bias as torch.float16" in capsys.readouterr().err
+
+
+def test_an_existing_folder_is_not_touched(checkpoints, tmp_path, capsys):
     (tmp_path / "kept").write_text("mine")
-    assert main(["from-jax", str(FIXTURES / "siglip1_mu16" / "checkpoint.npz"), str(tmp_path)]) == 2
+    assert main(["from-jax", str(checkpoints / "siglip1_mu16" / "checkpoint.npz"), str(tmp_path)]) == 2
     assert "exists" in capsys.readouterr().err
     assert (tmp_path / "kept").read_text() == "mine"
 
 
-def test_a_tensorstore_folder_through_its_pointer(tmp_path, capsys):
-    with tarfile.open(FIXTURES / "siglip1_tensorstore" / "checkpoint.bv.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    check_outputs(load_jax(tmp_path / "checkpoint.bv").model, Recorded("siglip1_tensorstore"))
-    (tmp_path / "checkpoint.bv-000000004" / "params~img~cls").mkdir()
-    (tmp_path / "checkpoint.bv-000000004" / "params~img~cls" / ".zarray").write_text("{")
-    assert main(["from-jax", str(tmp_path / "checkpoint.bv"), str(tmp_path / "out")]) == 2
-    assert "params~img~cls/.zarray is damaged" in capsys.readouterr().err
-    (tmp_path / "checkpoint.bv-LAST").write_text("000000009")
-    assert main(["from-jax", str(tmp_path / "checkpoint.bv"), str(tmp_path / "out")]) == 2
-    assert "points to" in capsys.readouterr().err
-
-
-def test_a_folder_without_arrays_is_no_checkpoint(tmp_path, capsys):
-    assert main(["from-jax", str(tmp_path), str(tmp_path / "out")]) == 2
-    assert "no zarr arrays" in capsys.readouterr().err
-
-
-def test_one_tower_alone_as_in_clippo(tmp_path, capsys):
-    arrays = dict(np.load(FIXTURES / "siglip1_mu16" / "checkpoint.npz"))
-    kept = {name: array for name, array in arrays.items() if "/txt/" not in name and name != "params/b"}
-    np.savez(tmp_path / "clippo.npz", **kept)
-    assert main(["from-jax", str(tmp_path / "clippo.npz"), str(tmp_path / "out")]) == 0
-    assert "left out, the temperature of a model of one tower (CLIPPO): t" in capsys.readouterr().out
-    tower = AutoModel.from_pretrained(tmp_path / "out").eval()
-    recorded = Recorded("siglip1_mu16")
-    with torch.no_grad():
-        pooled = tower(recorded.inputs()["pixel_values"]).pooler_output
-    assert_near(torch.nn.functional.normalize(pooled, dim=-1), recorded["out/zimg"], 1e-6)
-
-
-def test_sincos_positions_need_an_image_size():
-    params = modern(parameters(read_npz(FIXTURES / "siglip1_mu16" / "checkpoint.npz")))
-    del params["img/pos_embedding"]
-    with pytest.raises(CheckpointError, match="image size"):
-        describe(params)
-    assert describe(params, Choices(image_size=64)).vision_config.position_embedding_type == "sincos2d"
-
-
-def test_pre_logits_and_image_head_are_found():
-    params = modern(parameters(read_npz(FIXTURES / "siglip1_mu16" / "checkpoint.npz")))
-    for name, shape in (("pre_logits/kernel", (32, 32)), ("pre_logits/bias", (32,)), ("head/kernel", (32, 32))):
-        params[f"img/{name}"] = LazyArray(shape, lambda shape=shape: torch.zeros(shape))
-    vision = describe(params).vision_config
-    assert vision.pre_logits
-    assert vision.projection_size == 32
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image-size", "64", "--tower", "naflex"], "any size"),
+        (["--patch-size", "128"], "smaller than patch_size"),
+        (["--name", "siglip2_b16_22"], "did you mean siglip2_b16_224"),
+        (["--name", "siglip2_b16_224"], "this is not siglip2_b16_224"),
+        (["--tokenizer", "nowhere.json", "--text-rules", "v2"], "no tokenizer at nowhere.json"),
+    ],
+)
+def test_impossible_wishes_are_refused(options, message, checkpoints, tmp_path, capsys):
+    source = str(checkpoints / "siglip1_mu16" / "checkpoint.npz")
+    assert main(["from-jax", source, str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,95 @@
+"""A folder appears complete or not at all: after an error, after SIGKILL, on a full disk."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_siglip_ext.conversion.atomic import new_file, new_folder
+
+
+WORKER = Path(__file__).with_name("worker_interrupted.py")
+TIMEOUT = 300
+
+
+def fail_after_writing(path: Path) -> None:
+    path.write_text("x")
+    raise RuntimeError("stop")
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"), new_folder(tmp_path / "out") as folder:
+        fail_after_writing(folder / "half")
+    with pytest.raises(RuntimeError, match="stop"), new_file(tmp_path / "file") as path:
+        fail_after_writing(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_success_shows_everything_at_once(tmp_path):
+    with new_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "a").write_text("x")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+    assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o755
+    with new_file(tmp_path / "file") as path:
+        path.write_text("y")
+    assert (tmp_path / "file").read_text() == "y"
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match="exists"), new_folder(tmp_path / "out"):
+        raise AssertionError("must not get here")
+
+
+def test_a_running_neighbour_keeps_its_draft(tmp_path):
+    with new_folder(tmp_path / "out") as first:
+        (first / "a").write_text("first")
+        with pytest.raises(RuntimeError), new_folder(tmp_path / "out"):
+            raise RuntimeError("the second run fails")
+        assert (first / "a").exists()
+    assert (tmp_path / "out" / "a").read_text() == "first"
+
+
+def run(task: str, checkpoints: Path, folder: Path) -> tuple[list[dict], str]:
+    command = [sys.executable, str(WORKER), task, str(checkpoints / "siglip1_mu16" / "checkpoint.npz"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_killed_at_twenty_random_moments_the_folder_is_absent_or_complete(checkpoints, tmp_path):
+    (whole, *killed), _ = run("killed", checkpoints, tmp_path)
+    assert len(killed) == 20
+    assert sum(one["status"] == 9 for one in killed) >= 10  # most were really hit
+    assert any(one["drafts"] for one in killed)  # some in the middle of writing
+    for one in killed:
+        assert one["files"] in (None, whole["files"])
+        assert one["again"] in (None, 0)
+        if one["files"] is None:
+            assert one["left"] == 0  # the next run tidies up
+
+
+def test_a_file_size_limit_is_reported_and_leaves_nothing(checkpoints, tmp_path):
+    (found,), errors = run("limited", checkpoints, tmp_path)
+    assert found == {"status": 2, "files": []}
+    assert "the file is too large" in errors
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(checkpoints, tmp_path):
+    """A file system of 200 kB, where the machine lets a test mount one."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare")
+    inside = f"mount -t tmpfs -o size=200k none {tmp_path}"
+    enter = [unshare, "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*enter, inside], capture_output=True, timeout=TIMEOUT).returncode:
+        pytest.skip("needs user namespaces")
+    source = checkpoints / "siglip1_mu16" / "checkpoint.npz"
+    convert = f"{sys.executable} -m modeling_siglip_ext.conversion from-jax {source} {tmp_path}/out"
+    script = f"{inside} && {{ {convert}; echo status $?; ls -A {tmp_path}; }}"
+    done = subprocess.run([*enter, script], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert done.stdout == "status 2\n"
+    assert "the disk is full" in done.stderr

@@ -1,0 +1,42 @@
+"""`inspect` tells what is in a file without reading the weights."""
+
+import numpy as np
+import pytest
+
+from modeling_siglip_ext.conversion.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "lines"),
+    [
+        ("siglip1_mu16", [], ["patch 16, 64 px", "pooling map", "becomes: siglip", "108 float32", "one by one"]),
+        ("siglip1_bf16", [], ["108 bfloat16"]),
+        ("siglip2_naflex", [], ["NaFlex, grid of 4", "becomes: siglip2"]),
+        ("siglip_scan", [], ["stacked in img, txt"]),
+        ("siglip_i18n_so400m_nohead", [], ["no head"]),
+        ("siglip1_opt_adafactor", [], ["arrays of a training run"]),
+        ("lit_bert", ["--text-heads", "4"], ["text tower: bert", "head to 48", "loss: softmax", "siglip_ext"]),
+        ("lit_legacy_names", [], ["old names"]),
+        ("paligemma_tiny", [], ["pooling none", "head to 40", "PaliGemma's language model (9 arrays)"]),
+    ],
+)
+def test_what_a_checkpoint_is(case, options, lines, checkpoints, capsys):
+    assert main(["inspect", str(checkpoints / case / "checkpoint.npz"), *options]) == 0
+    shown = capsys.readouterr().out
+    for line in lines:
+        assert line in shown
+
+
+def test_the_number_of_parameters_is_that_of_the_file(checkpoints, capsys):
+    path = checkpoints / "siglip1_mu16" / "checkpoint.npz"
+    arrays = np.load(path)
+    image = sum(arrays[name].size for name in arrays.files if "/img/" in name)
+    text = sum(arrays[name].size for name in arrays.files if "/txt/" in name)
+    assert main(["inspect", str(path)]) == 0
+    assert f"image {image:,}, text {text:,}" in capsys.readouterr().out
+
+
+def test_something_else_is_named_as_such(tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", weights=np.zeros(3))
+    assert main(["inspect", str(tmp_path / "x.npz")]) == 2
+    assert "no big_vision image tower" in capsys.readouterr().err

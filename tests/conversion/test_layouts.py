@@ -1,0 +1,163 @@
+"""Random layouts of big_vision: there and back is the identity, whatever the sizes, poolings, names and containers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModel, BertConfig
+
+from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.conversion.arrays import LazyArray
+from modeling_siglip_ext.conversion.big_vision import rules
+from modeling_siglip_ext.conversion.convert import choose_form
+from modeling_siglip_ext.conversion.describe import Choices, describe
+from modeling_siglip_ext.conversion.layouts import modern, parameters, stacked_towers
+from modeling_siglip_ext.conversion.name_map import array_shapes, from_torch, to_torch
+from modeling_siglip_ext.conversion.plan import plan_big_vision
+
+
+@dataclass
+class Layout:
+    config: SiglipExtConfig | SiglipExtVisionConfig
+    stacked: frozenset[str]
+    prefix: str
+    dtype: torch.dtype
+    train_state: bool
+
+
+def tower(draw: st.DrawFn) -> dict[str, int]:
+    heads = draw(st.integers(1, 3))
+    return {
+        "hidden_size": heads * 4 * draw(st.integers(1, 2)),
+        "num_attention_heads": heads,
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "intermediate_size": draw(st.integers(1, 24)),
+    }
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    naflex = draw(st.booleans())
+    grid, patch_size = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    pooling = draw(st.sampled_from(("map", "mean", "max", "first") + (() if naflex else ("cls",))))
+    vision = SiglipExtVisionConfig(
+        **tower(draw),
+        patch_size=patch_size,
+        naflex=naflex,
+        image_size=None if naflex else grid * patch_size,
+        num_patches=grid**2 if naflex else None,
+        pooling=pooling,
+        pre_logits=draw(st.booleans()),
+        projection_size=draw(st.sampled_from([None, 5, 8])),
+        position_embedding_type="learned" if naflex else draw(st.sampled_from(["learned", "sincos2d"])),
+    )
+    kind = draw(st.sampled_from(["siglip", "bert", "none"]))
+    config: SiglipExtConfig | SiglipExtVisionConfig = vision
+    loss = draw(st.sampled_from([{}, {"loss_type": "softmax", "logit_bias_init": None}]))
+    if kind == "siglip":
+        sizes = tower(draw)
+        head = draw(st.booleans())
+        text = SiglipExtTextConfig(
+            **sizes,
+            vocab_size=draw(st.integers(2, 9)),
+            max_position_embeddings=draw(st.integers(1, 6)),
+            pooling=draw(st.sampled_from(["last", "first", "mean", "max", "map"])),
+            use_head=head,
+            projection_size=draw(st.integers(1, 9)) if head else None,
+        )
+        config = SiglipExtConfig(vision_config=vision, text_config=text, **loss)
+    elif kind == "bert":
+        text = BertConfig(
+            **tower(draw),
+            vocab_size=draw(st.integers(2, 9)),
+            max_position_embeddings=draw(st.integers(1, 6)),
+            hidden_act="gelu_pytorch_tanh",
+            layer_norm_eps=1e-12,
+            pad_token_id=0,
+        )
+        size = draw(st.sampled_from([None, 6]))
+        config = SiglipExtConfig(
+            vision_config=vision, text_config=text, text_pooling="first", text_projection_size=size, **loss
+        )
+    return Layout(
+        config,
+        draw(st.sampled_from([frozenset(), frozenset({"img"}), frozenset({"txt"}), frozenset({"img", "txt"})])),
+        draw(st.sampled_from(["params/", "opt/target/", ""])),
+        draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16])),
+        draw(st.booleans()),
+    )
+
+
+def choices_of(config) -> Choices:
+    vision = config if isinstance(config, SiglipExtVisionConfig) else config.vision_config
+    text = getattr(config, "text_config", None)
+    bert = isinstance(text, BertConfig)
+    return Choices(
+        image_size=vision.image_size,
+        image_pooling=vision.pooling,
+        text_pooling=getattr(text, "pooling", None),
+        text_heads=text.num_attention_heads if bert else None,
+    )
+
+
+def make(layout: Layout) -> dict[str, LazyArray]:
+    """The container that big_vision would write, filled with noise."""
+    one_tower = isinstance(layout.config, SiglipExtVisionConfig)
+    with torch.device("meta"):
+        model = AutoModel.from_config(layout.config)
+    shapes = {
+        f"vision_model.{name}" if one_tower else name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+    }
+    arrays = {}
+    for name, shape in array_shapes(rules(layout.config, layout.stacked), shapes).items():
+        tensor = torch.randn(shape).to(layout.dtype)
+        arrays[layout.prefix + name] = LazyArray(shape, lambda tensor=tensor: tensor, layout.dtype)
+        if layout.train_state and layout.prefix:  # an optimiser repeats the names
+            other = "opt/1/" if layout.prefix == "params/" else "opt/state/param_states/"
+            arrays[f"{other}{name}"] = LazyArray(shape, lambda: None, torch.float32)
+    return arrays
+
+
+@settings(max_examples=60, deadline=None)
+@given(layout=layouts())
+def test_there_and_back_is_the_identity(layout):
+    arrays = make(layout)
+    params = modern(parameters(arrays))
+    found = describe(params, choices_of(layout.config))
+    plan = plan_big_vision(params, found, found)
+    assert not plan.left_out
+    # one block can be stacked or not, and looks the same in all but its names
+    table = rules(found, stacked_towers(params))
+    tensors = dict(to_torch(plan.rules, lambda name: params[name].load()))
+    back = dict(from_torch(table, tensors))
+    assert set(back) == set(params)
+    for name, array in back.items():
+        assert torch.equal(array, params[name].load()), name
+    with torch.device("meta"):
+        model = AutoModel.from_config(found)
+    shapes = {name.removeprefix("vision_model."): tensor.shape for name, tensor in model.state_dict().items()}
+    if not isinstance(found, SiglipExtVisionConfig):
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    else:
+        tensors = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
+    choose_form(found, None)
+
+
+def test_sums_that_the_original_loader_takes():
+    vision = SiglipExtVisionConfig(
+        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8,
+        image_size=6, patch_size=2, pooling="cls",
+    )  # fmt: skip
+    arrays = make(Layout(vision, frozenset(), "", torch.float32, False))
+    table = torch.randn(1, 10, 8)
+    arrays["img/Transformer/posembed_input/pos_embedding"] = LazyArray((1, 10, 8), lambda: table)
+    token = arrays["img/cls"].load()
+    del arrays["img/pos_embedding"]
+    params = modern(arrays)
+    np.testing.assert_array_equal(params["img/cls"].load().numpy(), (token + table[:, :1]).numpy())
+    assert params["img/pos_embedding"].shape == (1, 9, 8)
+    assert torch.equal(params["img/pos_embedding"].load(), table[:, 1:])

@@ -1,0 +1,61 @@
+"""Converts in children that are killed, or that may not write much; prints what each left behind as JSON.
+
+A process of its own, so that one import serves all children.
+
+    python worker_interrupted.py killed|limited CHECKPOINT FOLDER
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from modeling_siglip_ext.conversion.__main__ import main
+
+
+def start(checkpoint: str, out: Path, limit: int | None = None) -> int:
+    """A child that converts; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    os._exit(main(["from-jax", checkpoint, str(out)]))
+
+
+def killed(checkpoint: str, folder: Path, times: int = 20) -> list[dict]:
+    began = time.monotonic()
+    os.waitpid(start(checkpoint, folder / "whole"), 0)
+    usual = time.monotonic() - began
+    moments = random.Random(0)
+    found = []
+    for number in range(times):
+        out = folder / f"out{number}"
+        child = start(checkpoint, out)
+        time.sleep(moments.uniform(0, usual))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        drafts = len(list(folder.glob(f".{out.name}.*")))
+        files = sorted(path.name for path in out.iterdir()) if out.exists() else None
+        again = os.waitpid(start(checkpoint, out), 0)[1] if files is None else None
+        left = len(list(folder.glob(f".{out.name}.*")))
+        found.append({"status": status, "drafts": drafts, "files": files, "again": again, "left": left})
+    whole = sorted(path.name for path in (folder / "whole").iterdir())
+    return [{"files": whole}, *found]
+
+
+def limited(checkpoint: str, folder: Path) -> list[dict]:
+    _, status = os.waitpid(start(checkpoint, folder / "out", limit=100_000), 0)
+    return [{"status": os.waitstatus_to_exitcode(status), "files": [path.name for path in folder.iterdir()]}]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    task = {"killed": killed, "limited": limited}[sys.argv[1]]
+    print(json.dumps(task(sys.argv[2], Path(sys.argv[3]))))
