@@ -7,6 +7,7 @@ Samples that cannot be used are skipped and counted (`samples.py`).
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -247,7 +248,8 @@ class ImageTextDataset(torch.utils.data.Dataset):
 
 
 def reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What went wrong in words that are the same in every run: Pillow names objects by their address."""
+    return re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", f"{type(error).__name__}: {error}")
 
 
 def decoded(image: PILImage | bytes | dict) -> PILImage:
@@ -326,7 +328,9 @@ class ImageTextCollator:
             )
         )
         image_processor = self.processor.image_processor
-        if "pixels" in examples[0]:
+        if "embedding" in examples[0]:  # of `EmbeddingTextDataset`; the stand-in for the image tower passes them on
+            batch["pixel_values"] = torch.stack([example["embedding"] for example in examples]).float()
+        elif "pixels" in examples[0]:
             pixels = torch.stack([example["pixels"] for example in examples])
             batch["pixel_values"] = pixels if self.uint8 else normalised(pixels, image_processor)
         else:

@@ -104,13 +104,13 @@ def main(global_batch: int, output: Path, cases: list[str]) -> None:
     for name in cases:
         if name in CASES:
             trainer = train(name, global_batch, output)
+    # In the process group of the Trainer: a second one in the same processes would find the addresses of the first.
+    sharded = [name for name in cases if name in fsdp_worker.CASES]
+    data = examples(5 * global_batch)
+    fsdp_worker.run(sharded, lambda: build("ours", "zero_bias"), data, collate, global_batch, output)
     trainer.end()
     # A wrapper that outlives the process group can deadlock with gloo's thread when it is freed (see `end`).
     assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
-    sharded = [name for name in cases if name in fsdp_worker.CASES]
-    fsdp_worker.run(
-        sharded, lambda: build("ours", "zero_bias"), examples(5 * global_batch), collate, global_batch, output
-    )
 
 
 if __name__ == "__main__":

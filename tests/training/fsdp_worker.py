@@ -79,12 +79,8 @@ def run(
     global_batch: int,
     output: Path,
 ) -> None:
-    """Train each case and save its parameters."""
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+    """Train each case over the default process group, if there is one, and save its parameters."""
     for name in cases:
         state = train(build().train(), data, collate, *CASES[name], global_batch)
         if int(os.environ.get("RANK", "0")) == 0:
             save_file(state, output / f"{name}.safetensors")
-    if dist.is_initialized():
-        dist.destroy_process_group()
