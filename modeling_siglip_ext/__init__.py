@@ -16,6 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 from .dispatch import register as register_dispatcher
+from .encoding import encode_images, encode_texts
 from .image_processing_siglip_ext import SiglipExtImageProcessor, SiglipExtNaflexImageProcessor
 from .losses import sigmoid_loss, softmax_loss
 from .modeling_siglip_ext import (
@@ -64,6 +65,8 @@ __all__ = [
     "SiglipExtVisionModel",
     "SiglipExtZeroShotImageClassificationPipeline",
     "apply_text_rules",
+    "encode_images",
+    "encode_texts",
     "native_config",
     "sigmoid_loss",
     "softmax_loss",

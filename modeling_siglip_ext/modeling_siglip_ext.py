@@ -35,6 +35,7 @@ from .losses import sigmoid_loss, softmax_loss
 from .naflex import check_naflex_inputs, valid_patches
 from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
 from .positions import interpolate_positions, resize_positions, sincos2d
+from .sentence_embedding import save_settings
 
 
 @dataclass
@@ -583,6 +584,12 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
             config.text_projection_size = projection_size or embedding_size(config, "vision")
         models = {f"{kind}_model": load_tower(config, kind, source) for kind, source in sources.items()}
         return cls(config, **models)
+
+    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+        # before the weights, so that what `push_to_hub` uploads at the end is complete
+        if kwargs.get("is_main_process", True):
+            save_settings(self.config, save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

@@ -22,6 +22,7 @@ MODULES = (
     "pooling",
     "positions",
     "remote_code",
+    "sentence_embedding",
     "stock",
     "texts",
 )

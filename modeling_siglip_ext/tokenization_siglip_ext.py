@@ -49,6 +49,8 @@ def apply_text_rules(
         single="$A " + tokenizer.eos_token, special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)]
     )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
+    # saved with it: beside a "siglip2" model it is loaded as Siglip2Tokenizer, whose default is the left
+    tokenizer.init_kwargs["padding_side"] = "right"
     tokenizer.model_max_length = max_length
     # no mask: stock towers would apply it and hide the padding that they were trained with
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]

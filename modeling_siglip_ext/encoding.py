@@ -1,0 +1,342 @@
+"""Embeddings for search: any number of images or texts in, one array of unit vectors out.
+
+Functions over a model and a processor. Images are read and prepared in threads while the tower computes; an image
+that cannot be read costs its row and nothing else.
+"""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+from .images import UnreadableImageError, load_image
+from .texts import text_config, tokenize, warn_of_cut
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class EncodedBatch:
+    """Embeddings of consecutive inputs.
+
+    Args:
+        embeds: (B, D) float32 on the CPU; NaN where an image could not be read.
+        errors: why, by the place in the batch.
+        cut: texts that were too long.
+    """
+
+    embeds: torch.Tensor
+    errors: dict[int, str] = field(default_factory=dict)
+    cut: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode without gradients, and give every submodule its own mode back afterwards.
+
+    A frozen tower kept in evaluation mode while the rest trains stays so, which a plain `model.train()` would undo.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def embed(model: nn.Module, kind: str, inputs: Mapping[str, torch.Tensor], *, normalize: bool = True) -> torch.Tensor:
+    """(B, D) float32 on the CPU: what the "image" or "text" tower gives for prepared inputs."""
+    first = next(model.parameters())
+    # weights on the meta device are offloaded, and accelerate moves the inputs
+    device = "cpu" if first.device.type == "meta" else first.device
+    moved = {
+        name: tensor.to(device, first.dtype if tensor.is_floating_point() else None) for name, tensor in inputs.items()
+    }
+    pooled = getattr(model, f"get_{kind}_features")(**moved).pooler_output.float()
+    return (F.normalize(pooled, dim=-1) if normalize else pooled).cpu()
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """All files below a folder that PIL can read by their suffix, in order of their names."""
+    known = Image.registered_extensions()
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in known and path.is_file())
+    if not files:
+        raise ValueError(f"{folder} holds no image files")
+    return files
+
+
+def items_of(source: Any, column: str | None, default: str) -> tuple[Iterable[Any], int | None]:
+    """The single inputs of a list, array, folder, stream or dataset, and their number where it is known."""
+    if isinstance(source, (str, bytes, os.PathLike)):
+        if default == "image" and not isinstance(source, bytes) and os.path.isdir(source):
+            source = image_files(source)
+        else:
+            source = [source]
+    elif isinstance(source, Image.Image):
+        source = [source]
+    elif hasattr(source, "column_names"):  # datasets.Dataset or IterableDataset
+        column = column or default
+        names = source.column_names
+        if names is not None and column not in names:
+            raise ValueError(f"the dataset has no column {column!r}; it has {', '.join(names)}: give column=")
+        source = source.select_columns([column])
+    count = len(source) if hasattr(source, "__len__") else None
+    if column is not None:
+        return (item[column] for item in source), count
+    return source, count
+
+
+def undecoded(source: Any, column: str) -> Any:
+    """A dataset whose images stay bytes until a worker decodes them, so that a broken one spoils only its row."""
+    features = getattr(source, "features", None)
+    if features and type(features.get(column)).__name__ == "Image" and features[column].decode:
+        return source.cast_column(column, type(features[column])(decode=False))
+    return source
+
+
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, limit: int) -> Iterator[Any]:
+    """`map` in threads, in order, at most `limit` items ahead of what was taken."""
+    if workers == 0:
+        yield from map(function, items)
+        return
+    items = iter(items)
+    pending: deque[Future] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
+        try:
+            for item in itertools.islice(items, limit):
+                pending.append(pool.submit(function, item))
+            while pending:
+                result = pending.popleft().result()
+                for item in itertools.islice(items, 1):
+                    pending.append(pool.submit(function, item))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def stream_images(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Iterable[Any],
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    normalize: bool = True,
+    timeout: float | None = None,
+) -> Iterator[EncodedBatch]:
+    """Embeddings of images, batch after batch; arguments as in `encode_images`. The model must be in eval mode."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    image_processor = getattr(processor, "image_processor", processor)
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
+
+    def prepare(source: Any) -> dict[str, torch.Tensor] | str:
+        try:
+            return dict(image_processor(images=[load_image(source, timeout)], return_tensors="pt"))
+        except UnreadableImageError as error:
+            return str(error)
+
+    width = None
+    for batch in chunks(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
+        errors = {place: found for place, found in enumerate(batch) if isinstance(found, str)}
+        good = [place for place in range(len(batch)) if place not in errors]
+        embeds = None
+        if good:
+            inputs = {name: torch.cat([batch[place][name] for place in good]) for name in batch[good[0]]}
+            embeds = embed(model, "image", inputs, normalize=normalize)
+            width = embeds.shape[1]
+        if width is None:
+            width = image_width(model, image_processor)
+        rows = torch.full((len(batch), width), torch.nan)
+        if embeds is not None:
+            rows[good] = embeds
+        yield EncodedBatch(rows, errors)
+
+
+def image_width(model: PreTrainedModel, image_processor: Any) -> int:
+    """The width of image embeddings, tried with a blank image."""
+    blank = image_processor(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
+    return embed(model, "image", blank).shape[1]
+
+
+def stream_texts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    texts: Iterable[str],
+    *,
+    batch_size: int = 64,
+    normalize: bool = True,
+) -> Iterator[EncodedBatch]:
+    """Embeddings of texts, batch after batch; arguments as in `encode_texts`. The model must be in eval mode."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    start = 0
+    for batch in chunks(texts, batch_size):
+        wrong = [place for place, text in enumerate(batch) if not isinstance(text, str)]
+        if wrong:
+            raise TypeError(f"text {start + wrong[0]} is a {type(batch[wrong[0]]).__name__}, not a string")
+        inputs, cut = tokenize(tokenizer, model, batch)
+        yield EncodedBatch(embed(model, "text", inputs, normalize=normalize), cut=cut)
+        start += len(batch)
+
+
+def collect(
+    batches: Iterator[EncodedBatch], count: int | None, what: str, errors: str, progress: bool | None, model: nn.Module
+) -> tuple[torch.Tensor, dict[int, str], list[str]]:
+    rows, failed, cut, start = [], {}, [], 0
+    disable = None if progress is None else not progress  # None: a bar on terminals only
+    with evaluating(model), tqdm(total=count, desc=what, unit=f" {what}", disable=disable) as bar:
+        for batch in batches:
+            failed |= {start + place: message for place, message in batch.errors.items()}
+            if failed and errors == "raise":
+                index = min(failed)
+                raise UnreadableImageError(f"image {index}: {failed[index]}")
+            rows.append(batch.embeds)
+            cut += batch.cut
+            start += len(batch.embeds)
+            bar.update(len(batch.embeds))
+    if not rows:
+        raise ValueError(f"nothing to encode: there are no {what}")
+    return torch.cat(rows), failed, cut
+
+
+def check_choices(errors: str, return_tensors: str) -> None:
+    for name, value, allowed in (
+        ("errors", errors, ("report", "raise")),
+        ("return_tensors", return_tensors, ("np", "pt")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}; choose one of {', '.join(map(repr, allowed))}")
+
+
+def encode_images(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Any,
+    *,
+    column: str | None = None,
+    batch_size: int = 32,
+    workers: int | None = None,
+    normalize: bool = True,
+    return_tensors: str = "np",
+    errors: str = "report",
+    progress: bool | None = None,
+    timeout: float | None = None,
+) -> np.ndarray | torch.Tensor:
+    """Embeddings of images.
+
+    The tower computes where the model is and in its precision (`model.to("cuda", torch.bfloat16)`).
+
+    Args:
+        model: a dual SigLIP model, ours or stock.
+        processor: its processor, or only the image processor.
+        images: a list or any other iterable of paths, URLs, PIL images, bytes and arrays; a folder, whose image
+            files are taken in order of their names; or a dataset of `datasets`, streaming or not. One image is a
+            list of one.
+        column: the images' column in a dataset, "image" by default.
+        batch_size: images in one forward pass.
+        workers: threads that read and prepare images; by default one a core, at most 8. 0 prepares between batches.
+        normalize: to unit length, so that a dot product is a cosine.
+        return_tensors: "np" or "pt".
+        errors: "report" gives an unreadable image a row of NaN and names all of them in one warning; "raise" stops at
+            the first.
+        progress: show a bar; by default on terminals only.
+        timeout: seconds to wait for a URL.
+
+    Returns:
+        (images, D) float32, a numpy array or a tensor on the CPU.
+
+    Raises:
+        ValueError: no images, an unknown column, or with errors="raise" an image that cannot be read.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from modeling_siglip_ext import (
+    ...     SiglipExtConfig, SiglipExtImageProcessor, SiglipExtModel, encode_images
+    ... )
+    >>> tiny = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    >>> config = SiglipExtConfig(vision_config={**tiny, "image_size": 32}, text_config={**tiny, "vocab_size": 100})
+    >>> processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
+    >>> encode_images(SiglipExtModel(config), processor, [Image.new("RGB", (60, 40))] * 3).shape
+    (3, 32)
+
+    ```"""
+    check_choices(errors, return_tensors)
+    items, count = items_of(undecoded(images, column or "image"), column, "image")
+    batches = stream_images(
+        model, processor, items, batch_size=batch_size, workers=workers, normalize=normalize, timeout=timeout
+    )
+    embeds, failed, _ = collect(batches, count, "images", errors, progress, model)
+    if failed:
+        shown = "; ".join(f"{index}: {message}" for index, message in itertools.islice(failed.items(), 10))
+        more = f"; and {len(failed) - 10} more: {list(failed)[10:]}" if len(failed) > 10 else ""
+        logger.warning(
+            "%d of %d images cannot be read, their rows are NaN: %s%s", len(failed), len(embeds), shown, more
+        )
+    return embeds if return_tensors == "pt" else embeds.numpy()
+
+
+def encode_texts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    texts: Any,
+    *,
+    column: str | None = None,
+    batch_size: int = 64,
+    normalize: bool = True,
+    return_tensors: str = "np",
+    progress: bool | None = None,
+) -> np.ndarray | torch.Tensor:
+    """Embeddings of texts, tokenized to the length of the model's text tower whatever the tokenizer's settings.
+
+    Args:
+        model: a dual SigLIP model, ours or stock.
+        processor: its processor, or only the tokenizer.
+        texts: strings: a list, any other iterable, or a dataset of `datasets`.
+        column: the texts' column in a dataset, "text" by default.
+        batch_size, normalize, return_tensors, progress: as in `encode_images`.
+
+    Returns:
+        (texts, D) float32, a numpy array or a tensor on the CPU.
+
+    Raises:
+        ValueError: no texts, or an unknown column.
+        TypeError: an input that is no string, with its index.
+    """
+    check_choices("raise", return_tensors)
+    items, count = items_of(texts, column, "text")
+    batches = stream_texts(model, processor, items, batch_size=batch_size, normalize=normalize)
+    embeds, _, cut = collect(batches, count, "texts", "raise", progress, model)
+    warn_of_cut(cut, text_config(model).max_position_embeddings)
+    return embeds if return_tensors == "pt" else embeds.numpy()
+
+
+__all__ = ["encode_images", "encode_texts"]
