@@ -10,7 +10,7 @@ from .catalogue import Entry, find, recognise, text_tokens
 from .convert import FORMATS, Options, Result, convert
 from .describe import Choices, describe
 from .errors import CheckpointError
-from .layouts import container_prefix, modern, parameters, stacked_towers
+from .layouts import container_prefix, describe_legacy, modern, parameters, stacked_towers
 from .output import folder_arguments, folder_options, print_result
 from .plan import AnyConfig, NewSizes, plan_big_vision, resized
 from .remote import local
@@ -57,7 +57,7 @@ def layout_of(source: Source, params: dict[str, LazyArray]) -> dict[str, Any]:
         "dtype": usual,
         "dtypes": {name: dtype for name, dtype in sorted(dtypes.items()) if dtype != usual},
         "text_head": "txt/head/kernel" in params,
-        "legacy": any(prefix + name not in source.arrays for name in params),
+        "legacy": describe_legacy(parameters(source.arrays)),
     }
 
 

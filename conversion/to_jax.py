@@ -15,6 +15,7 @@ from .atomic import new_file
 from .big_vision import identity_head, rules
 from .errors import CheckpointError
 from .folders import ModelFolder, open_folder
+from .layouts import Outgoing, modern, parameters, restore_legacy
 from .name_map import Piece, Rule, array_shapes, pieces_by_array
 from .npz import NpzWriter, read_npz
 from .plan import AnyConfig
@@ -25,7 +26,7 @@ EXAMPLES = """examples:
   siglip-ext-convert to-jax siglip-b16-256 back.npz
   siglip-ext-convert to-jax my-fine-tuned-siglip my-siglip.npz --dtype bfloat16
 """
-DEFAULT_LAYOUT = {"prefix": "params/", "stacked": [], "dtype": None, "dtypes": {}, "text_head": True}
+DEFAULT_LAYOUT = {"prefix": "params/", "stacked": [], "dtype": None, "dtypes": {}, "text_head": True, "legacy": None}
 
 
 def layout_for(folder: ModelFolder) -> dict:
@@ -91,12 +92,18 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
                 )
             yield block
 
+    arrays = {
+        name: Outgoing(shapes[name], stored_type(name, pieces[name][0]), lambda name=name: blocks(name))
+        for name in pieces
+    }
+    if dtype is None:
+        arrays = restore_legacy(arrays, layout["legacy"])
     with new_file(out) as path:
         with NpzWriter(path) as writer:
-            for name in tqdm(pieces, desc="converting", unit="array"):
-                writer.write(layout["prefix"] + name, shapes[name], stored_type(name, pieces[name][0]), blocks(name))
-        compare_back(folder.tensors, read_npz(path), pieces, layout["prefix"])
-    return len(pieces)
+            for name, array in tqdm(sorted(arrays.items()), desc="converting", unit="array"):
+                writer.write(layout["prefix"] + name, array.shape, array.dtype, array.blocks())
+        compare_back(folder.tensors, modern(parameters(read_npz(path))), pieces)
+    return len(arrays)
 
 
 def register(commands: argparse._SubParsersAction) -> None:

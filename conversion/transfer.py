@@ -108,22 +108,21 @@ def compare_tensors(plan: Plan, arrays: Arrays, results: Arrays) -> dict[str, fl
     return differences
 
 
-def compare_back(tensors: Arrays, results: Arrays, pieces_of: Mapping[str, list[Piece]], prefix: str = "") -> None:
+def compare_back(tensors: Arrays, results: Arrays, pieces_of: Mapping[str, list[Piece]]) -> None:
     """Compare the arrays of another format with the tensors they were made from, by the rules' other direction.
 
     Args:
         tensors: The model folder's.
         results: The arrays that were written.
         pieces_of: Which pieces make up each array.
-        prefix: Of the arrays' names.
 
     Raises:
         VerificationError: An array is missing, left over, or not what its tensor says.
     """
-    if set(results) != {prefix + name for name in pieces_of}:
+    if set(results) != set(pieces_of):
         raise VerificationError("the file has other arrays than were written")
     for name, pieces in tqdm(pieces_of.items(), desc="verifying", unit="array"):
-        array = results[prefix + name].load()
+        array = results[name].load()
         for piece in pieces:
             tensor = piece.torch_block(tensors[piece.rule.torch_name].load())
             try:
