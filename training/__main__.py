@@ -10,6 +10,7 @@ from .recipe import bundled_recipes, parse_recipe, recipe_parser
 
 HELP = """\
 usage: siglip-ext-train RECIPE [--FIELD VALUE ...]
+       siglip-ext-train precompute --vision_name_or_path MODEL --dataset DATASET --output_dir FOLDER
 
 Train a SigLIP model. RECIPE is a bundled recipe ({recipes}) or a YAML file; every field of it can be overridden.
 
@@ -22,6 +23,10 @@ examples:
 
   # fine-tune a released checkpoint on your own folder of images with captions
   siglip-ext-train finetune --dataset my-images --output_dir my-siglip
+
+  # LiT from embeddings: the locked image tower runs once, then only the text tower is trained
+  siglip-ext-train precompute --vision_name_or_path facebook/dinov2-base --dataset my-images --output_dir embeddings
+  siglip-ext-train siglit --dataset my-images --image_embeddings embeddings --output_dir my-lit
 
   # several GPUs: the loss still runs over the global batch
   torchrun --nproc-per-node 4 -m modeling_siglip_ext.training my-recipe.yaml
@@ -36,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(HELP.format(recipes=", ".join(bundled_recipes())))
         return
     name, overrides = words[0], words[1:]
+    if name == "precompute":
+        from .precompute import main as precompute
+
+        precompute(overrides)
+        return
     if "-h" in overrides or "--help" in overrides:
         recipe_parser(prog=f"siglip-ext-train {name}").print_help()
         return

@@ -27,6 +27,24 @@ class ModelArguments:
             "help": "Folder or Hub name of a SigLIP / SigLIP 2 checkpoint to start from. Without it: from scratch."
         },
     )
+    vision_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Put towers together, as LiT does: folder or Hub name of a trained image tower, SigLIP or another "
+            "image model of transformers. The text tower is text_name_or_path, or new from text_config."
+        },
+    )
+    text_name_or_path: str | None = field(
+        default=None, metadata={"help": "With vision_name_or_path: a trained text tower, SigLIP or e.g. BERT."}
+    )
+    vision_pooling: str | None = field(
+        default=None,
+        metadata={"help": "How an image tower from elsewhere gives its vector: first, pooler, mean, max or last."},
+    )
+    text_pooling: str | None = field(default=None, metadata={"help": "The same of a text tower from elsewhere."})
+    text_length: int | None = field(
+        default=None, metadata={"help": "Tokens per text for a text tower from elsewhere; 64 unless given."}
+    )
     vision_config: dict | str | None = field(
         default=None,
         metadata={"help": "From scratch: fields of SiglipExtVisionConfig. Also `--vision_config.hidden_size 64`."},
@@ -61,6 +79,12 @@ class ModelArguments:
             raise ValueError(
                 "model_name_or_path brings its own configuration: leave out vision_config and text_config"
             )
+        if self.vision_name_or_path is not None and (self.model_name_or_path is not None or self.vision_config):
+            raise ValueError(
+                "vision_name_or_path is the image tower: leave out model_name_or_path and vision_config, or it"
+            )
+        if self.text_name_or_path is not None and (self.vision_name_or_path is None or self.text_config):
+            raise ValueError("text_name_or_path needs vision_name_or_path and excludes text_config")
 
 
 @dataclass
@@ -71,7 +95,10 @@ class DataArguments:
 
     dataset: str = field(
         default="emoji",
-        metadata={"help": "`emoji` (bundled), a folder of images with captions, or the Hub name of a dataset."},
+        metadata={
+            "help": "`emoji` (bundled), a folder of images with captions, the Hub name of a dataset, or WebDataset "
+            "shards: `data/train-{0000..0127}.tar`, a glob, or any fsspec URL."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
@@ -91,6 +118,17 @@ class DataArguments:
             "drawn per epoch; evaluation takes the first."
         },
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read a Hub dataset in order instead of downloading it first. Needs max_steps."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Of a stream or shards: rows among which the next one is drawn at random."}
+    )
+    image_embeddings: str | None = field(
+        default=None,
+        metadata={"help": "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."},
+    )
     cache_gib: float = field(
         default=2.0, metadata={"help": "Keep resized images in memory as uint8 if they fit in this many GiB."}
     )
@@ -109,8 +147,15 @@ class DataArguments:
     def __post_init__(self):
         if isinstance(self.caption_column, str):
             self.caption_column = [self.caption_column]
+        if self.image_embeddings is not None and self.is_stream:
+            raise ValueError("image_embeddings belong to rows with an index: unset streaming, and use no shards")
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data is read in order and has no length."""
+        return self.streaming or self.dataset.endswith(".tar")
 
 
 class Recipe(NamedTuple):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import yaml
+from datasets import Dataset
 
 from modeling_siglip_ext.evaluation.plots import loss_curve, retrieval_contact_sheet
 from modeling_siglip_ext.model_card import Figure, write_model_card
@@ -150,12 +151,13 @@ def _dataset_id(recipe: Recipe) -> str:
 
 
 def _summary(run: "Run", parameters: int) -> str:
-    base = run.recipe.model.model_name_or_path
-    origin = (
-        "trained from scratch"
-        if base is None
-        else f"fine-tuned from `{Path(base).name if Path(base).exists() else base}`"
-    )
+    model = run.recipe.model
+    origin = "trained from scratch"
+    if model.model_name_or_path is not None:
+        origin = f"fine-tuned from `{_shown(model.model_name_or_path)}`"
+    elif model.vision_name_or_path is not None:
+        text_tower = "a new text tower" if model.text_name_or_path is None else f"`{_shown(model.text_name_or_path)}`"
+        origin = f"made of the image tower `{_shown(model.vision_name_or_path)}` and {text_tower}, trained"
     text = (
         f"A SigLIP image-text model with {parameters / 1e6:.1f} million parameters, {origin} on "
         f"{_dataset_name(run.recipe)} with the sigmoid loss, by `siglip-ext`."
@@ -171,11 +173,12 @@ def _summary(run: "Run", parameters: int) -> str:
 def _training(run: "Run") -> str:
     args, state, model = run.trainer.args, run.trainer.state, run.trainer.model
     batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+    epochs = ""
+    if isinstance(run.train_rows, Dataset):  # a stream has no length
+        epochs = f" ({state.epoch:.1f} epochs over {len(run.train_rows):,} images)"
     text = (
-        f"{state.global_step} steps, {state.global_step * batch:,} image-text pairs seen ({state.epoch:.1f} epochs "
-        f"over "
-        f"{len(run.train_rows):,} images), {_seconds(state.log_history):.0f} s, on {args.world_size} "
-        f"{args.device.type} "
+        f"{state.global_step} steps, {state.global_step * batch:,} image-text pairs seen{epochs}, "
+        f"{_seconds(state.log_history):.0f} s, on {args.world_size} {args.device.type} "
         f"process{'es' if args.world_size > 1 else ''}. Final temperature {model.logit_scale.exp().item():.2f}"
     )
     return text + ("." if model.logit_bias is None else f", bias {model.logit_bias.item():.2f}.")
@@ -203,7 +206,12 @@ def _recipe_text(recipe: Recipe) -> str:
     """The recipe with its overrides as YAML, without paths of this machine and tokens."""
     private = ("output_dir", "hub_token", "resume_from_checkpoint")
     shown = {name: getattr(value, "value", value) for name, value in recipe.given.items() if name not in private}
-    for name in ("dataset", "model_name_or_path"):
-        if name in shown and Path(shown[name]).exists():
-            shown[name] = Path(shown[name]).name
+    for name in ("dataset", "model_name_or_path", "vision_name_or_path", "text_name_or_path", "image_embeddings"):
+        if shown.get(name) is not None:
+            shown[name] = _shown(shown[name])
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()
+
+
+def _shown(name: str) -> str:
+    """A name of the Hub as it is; of a path on this machine, which says nothing elsewhere, its last part."""
+    return Path(name).name if Path(name).exists() else name

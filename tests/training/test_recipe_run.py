@@ -4,14 +4,25 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
+from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training.__main__ import main
 
 
@@ -59,7 +70,8 @@ def trained(folder_of_images, tmp_path_factory) -> Path:
 
 
 def test_the_folder_is_complete(trained):
-    files = {path.name for path in trained.iterdir()}
+    for_sentence_transformers = {"modules.json", "sentence_bert_config.json"}
+    files = {path.name for path in trained.iterdir()} - for_sentence_transformers
     assert files == {
         "README.md",
         "config.json",
@@ -147,3 +159,80 @@ def test_errors_come_before_training(folder_of_images, tmp_path):
         main([*start, str(tmp_path / "empty")])
     with pytest.raises(SystemExit, match="neither a YAML file nor a bundled recipe"):
         main(["nothing"])
+
+
+def tiny_lit(folder: Path, rows) -> Path:
+    """A ViT of transformers as image tower and a BERT as text tower, with processor and tokenizer."""
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTModel(ViTConfig(**width, image_size=16, patch_size=8), add_pooling_layer=False).save_pretrained(folder / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "vit")
+    words = sorted({word for texts in rows["captions"] for text in texts for word in text.split()})
+    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder / "bert")
+    text = BertConfig(**width, vocab_size=len(vocabulary), max_position_embeddings=32)
+    BertModel(text, add_pooling_layer=False).save_pretrained(folder / "bert")
+    return folder
+
+
+def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
+    """Precompute, train the text tower, and get a whole model with the image tower as it was."""
+    torch.manual_seed(0)
+    towers = tiny_lit(tmp_path, rows)
+    common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
+    vision = ["--vision_name_or_path", str(towers / "vit")]
+    main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--shard_size", "5"])
+    batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
+    run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
+    output = ["--image_embeddings", str(tmp_path / "embeddings"), "--output_dir", str(tmp_path / "out")]
+    main(["siglit", *vision, *common, *run, *output])
+
+    model = SiglipExtModel.from_pretrained(tmp_path / "out").eval()
+    tower = ViTModel.from_pretrained(towers / "vit", add_pooling_layer=False)
+    for name, parameter in tower.named_parameters():
+        assert torch.equal(model.vision_model.get_parameter(name), parameter), name
+    before = BertModel.from_pretrained(towers / "bert", add_pooling_layer=False)
+    changed = [not torch.equal(p, model.text_model.get_parameter(n)) for n, p in before.named_parameters()]
+    assert all(changed)
+    assert "vit" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_tar_shards(folder_of_images, rows, trained, tmp_path):
+    """The recipe reads shards as it reads a folder, and starts from a checkpoint, as there are no captions to see."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for index, row in enumerate(rows):
+            archive.add(folder_of_images / f"{index:02d}.png", f"{index:02d}.png")
+            (tmp_path / "caption.txt").write_text("\n".join(row["captions"]), encoding="utf-8")
+            archive.add(tmp_path / "caption.txt", f"{index:02d}.txt")
+    start = ["finetune", "--use_cpu", "--dataset", f"{tmp_path}/train-{{0..0}}.tar", "--save_strategy", "no"]
+    start += ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out"), "--eval_strategy", "no"]
+    with pytest.raises(SystemExit, match="set max_steps or max_examples"):
+        main([*start, "--model_name_or_path", str(trained)])
+    main([*start, "--model_name_or_path", str(trained), "--max_examples", "12", "--shuffle_buffer", "4"])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_domain_recipe(folder_of_images, trained, tmp_path):
+    overrides = {
+        "--model_name_or_path": str(trained),
+        "--dataset": str(folder_of_images),
+        "--caption_column": "captions",
+        "--output_dir": str(tmp_path / "tuned"),
+        "--per_device_train_batch_size": "8",
+        "--mini_batch_size": "4",
+        "--num_train_epochs": "2",
+    }
+    main(["domain", "--use_cpu", *[word for pair in overrides.items() for word in pair]])
+    history = json.loads((tmp_path / "tuned" / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in history if "eval_loss" in entry]) == 2
+    assert type(AutoModel.from_pretrained(tmp_path / "tuned")).__name__ == "SiglipModel"
+
+
+def test_contradictory_recipes(folder_of_images, trained, tmp_path):
+    start = ["siglit", "--dataset", str(folder_of_images), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="unset vision_lr_factor"):
+        main([*start, "--vision_lr_factor", "0.1"])
+    with pytest.raises(SystemExit, match="leave out model_name_or_path"):
+        main([*start, "--model_name_or_path", str(trained)])
+    with pytest.raises(SystemExit, match="vision_name_or_path is missing"):
+        main(["precompute", "--dataset", str(folder_of_images)])
