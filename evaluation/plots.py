@@ -79,6 +79,7 @@ def caption_fonts(texts: Iterable[str]) -> list[str]:
 def _save(figure: Figure, path: str | Path) -> Path:
     """Write the figure as PNG, replacing `path` only when it is complete."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:

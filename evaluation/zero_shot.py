@@ -122,12 +122,69 @@ def forced_choice_accuracy(
     return (scores.gather(1, labels)[:, 0] > others + _TIE).double().mean().item()
 
 
+def first_of_same(prompts: Sequence[Sequence[str]]) -> list[int]:
+    """For each class the first class with the same prompts: ImageNet has two pairs of classes of one name."""
+    first: dict[tuple[str, ...], int] = {}
+    return [first.setdefault(tuple(texts), place) for place, texts in enumerate(prompts)]
+
+
+def zero_shot_ranks(
+    image_embeds: torch.Tensor,
+    class_embeds: torch.Tensor,
+    labels: Sequence[Sequence[int]],
+    *,
+    first_of: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """How many wrong classes stand before the best right class of each image, (N,) int64 on the CPU.
+
+    A wrong class that scores as high as the right one (within 1e-6), or is not a number, stands before it.
+
+    Args:
+        image_embeds: (N, D), normalised.
+        class_embeds: (C, D), normalised.
+        labels: the right classes of each image, 0 to C - 1, at least one.
+        first_of: for each class the first with the same prompts. Between such classes the first wins, as with the
+            argmax of the papers; otherwise neither could ever be right.
+
+    Raises:
+        ValueError: shapes or labels that do not fit, an image without a right class, or no images.
+    """
+    classes = len(class_embeds)
+    if len(labels) != len(image_embeds) or not len(labels):
+        raise ValueError(f"labels of {len(labels)} images for {len(image_embeds)} images")
+    counts = torch.tensor([len(own) for own in labels])
+    if (counts == 0).any():
+        raise ValueError(f"image {int((counts == 0).nonzero()[0])} has no right class: drop such images first")
+    flat = torch.tensor([label for own in labels for label in own])
+    if ((flat < 0) | (flat >= classes)).any():
+        raise ValueError(f"labels must lie within 0 and {classes - 1}")
+    right = torch.zeros(len(labels), classes, dtype=torch.bool)
+    right[torch.arange(len(labels)).repeat_interleave(counts), flat] = True
+    excused = right
+    if first_of is not None:
+        first = torch.as_tensor(first_of)
+        excused = right | (right[:, first] & (first != torch.arange(classes)))
+    ranks = []
+    for images, own, free in zip(image_embeds.float().split(4096), right.split(4096), excused.split(4096)):
+        scores = (images @ class_embeds.to(images).T).cpu()
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        best = torch.where(torch.isnan(scores).any(1, keepdim=True), torch.nan, best)
+        ranks.append((~(scores < best - _TIE) & ~free).sum(1))
+    return torch.cat(ranks)
+
+
+def accuracies(ranks: torch.Tensor, classes: int, ks: Sequence[int] = (1, 5)) -> dict[str, float]:
+    """ "accuracy@k" for each k below the number of classes."""
+    return {f"accuracy@{k}": (ranks < k).double().mean().item() for k in ks if k < classes}
+
+
 def zero_shot_metrics(
     image_embeds: torch.Tensor,
     class_embeds: torch.Tensor,
     labels: torch.Tensor | Sequence[int],
     *,
     ks: Sequence[int] = (1, 5),
+    first_of: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Accuracies between 0 and 1. Ties count against the model, as in `retrieval_ranks`.
 
@@ -135,6 +192,7 @@ def zero_shot_metrics(
         image_embeds: (N, D), normalised.
         class_embeds: (C, D), normalised.
         labels: (N,) the class, 0 to C - 1, of each image.
+        first_of: as in `zero_shot_ranks`.
 
     Returns:
         "accuracy@k" for each k below the number of classes, and "mean_per_class_recall": the mean over the classes
@@ -143,20 +201,12 @@ def zero_shot_metrics(
     Raises:
         ValueError: shapes or labels that do not fit, or no images.
     """
-    labels = torch.as_tensor(labels, dtype=torch.int64, device=image_embeds.device)
+    labels = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
     classes = len(class_embeds)
     if labels.shape != (len(image_embeds),) or not len(labels):
         raise ValueError(f"labels of shape {tuple(labels.shape)} for {len(image_embeds)} images")
-    if ((labels < 0) | (labels >= classes)).any():
-        raise ValueError(f"labels must lie within 0 and {classes - 1}")
-    ranks = []
-    for images, own in zip(image_embeds.float().split(4096), labels.split(4096)):
-        scores = images @ class_embeds.to(images).T
-        right = scores.gather(1, own[:, None])
-        ranks.append((~(scores < right - _TIE)).sum(1) - 1)
-    ranks = torch.cat(ranks)
-    metrics = {f"accuracy@{k}": (ranks < k).double().mean().item() for k in ks if k < classes}
+    ranks = zero_shot_ranks(image_embeds, class_embeds, labels[:, None].tolist(), first_of=first_of)
     count = torch.bincount(labels, minlength=classes)
     hits = torch.bincount(labels, weights=(ranks == 0).double(), minlength=classes)
-    metrics["mean_per_class_recall"] = (hits[count > 0] / count[count > 0]).mean().item()
-    return metrics
+    recall = (hits[count > 0] / count[count > 0]).mean().item()
+    return {**accuracies(ranks, classes, ks), "mean_per_class_recall": recall}

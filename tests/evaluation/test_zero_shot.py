@@ -11,8 +11,10 @@ from modeling_siglip_ext.evaluation.zero_shot import (
     ZeroShotTask,
     class_embeddings,
     fill_templates,
+    first_of_same,
     forced_choice_accuracy,
     zero_shot_metrics,
+    zero_shot_ranks,
 )
 
 
@@ -95,3 +97,32 @@ def test_bad_labels_and_tasks_are_named():
         ZeroShotTask("tone", ["a", "b"], [["a"]], [], [])
     with pytest.raises(ValueError, match="without prompts"):
         class_embeddings(lambda texts: torch.ones(len(texts), 2), [["a"], []])
+
+
+@given(st.integers(2, 7), st.integers(1, 20), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_ranks_with_several_right_classes_equal_a_naive_sort(classes, count, random):
+    images = np.array([[random.randint(-2, 2) for _ in range(3)] for _ in range(count)], np.float32)
+    prototypes = np.array([[random.randint(-2, 2) for _ in range(3)] for _ in range(classes)], np.float32)
+    labels = [random.sample(range(classes), random.randint(1, classes)) for _ in range(count)]
+    found = zero_shot_ranks(torch.tensor(images), torch.tensor(prototypes), labels).tolist()
+    for image, own, rank in zip(images, labels, found):
+        order = sorted(range(classes), key=lambda c: (-float(image @ prototypes[c]), c in own))
+        assert rank == next(place for place, c in enumerate(order) if c in own)
+
+
+def test_of_classes_with_one_name_the_first_wins_as_with_argmax():
+    prompts = fill_templates(["missile", "cat", "missile"], ["a {}"])
+    assert first_of_same(prompts) == [0, 1, 0]
+    classes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    labels = [0, 1, 2]
+    assert zero_shot_metrics(images, classes, labels, ks=(1,))["accuracy@1"] == pytest.approx(1 / 3)
+    found = zero_shot_metrics(images, classes, labels, ks=(1,), first_of=first_of_same(prompts))
+    argmax = ((images @ classes.T).argmax(1) == torch.tensor(labels)).double().mean().item()
+    assert found["accuracy@1"] == argmax == pytest.approx(2 / 3)
+
+
+def test_an_image_without_a_right_class_is_named():
+    with pytest.raises(ValueError, match="image 1 has no right class"):
+        zero_shot_ranks(torch.ones(2, 3), torch.ones(4, 3), [[1], []])

@@ -1,0 +1,577 @@
+"""What `siglip-ext-eval` does, one function a command: arguments in, a result file out."""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+from modeling_siglip_ext.encoding import EncodedBatch, encode_texts, image_files, stream_images, stream_texts
+
+from . import data, prompts, store
+from .known import Benchmark, find
+from .results import compare, write_result
+from .retrieval import retrieval_metrics
+from .zero_shot import accuracies, class_embeddings, fill_templates, first_of_same, zero_shot_metrics, zero_shot_ranks
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Session:
+    """A model that is being evaluated, and where its embeddings and results go."""
+
+    args: argparse.Namespace
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    weights: str
+    started: float
+
+    @classmethod
+    def open(cls, args: argparse.Namespace) -> "Session":
+        started = time.monotonic()
+        options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
+        model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).eval()
+        if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
+            raise ValueError(f"{args.model} is a {type(model).__name__}, not a model of images and texts")
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        processor = AutoProcessor.from_pretrained(args.model, **options)
+        return cls(args, model.to(device), processor, store.weights_fingerprint(model), started)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the results."""
+        return store.processes()[0] == 0
+
+    def settings(self, kind: str, **about: Any) -> dict[str, Any]:
+        """All that embeddings of this kind depend on."""
+        part = self.processor.image_processor if kind == "image" else self.processor.tokenizer
+        own = part.to_dict() if kind == "image" else part.backend_tokenizer.to_str() if part.is_fast else str(part)
+        return {
+            "kind": kind,
+            "weights": self.weights,
+            "dtype": self.args.dtype,
+            "preparation": store.fingerprint({"of": json.loads(json.dumps(own, default=str))}),
+            **about,
+        }
+
+    def embed_images(self, rows: datasets.Dataset, column: str, **options: Any) -> tuple[torch.Tensor, dict[int, str]]:
+        """Embeddings (rows, D), not normalised, through the cache; see `store.compute`."""
+        source = data.images(rows, column)
+
+        def encode(first: int, last: int) -> Iterator[EncodedBatch]:
+            items = (row[column] for row in source.select(range(first, last)))
+            sizes = {"batch_size": self.args.batch_size, "workers": self.args.workers}
+            return stream_images(self.model, self.processor, items, normalize=False, **sizes)
+
+        settings = self.settings("image", data=rows._fingerprint, column=column)
+        return self._stored(settings, len(rows), encode, what="images", **options)
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Normalised embeddings (texts, D) through the cache."""
+
+        def encode(first: int, last: int) -> Iterator[EncodedBatch]:
+            return stream_texts(
+                self.model, self.processor, texts[first:last], batch_size=self.args.batch_size, normalize=False
+            )
+
+        settings = self.settings("text", data=store.fingerprint({"texts": list(texts)}))
+        return F.normalize(self._stored(settings, len(texts), encode, what="texts")[0], dim=-1)
+
+    def embed_prompts(self, texts: list[str]) -> torch.Tensor:
+        """Normalised embeddings (texts, D) of class prompts, not kept."""
+        return encode_texts(self.model, self.processor, texts, return_tensors="pt", progress=False)
+
+    def _stored(self, settings: dict, count: int, encode, what: str) -> tuple[torch.Tensor, dict[int, str]]:
+        folder = Path(self.args.cache_dir) / store.fingerprint(settings)
+        store.compute(folder, settings, count, encode, self.model, part_rows=self.args.part_rows, what=what)
+        embeds, errors, _ = store.read(folder)
+        return embeds, errors
+
+    def finish(self, task: str, metrics: dict[str, Any], *, about: dict, settings: dict, name: str) -> Path:
+        """Write and print the result."""
+        path = write_result(
+            Path(self.args.output_dir) / f"{name}.json",
+            task,
+            metrics,
+            model={
+                "name": self.args.model,
+                "revision": self.args.revision,
+                "weights": self.weights,
+                "class": type(self.model).__name__,
+                "dtype": self.args.dtype,
+            },
+            dataset=about,
+            settings=settings,
+            device=str(self.model.device),
+            processes=store.processes()[1],
+            seconds=round(time.monotonic() - self.started, 1),
+        )
+        for key, value in metrics.items():
+            if isinstance(value, float):
+                print(f"{key:40s} {value:.4f}")
+        print(path)
+        return path
+
+
+def readable(embeds: torch.Tensor, errors: dict[int, str]) -> np.ndarray:
+    """Rows whose image could be read; the others are named in one warning.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if errors:
+        shown = "; ".join(f"{row}: {message}" for row, message in list(errors.items())[:10])
+        logger.warning("%d of %d images cannot be read and do not count: %s", len(errors), len(embeds), shown)
+    rows = np.setdiff1d(np.arange(len(embeds)), list(errors))
+    if not len(rows):
+        raise ValueError("none of the images can be read")
+    return rows
+
+
+def source_of(args: argparse.Namespace, task: str) -> tuple[Benchmark | None, datasets.Dataset, dict[str, Any]]:
+    """The benchmark, if one was named, its rows, and what the result says about them."""
+    benchmark = find(args.benchmark, task) if args.benchmark else None
+    if benchmark is None and args.dataset is None:
+        raise ValueError("give --dataset or --benchmark")
+    source = args.dataset or benchmark.dataset
+    # a local copy has splits of its own
+    split = args.split or (benchmark.split if benchmark and args.dataset is None else None)
+    rows = data.load(source, config=args.config, split=split)
+    if args.limit:
+        rows = rows.select(range(min(args.limit, len(rows))))
+    about = {
+        "benchmark": args.benchmark,
+        "source": source,
+        "config": args.config,
+        "split": split,
+        "rows": len(rows),
+        "fingerprint": rows._fingerprint,
+    }
+    return benchmark, rows, about
+
+
+def image_column(args: argparse.Namespace, rows: datasets.Dataset, benchmark: Benchmark | None = None) -> str:
+    given = args.image_column or (benchmark.image_column if benchmark and args.dataset is None else None)
+    return data.column(rows, given, data.IMAGE_COLUMNS, "image")
+
+
+def read_lines_or_json(path: str) -> Any:
+    text = Path(path).read_text(encoding="utf-8")
+    return json.loads(text) if path.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+
+
+def labels_from_file(path: str, rows: datasets.Dataset, column: str) -> list[list[int]]:
+    """Labels from a JSON file: a list, one entry a row or - as ImageNet-ReaL's - one a number in the file names; or a
+    mapping of file names. An entry is a class index or a list of them, which may be empty.
+    """
+    given = json.loads(Path(path).read_text(encoding="utf-8"))
+    if isinstance(given, dict):
+        found = [given.get(name) for name in data.file_names(rows, column)]
+        if None in found:
+            raise ValueError(f"{path} has no labels for row {found.index(None)}")
+    else:
+        numbers = [re.match(r"ILSVRC2012_val_(\d{8})", name or "") for name in data.file_names(rows, column)]
+        if all(numbers):
+            found = [given[int(number[1]) - 1] for number in numbers]
+        elif len(given) == len(rows):
+            found = given
+        else:
+            raise ValueError(f"{path} has {len(given)} labels for {len(rows)} rows without ImageNet's file names")
+    return [entry if isinstance(entry, list) else [entry] for entry in found]
+
+
+def class_names_of(args, benchmark: Benchmark | None, rows: datasets.Dataset, column: str | None) -> tuple[list, str]:
+    """Class names and where they are from."""
+    wanted = args.class_names or (benchmark.class_names if benchmark else None)
+    if wanted == "imagenet":
+        return prompts.imagenet_classes(), "imagenet"
+    if wanted:
+        return read_lines_or_json(wanted), wanted
+    source = args.dataset or benchmark.dataset
+    if not source.startswith("hf://"):
+        beside = data.lines_beside(source, "classnames.txt")
+    else:
+        from huggingface_hub import HfFileSystem
+
+        text = HfFileSystem().read_text(f"{source.removeprefix('hf://')}/classnames.txt", encoding="utf-8")
+        beside = [line.strip() for line in text.splitlines()]
+    names = beside or (data.label_names(rows, column) if column else None)
+    if names is None:
+        raise ValueError("the dataset has no class names: give --class_names, a file with one a line, or imagenet")
+    return [name.replace("_", " ") for name in names], "classnames.txt" if beside else "the dataset"
+
+
+def templates_of(args, benchmark: Benchmark | None) -> tuple[list[str], str]:
+    if args.templates and Path(args.templates).is_file():
+        return read_lines_or_json(args.templates), args.templates
+    beside = data.lines_beside(args.dataset, "zeroshot_classification_templates.txt") if args.dataset else None
+    if args.templates is None and beside and not (benchmark and benchmark.class_names == "imagenet"):
+        return [template.replace("{c}", "{}") for template in beside], "zeroshot_classification_templates.txt"
+    name = args.templates or (benchmark.templates if benchmark else None) or "clip_paper"
+    return prompts.templates(name), name
+
+
+def zero_shot(args: argparse.Namespace) -> None:
+    """Classification by class names: accuracy, and mean per-class recall where every image has one label."""
+    benchmark, rows, about = source_of(args, "zero-shot")
+    image = image_column(args, rows, benchmark)
+    if benchmark is not None and benchmark.labels_file and not args.labels:
+        raise ValueError(f"benchmark {args.benchmark} needs --labels, the file with its labels")
+    column = None
+    if not args.labels:
+        given = args.label_column or (benchmark.label_column if benchmark and args.dataset is None else None)
+        column = data.column(rows, given, data.LABEL_COLUMNS, "label")
+    labels = labels_from_file(args.labels, rows, image) if args.labels else data.labels(rows, column)
+    names, names_from = class_names_of(args, benchmark, rows, column)
+    templates, templates_from = templates_of(args, benchmark)
+    if args.label_map:
+        labels, names = map_labels(json.loads(Path(args.label_map).read_text(encoding="utf-8")), labels, names)
+    shown_names = names
+    if args.canonicalize:
+        names = [prompts.canonicalize(name) for name in names]
+        templates = [prompts.canonicalize(template) for template in templates]
+
+    session = Session.open(args)
+    embeds, errors = session.embed_images(rows, image)
+    if not session.first:
+        return
+    kept = [row for row in readable(embeds, errors) if labels[row]]
+    if not kept:
+        raise ValueError("no image has a label")
+    filled = fill_templates(names, templates)
+    classes = class_embeddings(session.embed_prompts, filled, batch_size=args.batch_size)
+    images, own = F.normalize(embeds[kept], dim=-1), [labels[row] for row in kept]
+    first_of = first_of_same(filled)
+    single = all(len(one) == 1 for one in own)
+    if single:
+        metrics = zero_shot_metrics(images, classes, [one[0] for one in own], first_of=first_of)
+        from .charts import confusion_matrix
+
+        predicted = torch.cat([(part @ classes.T).argmax(1) for part in images.split(4096)])
+        confusion_matrix(
+            Path(args.output_dir) / f"{result_name(args, 'zero-shot')}.png",
+            [one[0] for one in own],
+            predicted.tolist(),
+            shown_names,
+            title=f"{about['benchmark'] or about['source']}",
+        )
+    else:
+        metrics = accuracies(zero_shot_ranks(images, classes, own, first_of=first_of), len(classes))
+    about |= {"columns": {"image": image, "label": column, "labels_file": args.labels}}
+    about |= {"evaluated": len(kept), "unreadable": sorted(errors), "without_label": sum(not one for one in labels)}
+    settings = {
+        "class_names": names_from,
+        "classes": len(names),
+        "templates": templates_from,
+        "template_count": len(templates),
+        "canonicalize": args.canonicalize,
+        "label_map": args.label_map,
+        "labels": "one a row" if single else "any of several",
+    }
+    session.finish("zero-shot", metrics, about=about, settings=settings, name=result_name(args, "zero-shot"))
+
+
+def map_labels(
+    label_map: dict[str, Any], labels: list[list[int]], names: Sequence[str]
+) -> tuple[list[list[int]], list[str]]:
+    """Labels of a dataset as classes of another, as ObjectNet's as ImageNet's.
+
+    Args:
+        label_map: the dataset's label to one class or several, by index or name. Labels that it lacks do not count.
+        labels: the dataset's labels.
+        names: all classes.
+
+    Returns:
+        New labels, and the names of the classes that the map mentions: only among these a model chooses.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    targets = {}
+    for label, value in label_map.items():
+        found = value if isinstance(value, list) else [value]
+        unknown = [one for one in found if (one not in place if isinstance(one, str) else not 0 <= one < len(names))]
+        if unknown:
+            raise ValueError(f"the label map sends {label!r} to {unknown[0]!r}, which is no class")
+        targets[int(label)] = [place[one] if isinstance(one, str) else one for one in found]
+    used = sorted({one for found in targets.values() for one in found})
+    new = {old: index for index, old in enumerate(used)}
+    mapped = [[new[one] for label in own for one in targets.get(label, [])] for own in labels]
+    return mapped, [names[old] for old in used]
+
+
+def retrieval(args: argparse.Namespace) -> None:
+    """Recall@1, 5 and 10 of both directions, with any number of captions an image."""
+    benchmark, rows, about = source_of(args, "retrieval")
+    image = image_column(args, rows, benchmark)
+    given = args.caption_column or (benchmark.caption_column if benchmark and args.dataset is None else None)
+    column = data.column(rows, given, data.CAPTION_COLUMNS, "caption")
+    captions = data.captions(rows, column)
+    session = Session.open(args)
+    embeds, errors = session.embed_images(rows, image)
+    texts = session.embed_texts([text for own in captions for text in own])
+    if not session.first:
+        return
+    kept = readable(embeds, errors)
+    images, owner, chosen = retrieval_sets(embeds, captions, kept)
+    metrics = retrieval_metrics(images, texts[chosen], owner)
+    from .plots import retrieval_contact_sheet
+
+    if args.sheet:
+        from modeling_siglip_ext.images import load_image
+
+        firsts = {int(o): place for place, o in reversed(list(enumerate(owner.tolist())))}
+        sheet_rows = kept[: args.sheet]
+        flat = [text for own in captions for text in own]
+        pictures = [load_image(row[image]) for row in data.images(rows, image).select(sheet_rows)]
+        order = [int(chosen[firsts[place]]) for place in range(len(sheet_rows))]
+        path = Path(args.output_dir) / f"{result_name(args, 'retrieval')}.png"
+        title = f"Retrieval among the first {len(sheet_rows)} images, one caption each"
+        retrieval_contact_sheet(
+            path, pictures, [flat[i] for i in order], images[: len(order)], texts[order], title=title
+        )
+    about |= {"columns": {"image": image, "caption": column}, "evaluated": len(kept), "texts": len(chosen)}
+    about |= {"unreadable": sorted(errors)}
+    session.finish("retrieval", metrics, about=about, settings={}, name=result_name(args, "retrieval"))
+
+
+def retrieval_sets(
+    embeds: torch.Tensor, captions: list[list[str]], kept: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalised images, the image of each text, and which texts belong to images that are kept."""
+    place = {int(row): index for index, row in enumerate(kept)}
+    owner = torch.tensor([place.get(row, -1) for row, own in enumerate(captions) for _ in own])
+    chosen = (owner >= 0).nonzero()[:, 0]
+    return F.normalize(embeds[torch.from_numpy(kept)], dim=-1), owner[chosen], chosen
+
+
+def multilingual_retrieval(args: argparse.Namespace) -> None:
+    """Retrieval in each language, and the mean over the languages."""
+    rows, of_language, about = multilingual_rows(args)
+    session = Session.open(args)
+    embeds, errors = session.embed_images(rows, "image")
+    found, kept = {}, None
+    for language, captions in of_language.items():
+        # one language at a time: the captions of 36 together would take gigabytes
+        texts = session.embed_texts([text for own in captions for text in own])
+        if session.first:
+            kept = readable(embeds, errors) if kept is None else kept
+            images, owner, chosen = retrieval_sets(embeds, captions, kept)
+            found[language] = retrieval_metrics(images, texts[chosen], owner)
+    if not session.first:
+        return
+    keys = list(next(iter(found.values())))
+    macro = {key: float(np.mean([metrics[key] for metrics in found.values()])) for key in keys}
+    from .charts import language_bars
+
+    name = result_name(args, "multilingual-retrieval")
+    path = Path(args.output_dir) / f"{name}.png"
+    language_bars(path, found)
+    about |= {"languages": list(found), "evaluated": len(kept), "unreadable": sorted(errors)}
+    session.finish("multilingual-retrieval", macro | {"languages": found}, about=about, settings={}, name=name)
+
+
+def multilingual_rows(args) -> tuple[datasets.Dataset, dict[str, list[list[str]]], dict[str, Any]]:
+    """Images, captions by language, and what the result says about them."""
+    if args.dataset is None:
+        raise ValueError("give --dataset: the folder of Crossmodal-3600, or a dataset with a column for each language")
+    if (Path(args.dataset) / "captions.jsonl").exists():
+        paths, of_language = data.xm3600(args.dataset)
+        rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+        about = {"benchmark": "xm3600", "source": args.dataset, "rows": len(rows)}
+        if args.languages:
+            of_language = {language: of_language[language] for language in known_languages(args, of_language)}
+        return rows, of_language, about
+    _, rows, about = source_of(args, "multilingual-retrieval")
+    image = image_column(args, rows)
+    if not args.languages:
+        raise ValueError("give --languages, the columns with the captions of each language")
+    for language in args.languages:
+        data.column(rows, language, (), "caption")
+    of_language = {language: data.captions(rows, language) for language in args.languages}
+    return rows.rename_column(image, "image") if image != "image" else rows, of_language, about
+
+
+def known_languages(args, of_language: dict[str, Any]) -> list[str]:
+    unknown = [language for language in args.languages if language not in of_language]
+    if unknown:
+        raise ValueError(f"there are no captions in {', '.join(unknown)}; there are {', '.join(of_language)}")
+    return args.languages
+
+
+def probe(args: argparse.Namespace) -> None:
+    """few-shot, linear-probe and knn: train on the embeddings of one split, test on those of another."""
+    parts = {}
+    for part, split in (("train", args.train_split), ("test", args.split or "test")):
+        rows = data.load(args.dataset, config=args.config, split=split)
+        column = data.column(rows, args.label_column, data.LABEL_COLUMNS, "label")
+        labels = data.labels(rows, column)
+        if any(len(own) != 1 for own in labels):
+            raise ValueError(f"the {split} rows have several labels, or none; a probe needs one a row")
+        parts[part] = rows, image_column(args, rows), [own[0] for own in labels]
+    session = Session.open(args)
+    embeds = {part: session.embed_images(rows, image) for part, (rows, image, _) in parts.items()}
+    if not session.first:
+        return
+    features, targets, about = {}, {}, {"source": args.dataset, "config": args.config, "split": args.split or "test"}
+    for part, (found, errors) in embeds.items():
+        kept = readable(found, errors)
+        features[part] = found[torch.from_numpy(kept)].numpy()
+        targets[part] = np.array(parts[part][2])[kept]
+        about |= {f"{part}_rows": len(kept), f"{part}_unreadable": sorted(errors)}
+    given = (features["train"], targets["train"], features["test"], targets["test"])
+    if args.command == "few-shot":
+        from .few_shot import few_shot_metrics
+
+        settings = {"shots": args.shots, "seeds": args.seeds, "l2": args.l2}
+        metrics = few_shot_metrics(*given, **settings)
+    elif args.command == "linear-probe":
+        from .probes import linear_probe
+
+        settings = {"seed": args.seed}
+        metrics = linear_probe(*given, **settings)
+    else:
+        from .probes import knn
+
+        settings = {"k": args.k}
+        metrics = knn(*given, **settings)
+    session.finish(args.command, metrics, about=about, settings=settings, name=result_name(args, args.command))
+
+
+def threshold(args: argparse.Namespace) -> None:
+    """Calibrate the cosine from which an image and a text count as matched."""
+    from .charts import similarity_histogram
+    from .similarity import calibrate_threshold
+
+    _, rows, about = source_of(args, "threshold")
+    image = image_column(args, rows)
+    column = data.column(rows, args.caption_column, data.CAPTION_COLUMNS, "caption")
+    texts = [own[0] for own in data.captions(rows, column)]
+    session = Session.open(args)
+    embeds, errors = session.embed_images(rows, image)
+    text_embeds = session.embed_texts(texts)
+    if not session.first:
+        return
+    kept = torch.from_numpy(readable(embeds, errors))
+    images, text_embeds = F.normalize(embeds[kept], dim=-1), text_embeds[kept]
+    similarities = (images * text_embeds).sum(1)
+    if args.label_column:
+        own = data.labels(rows, data.column(rows, args.label_column, (), "label"))
+        matched = np.array([own[row][0] for row in kept.tolist()], bool)
+    else:
+        # each image with another row's text, shifted by a random number of rows; equal texts are no mismatch
+        shift = int(np.random.default_rng(args.seed).integers(1, max(2, len(kept))))
+        others = torch.arange(len(kept)).roll(shift)
+        wrong = [texts[a] != texts[b] for a, b in zip(kept.tolist(), kept[others].tolist())]
+        unmatched = (images * text_embeds[others]).sum(1)[torch.tensor(wrong)]
+        matched = np.concatenate([np.ones(len(similarities), bool), np.zeros(len(unmatched), bool)])
+        similarities = torch.cat((similarities, unmatched))
+    metrics = calibrate_threshold(similarities.numpy(), matched, precision=args.precision)
+    scale, bias = session.model.logit_scale.exp().item(), getattr(session.model, "logit_bias", None)
+    if bias is not None:
+        logit = torch.tensor(metrics["threshold"] * scale + bias.item(), dtype=torch.float64)
+        metrics["probability_at_threshold"] = logit.sigmoid().item()
+    name = result_name(args, "threshold")
+    path = Path(args.output_dir) / f"{name}.png"
+    similarity_histogram(path, similarities.numpy(), matched, metrics["threshold"])
+    about |= {"columns": {"image": image, "caption": column, "label": args.label_column}}
+    about |= {"pairs": len(matched), "matched": int(matched.sum()), "unreadable": sorted(errors)}
+    settings = {"precision": args.precision, "seed": None if args.label_column else args.seed}
+    session.finish("threshold", metrics, about=about, settings=settings, name=name)
+
+
+def embed(args: argparse.Namespace) -> None:
+    """Embeddings of many images or texts in a folder of Parquet or safetensors files; goes on where it was stopped."""
+    if sum(value is not None for value in (args.images, args.texts, args.dataset)) != 1:
+        raise ValueError("give one of --images, --texts and --dataset")
+    kind, rows, names = "image", None, None
+    if args.images:
+        names = [str(path) for path in image_files(args.images)]
+        items: Sequence[Any] = names
+    elif args.texts:
+        kind, items = "text", read_lines_or_json(args.texts)
+    else:
+        rows = data.load(args.dataset, config=args.config, split=args.split)
+        if args.caption_column:
+            kind = "text"
+            items = [own[0] for own in data.captions(rows, data.column(rows, args.caption_column, (), "caption"))]
+        else:
+            column = image_column(args, rows)
+            source = data.images(rows, column)
+            items = source
+    session = Session.open(args)
+
+    def encode(first: int, last: int) -> Iterator[EncodedBatch]:
+        if kind == "text":
+            return stream_texts(session.model, session.processor, items[first:last], batch_size=args.batch_size)
+        part = items[first:last] if rows is None else (row[column] for row in source.select(range(first, last)))
+        sizes = {"batch_size": args.batch_size, "workers": args.workers}
+        return stream_images(session.model, session.processor, part, **sizes)
+
+    if not len(items):
+        raise ValueError("there is nothing to embed")
+    identity = rows._fingerprint if rows is not None else store.fingerprint({"items": list(items)})
+    folder = Path(args.output)
+    settings = session.settings(kind, data=identity, normalized=True, model=args.model)
+    form = {"form": args.format, "part_rows": args.part_rows}
+    store.compute(folder, settings, len(items), encode, session.model, names=names, what=f"{kind}s", **form)
+    if session.first:
+        _, errors, _ = store.read(folder)
+        for row, message in errors.items():
+            print(f"row {row} cannot be read: {message}")
+        print(f"{len(items) - len(errors)} of {len(items)} {kind}s are in {folder}")
+
+
+def duplicates(args: argparse.Namespace) -> None:
+    """Groups of images so similar that they may be the same, from a folder that `embed` wrote."""
+    from .similarity import duplicate_groups, duplicate_pairs
+
+    embeds, errors, names = store.read(args.embeddings)
+    pairs, scores = duplicate_pairs(embeds, args.threshold)
+    groups = duplicate_groups(pairs, len(embeds))
+    score_of = {(int(a), int(b)): float(score) for (a, b), score in zip(pairs, scores)}
+    listed = [
+        {
+            "rows": group,
+            "names": [names[row] for row in group],
+            "least_cosine": min(score for (a, b), score in score_of.items() if a in group and b in group),
+        }
+        for group in groups
+    ]
+    metrics = {"groups": len(groups), "in_groups": sum(map(len, groups)), "rows": len(embeds)}
+    write_result(
+        Path(args.output),
+        "duplicates",
+        metrics,
+        dataset={"source": args.embeddings, "unreadable": sorted(errors)},
+        settings={"threshold": args.threshold},
+        groups=listed,
+    )
+    for group in listed:
+        print("  ".join(name or str(row) for name, row in zip(group["names"], group["rows"])))
+    print(f"{metrics['in_groups']} of {metrics['rows']} in {metrics['groups']} groups: {args.output}")
+
+
+def report(args: argparse.Namespace) -> None:
+    """Results side by side, as Markdown."""
+    text = compare(args.results)
+    if args.output:
+        store.write_atomically(Path(args.output), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+        print(args.output)
+    else:
+        print(text, end="")
+
+
+def result_name(args: argparse.Namespace, task: str) -> str:
+    about = args.benchmark or Path(args.dataset.rstrip("/")).name
+    return re.sub(r"[^\w.-]+", "-", f"{task}-{about}")

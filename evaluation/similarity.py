@@ -1,0 +1,80 @@
+"""Similarities used as decisions: a threshold calibrated on labelled pairs, and near-duplicates."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+
+def calibrate_threshold(
+    similarities: Sequence[float], matched: Sequence[bool], *, precision: float | None = None
+) -> dict[str, float]:
+    """The cosine from which a pair counts as matched: the best F1, or the most recall at a wanted precision.
+
+    Args:
+        similarities: one cosine a pair.
+        matched: whether the pair belongs together.
+        precision: the least share of right ones among those accepted.
+
+    Returns:
+        "threshold", its "precision", "recall" and "f1", and of all thresholds together "average_precision" and
+        "roc_auc".
+
+    Raises:
+        ValueError: only pairs of one kind, or a precision that no threshold reaches.
+    """
+    scores, truth = np.asarray(similarities, np.float64), np.asarray(matched, bool)
+    if scores.shape != truth.shape or scores.ndim != 1:
+        raise ValueError(f"{scores.shape} similarities for {truth.shape} labels")
+    if truth.all() or not truth.any():
+        raise ValueError("all pairs are of one kind; a threshold needs matched and unmatched ones")
+    precisions, recalls, thresholds = precision_recall_curve(truth, scores)
+    precisions, recalls = precisions[:-1], recalls[:-1]  # the last has no threshold
+    f1 = 2 * precisions * recalls / np.maximum(precisions + recalls, 1e-300)
+    if precision is None:
+        best = int(np.argmax(f1))
+    else:
+        enough = np.flatnonzero(precisions >= precision)
+        if not len(enough):
+            raise ValueError(f"no threshold reaches a precision of {precision}; the best is {precisions.max():.3f}")
+        best = int(enough[np.argmax(recalls[enough])])
+    return {
+        "threshold": float(thresholds[best]),
+        "precision": float(precisions[best]),
+        "recall": float(recalls[best]),
+        "f1": float(f1[best]),
+        "average_precision": float(average_precision_score(truth, scores)),
+        "roc_auc": float(roc_auc_score(truth, scores)),
+    }
+
+
+def duplicate_pairs(embeds: torch.Tensor, threshold: float, *, block: int = 2048) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (P, 2) of rows, the smaller first, whose cosine is at least the threshold, and their cosines (P,).
+
+    Args:
+        embeds: (N, D), normalised; rows with NaN match nothing.
+        block: rows compared at a time; memory is block x N scores.
+    """
+    pairs, scores = [], []
+    for start in range(0, len(embeds), block):
+        part = embeds[start : start + block] @ embeds[start:].T
+        part = part.triu(1)  # each pair once, and no row with itself
+        rows, columns = (part >= threshold).nonzero(as_tuple=True)
+        keep = columns > rows  # a threshold of 0 or less would take the zeros below the diagonal
+        rows, columns = rows[keep], columns[keep]
+        pairs.append(torch.stack((rows, columns), dim=1) + start)
+        scores.append(part[rows, columns])
+    return torch.cat(pairs).numpy(), torch.cat(scores).numpy()
+
+
+def duplicate_groups(pairs: np.ndarray, count: int) -> list[list[int]]:
+    """Rows connected by pairs, each group and the groups in order of their first rows."""
+    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, component = connected_components(graph, directed=False)
+    groups: dict[int, list[int]] = {}
+    for row in np.unique(pairs).tolist():
+        groups.setdefault(int(component[row]), []).append(row)
+    return sorted(groups.values())
