@@ -109,6 +109,13 @@ class SiglipExtTrainingArguments(TrainingArguments):
         default=8,
         metadata={"help": "With a dataset that has groups: variants of one thing that stay together in a batch."},
     )
+    group_from_epoch: int = field(
+        default=0,
+        metadata={
+            "help": "First epoch (from 0) with groups in a batch. A model from scratch should learn the easy things "
+            "first; a pretrained one can start with 0."
+        },
+    )
     max_seconds: float | None = field(
         default=None,
         metadata={
@@ -126,6 +133,8 @@ class SiglipExtTrainingArguments(TrainingArguments):
             raise ValueError(f"eval_contrastive_batch_size must be positive, got {self.eval_contrastive_batch_size}")
         if self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {self.group_size}")
+        if self.group_from_epoch < 0:
+            raise ValueError(f"group_from_epoch must not be negative, got {self.group_from_epoch}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
         if self.batch_eval_metrics:

@@ -1,7 +1,8 @@
 """Batches that hold hard negatives: an order of the data in which variants of one thing stand next to each other.
 
 In a shuffled order two variants of a thing (one shirt in two colours, one emoji in two skin tones) rarely meet in a
-small batch, and a contrastive loss learns little of what sets them apart.
+small batch, and a contrastive loss learns little of what sets them apart. From the first step on, however, such
+batches hold a small model on the plateau where it predicts the same for all pairs; let it learn the easy things first.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from torch.utils.data import Sampler
 
 
 class GroupedSampler(Sampler[int]):
-    """A shuffled order in which up to `size` members of a group follow each other.
+    """A shuffled order in which, from some epoch on, up to `size` members of a group follow each other.
 
     The order depends on (seed, epoch) alone: it is the same for any number of processes, and after a resume.
 
@@ -20,6 +21,7 @@ class GroupedSampler(Sampler[int]):
         groups: the group of each row; rows without one (None) stand alone.
         size: members that stay together. Larger groups are dealt out anew into pieces of this size at every epoch.
         seed: of the order.
+        first_epoch: before this epoch all rows stand alone.
 
     Raises:
         ValueError: if `size` is less than 1.
@@ -29,7 +31,7 @@ class GroupedSampler(Sampler[int]):
         [3, 1, 0, 2]
     """
 
-    def __init__(self, groups: Sequence[Hashable], size: int, seed: int = 0):
+    def __init__(self, groups: Sequence[Hashable], size: int, seed: int = 0, first_epoch: int = 0):
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         numbers: dict[Hashable, int] = {}
@@ -39,6 +41,7 @@ class GroupedSampler(Sampler[int]):
         ]
         self.size = size
         self.seed = seed
+        self.first_epoch = first_epoch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -55,6 +58,7 @@ class GroupedSampler(Sampler[int]):
         members: dict[int, list[int]] = {}
         for row in torch.randperm(len(self.groups), generator=generator).tolist():
             members.setdefault(self.groups[row], []).append(row)
-        pieces = [rows[i : i + self.size] for rows in members.values() for i in range(0, len(rows), self.size)]
+        size = self.size if self.epoch >= self.first_epoch else 1
+        pieces = [rows[i : i + size] for rows in members.values() for i in range(0, len(rows), size)]
         for piece in torch.randperm(len(pieces), generator=generator).tolist():
             yield from pieces[piece]

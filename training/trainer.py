@@ -124,6 +124,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         self.model_accepts_loss_kwargs = False
         self.add_callback(_Hooks(self))
         self._budget: TimeBudget | None = None
+        self._grouped_sampler: GroupedSampler | None = None
         if args.max_seconds is not None:
             self._budget = TimeBudget(args.max_seconds)
             self.add_callback(self._budget)
@@ -280,7 +281,10 @@ class SiglipExtTrainer(AtomicCheckpoints):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if getattr(dataset, "groups", None) is not None:
-            return GroupedSampler(dataset.groups, self.args.group_size, self.args.seed)
+            self._grouped_sampler = GroupedSampler(
+                dataset.groups, self.args.group_size, self.args.seed, self.args.group_from_epoch
+            )
+            return self._grouped_sampler
         return super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -494,6 +498,8 @@ class _Hooks(TrainerCallback):
             dataset.set_epoch(epoch)
         if isinstance(train_dataloader, PlainLoader):
             train_dataloader.set_epoch(epoch)
+        if self.trainer._grouped_sampler is not None:
+            self.trainer._grouped_sampler.set_epoch(epoch)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.trainer._average is not None:

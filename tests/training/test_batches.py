@@ -1,6 +1,6 @@
 """Orders that keep variants together, alone and inside the Trainer."""
 
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 
 import pytest
 from datasets import Dataset
@@ -10,7 +10,7 @@ from PIL import Image
 
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from modeling_siglip_ext.training.batches import GroupedSampler
-from modeling_siglip_ext.training.data import ImageTextDataset
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.emoji.loader import load_emoji
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
@@ -48,11 +48,24 @@ def _neighbours(order, groups, row):
     return sum(groups[other] == groups[row] for other in order[max(0, place - 1) : place + 2]) - 1
 
 
+def test_groups_begin_at_their_epoch():
+    groups = [row // 4 for row in range(400)]
+    sampler = GroupedSampler(groups, 4, first_epoch=2)
+    together = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        together.append(sum(groups[one] == groups[other] for one, other in pairwise(order)))
+    assert max(together[:2]) < 20 < 300 <= min(together[2:])
+
+
 def test_a_size_below_one_is_refused():
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         GroupedSampler(["a"], 0)
     with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
         SiglipExtTrainingArguments(group_size=0)
+    with pytest.raises(ValueError, match="group_from_epoch must not be negative, got -1"):
+        SiglipExtTrainingArguments(group_from_epoch=-1)
 
 
 def test_the_trainer_keeps_variants_together(our_model, arguments):
@@ -78,6 +91,35 @@ def test_the_trainer_keeps_variants_together(our_model, arguments):
         assert all(len({row % 4 for row in batch}) == 1 for batch in batches)
         epochs.append(batches)
     assert epochs[0] != epochs[1]
+
+
+class Recorder(SiglipExtTrainer):
+    """Keeps the texts of every batch."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.seen = [*getattr(self, "seen", []), inputs["input_ids"].tolist()]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def test_a_resumed_run_sees_the_batches_of_a_whole_one(rows, processor, our_model, arguments):
+    rows = rows.add_column("shape", [caption.split()[-1] for caption in rows["caption"]])
+    dataset = ImageTextDataset(rows, group_column="shape")
+    values = {"per_device_train_batch_size": 4, "max_steps": 12, "save_strategy": "steps", "save_steps": 6}
+    args = arguments(**values, group_size=2, group_from_epoch=1)
+
+    def run(checkpoint=None) -> list:
+        trainer = Recorder(
+            model=our_model, args=args, train_dataset=dataset, data_collator=ImageTextCollator(processor)
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer.seen
+
+    whole = run()
+    assert len(whole) == 12
+    # 4 steps an epoch: the checkpoint is in the middle of the second
+    assert run(f"{args.output_dir}/checkpoint-6") == whole[6:]
+    epochs = [sorted(chain(*whole[start : start + 4])) for start in (0, 4, 8)]
+    assert epochs[0] == epochs[1] == epochs[2]
 
 
 def test_the_tones_of_an_emoji_share_a_base():
