@@ -69,3 +69,9 @@ def check_expansion(source: object, claimed: int, stored: int) -> None:
 def chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """A contiguous tensor in flat pieces small enough to be copied."""
     yield from tensor.reshape(-1).split(CHUNK)
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # one pass without a copy; a sum can overflow without such a value, but not hide one
+    return bool(torch.isfinite(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())

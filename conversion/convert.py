@@ -25,6 +25,7 @@ from .transfer import compare_tensors, write_tensors
 
 
 FORMATS = ("native", "ext")
+STOCK_TEXT_LENGTH = 64
 logger = logging.getLogger(__name__)
 
 
@@ -198,4 +199,11 @@ def convert(
             "libraries": libraries(),
         }
         write_report(folder, report)
-    return Result(report, [] if remark is None else [remark])
+    remarks = [] if remark is None else [remark]
+    text_length = getattr(getattr(config, "text_config", None), "max_position_embeddings", STOCK_TEXT_LENGTH)
+    if native and text_length != STOCK_TEXT_LENGTH:
+        remarks.append(
+            f"this model takes texts of {text_length} tokens. The zero-shot pipeline of transformers, and its "
+            f"Siglip2Processor, pad to {STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
+        )
+    return Result(report, remarks)

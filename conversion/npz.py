@@ -61,7 +61,7 @@ def read_member(archive: zipfile.ZipFile, member: str) -> torch.Tensor:
 def check_name(name: str, seen: set[str]) -> None:
     if name in seen:
         raise ValueError(f"{name} is there twice")
-    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+    if "\0" in name or name.startswith("/") or "\\" in name or ".." in name.split("/"):
         raise ValueError(f"{name!r} leads out of the archive")
 
 
@@ -78,10 +78,10 @@ def index(path: Path) -> dict[str, LazyArray]:
     seen: set[str] = set()
     claimed = 0
     for info in archive.infolist():
-        check_name(info.filename, seen)
-        seen.add(info.filename)
+        check_name(info.orig_filename, seen)
+        seen.add(info.orig_filename)
         if not info.filename.endswith(".npy"):
-            continue
+            raise ValueError(f"{info.orig_filename!r} is no array")
         with archive.open(info) as stream:
             shape, _, dtype = read_header(stream, info.filename)
             size = int(np.prod(shape, dtype=object)) * dtype.itemsize
@@ -137,6 +137,7 @@ class NpzWriter:
     >>> file = io.BytesIO()
     >>> with NpzWriter(file) as writer:
     ...     writer.write("x", (2, 3), torch.float32, (torch.zeros(3) for _ in range(2)))
+    >>> _ = file.seek(0)
     >>> np.load(file)["x"].shape
     (2, 3)
 

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 
-from .arrays import LazyArray, chunks
+from .arrays import LazyArray, all_finite, chunks
 from .errors import CheckpointError
 
 
@@ -159,7 +159,7 @@ class SafetensorsWriter:
         finite = True
         for chunk in chunks(values.contiguous()):
             stored = chunk.to(self.dtype)
-            finite &= bool(torch.isfinite(stored).all())
+            finite &= all_finite(stored)
             data = memoryview(stored.view(torch.uint8).numpy())
             write_at(descriptor, data, place)
             place += len(data)

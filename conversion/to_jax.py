@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from modeling_siglip_ext import SiglipExtTextConfig
 
-from .arrays import DTYPES
+from .arrays import DTYPES, all_finite
 from .atomic import new_file
 from .big_vision import identity_head, rules
 from .errors import CheckpointError
@@ -86,7 +86,7 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
     def blocks(name: str) -> Iterator[torch.Tensor]:
         for piece in pieces[name]:
             block = piece.from_torch(folder.tensors[piece.rule.torch_name].load())
-            if not allow_nonfinite and not torch.isfinite(block).all():
+            if not allow_nonfinite and not all_finite(block):
                 raise CheckpointError(
                     f"NaN or infinite values in {piece.rule.torch_name}; --allow-nonfinite converts them as they are"
                 )

@@ -4,10 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
-from .arrays import DTYPES
+from .arrays import DTYPES, all_finite
 from .atomic import new_folder
 from .errors import CheckpointError
 from .folders import ModelFolder, open_folder
@@ -57,7 +56,7 @@ def to_open_clip(
             for name in tqdm(pieces, desc="converting", unit="tensor"):
                 for number, piece in enumerate(pieces[name]):
                     block = piece.from_torch(folder.tensors[piece.rule.torch_name].load())
-                    if not torch.isfinite(block).all():
+                    if not all_finite(block):
                         raise CheckpointError(f"NaN or infinite values in {piece.rule.torch_name}")
                     writer.write(name, block, number, len(pieces[name]))
         (draft / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")

@@ -53,19 +53,20 @@ def layouts(draw: st.DrawFn) -> Layout:
         projection_size=draw(st.sampled_from([None, 5, 8])),
         position_embedding_type="learned" if naflex else draw(st.sampled_from(["learned", "sincos2d"])),
     )
+    embedding = vision.projection_size or vision.hidden_size  # of both towers
     kind = draw(st.sampled_from(["siglip", "bert", "none"]))
     config: SiglipExtConfig | SiglipExtVisionConfig = vision
     loss = draw(st.sampled_from([{}, {"loss_type": "softmax", "logit_bias_init": None}]))
     if kind == "siglip":
         sizes = tower(draw)
-        head = draw(st.booleans())
+        head = sizes["hidden_size"] != embedding or draw(st.booleans())
         text = SiglipExtTextConfig(
             **sizes,
             vocab_size=draw(st.integers(2, 9)),
             max_position_embeddings=draw(st.integers(1, 6)),
             pooling=draw(st.sampled_from(["last", "first", "mean", "max", "map"])),
             use_head=head,
-            projection_size=draw(st.integers(1, 9)) if head else None,
+            projection_size=embedding if head else None,
         )
         config = SiglipExtConfig(vision_config=vision, text_config=text, **loss)
     elif kind == "bert":
@@ -77,7 +78,7 @@ def layouts(draw: st.DrawFn) -> Layout:
             layer_norm_eps=1e-12,
             pad_token_id=0,
         )
-        size = draw(st.sampled_from([None, 6]))
+        size = embedding if text.hidden_size != embedding or draw(st.booleans()) else None
         config = SiglipExtConfig(
             vision_config=vision, text_config=text, text_pooling="first", text_projection_size=size, **loss
         )

@@ -53,12 +53,15 @@ def test_numpy_reads_what_the_writer_writes():
         writer.write("a/b", (4, 6), torch.float32, iter(whole.split(1)))
         writer.write("c", (6,), torch.bfloat16, [whole[0]])
         writer.write("d", (), torch.float16, [torch.tensor(2.0)])
+        writer.write("e", (0, 3), torch.float32, [torch.zeros(0, 3)])
+    file.seek(0)
     arrays = np.load(file)
     np.testing.assert_array_equal(arrays["a/b"], whole.numpy())
     expected = whole[0].bfloat16().view(torch.int16).numpy()
     np.testing.assert_array_equal(arrays["c"].view(np.int16), expected)
     assert arrays["d"].dtype == np.float16
     assert arrays["d"].shape == ()
+    assert arrays["e"].shape == (0, 3)
 
 
 def member(header: bytes, data: bytes = b"") -> bytes:
@@ -86,7 +89,8 @@ FLOATS = b"{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
         ({"x.npy": member(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"\x80\x04N.")}, "pickled"),
         ({"../../x.npy": member(FLOATS % b"(1,)", b"\0" * 4)}, "leads out of the archive"),
         ({"/etc/x.npy": member(FLOATS % b"(1,)", b"\0" * 4)}, "leads out of the archive"),
-        ({"readme.txt": b"hello"}, "holds no arrays"),
+        ({"readme.txt": b"hello"}, "is no array"),
+        ({}, "holds no arrays"),
     ],
 )
 def test_harmful_members_are_refused(members, message, tmp_path):

@@ -7,7 +7,15 @@ import sentencepiece
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoProcessor, AutoTokenizer, BertTokenizerFast, Siglip2Processor, SiglipProcessor, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BertTokenizerFast,
+    Siglip2Processor,
+    SiglipProcessor,
+    pipeline,
+)
 
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.catalogue import tokenizers
@@ -78,7 +86,8 @@ def test_v2_ids_are_lower_cased_ended_and_padded_on_the_right(case, gemma, check
     assert main(["from-jax", source, str(out), "--tokenizer", str(gemma), "--text-rules", "v2"]) == 0
     processor = AutoProcessor.from_pretrained(out)
     assert type(processor) is (Siglip2Processor if case == "siglip2_naflex" else SiglipProcessor)
-    batch = processor(text=TEXTS, padding="max_length", truncation=True)
+    # the stock Siglip2Processor pads to 64 unless told, as all released NaFlex models want
+    batch = processor(text=TEXTS, padding="max_length", truncation=True, max_length=8)
     assert "attention_mask" not in batch
     plain = Tokenizer.from_file(str(gemma))
     for text, row in zip(TEXTS, batch["input_ids"]):
@@ -148,7 +157,7 @@ def test_image_settings_are_those_of_training(converted):
     assert fixed["size"] == {"height": 64, "width": 64}
     assert fixed["resample"] == 2  # bilinear
     assert fixed["image_mean"] == fixed["image_std"] == [0.5, 0.5, 0.5]
-    naflex = AutoProcessor.from_pretrained(converted("siglip2_naflex"))
+    naflex = AutoImageProcessor.from_pretrained(converted("siglip2_naflex"))
     batch = naflex(images=[Image.new("RGB", (40, 160))], return_tensors="pt")
     assert batch["pixel_values"].shape == (1, 16, 768)
     assert torch.equal(batch["spatial_shapes"], torch.tensor([[2, 8]]))
