@@ -1,5 +1,9 @@
 """Recall@k against a naive ranking written independently."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +105,11 @@ def test_bad_input_is_named(images, texts, owner, message):
 def test_widths_that_differ_are_named():
     with pytest.raises(ValueError, match=r"\(3, 2\) and \(3, 4\)"):
         retrieval_metrics(torch.ones(3, 2), torch.ones(3, 4))
+
+
+@pytest.mark.slow
+def test_xm3600_fits_into_two_gigabytes():
+    worker = Path(__file__).parent / "xm3600_memory.py"
+    done = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout) < 2e9
