@@ -124,7 +124,7 @@ def table(found: dict) -> str:
         "# Encoding",
         "",
         f"Written by `benchmarks/encoding.py`. {found['machine']}. B/16-224, random weights;",
-        "medians of alternating pairs with their 95 % intervals. The bare tower, on inputs prepared beforehand, has the",
+        "medians of alternating pairs with their 95 % intervals. The bare tower, on inputs prepared beforehand, has",
         "speed 1; the bar is 0.97.",
         "",
         "| what | bare tower, s | encoding, s | speed |",

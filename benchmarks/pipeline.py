@@ -135,7 +135,7 @@ def table(found: dict) -> str:
         "# Zero-shot pipeline",
         "",
         f"Written by `benchmarks/pipeline.py`. {found['machine']}. B/16-224, random weights, float32,",
-        f"{IMAGES} images of 640 x 480 in batches of {BATCH}, 1,000 labels; medians of alternating pairs, 95 % intervals.",
+        f"{IMAGES} images of 640 x 480 in batches of {BATCH}, 1,000 labels; medians of pairs in turn, 95 % intervals.",
         "",
         "| what | ours, s | against, s | ratio | bar |",
         "|---|---:|---|---|---|",

@@ -35,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=True,
         help="lower-case prompts without punctuation, as big_vision does (default: yes)",
     )
+    added.add_argument(
+        "--central_crop",
+        action=argparse.BooleanOptionalAction,
+        help="resize images to size / 0.875 and crop (default: for the ImageNet benchmarks)",
+    )
 
     added = command("retrieval", commands.retrieval, model, rows, results)
     added.add_argument("--caption_column")

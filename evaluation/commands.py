@@ -47,6 +47,8 @@ class Session:
             raise ValueError(f"{args.model} is a {type(model).__name__}, not a model of images and texts")
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         processor = AutoProcessor.from_pretrained(args.model, **options)
+        if getattr(args, "central_crop", False):
+            crop_centre(processor.image_processor)
         return cls(args, model.to(device), processor, store.weights_fingerprint(model), started)
 
     @property
@@ -123,6 +125,20 @@ class Session:
                 print(f"{key:40s} {value:.4f}")
         print(path)
         return path
+
+
+def crop_centre(image_processor: Any) -> None:
+    """Make it resize to int(size / 0.875) and take the middle, as big_vision does for ImageNet; in place.
+
+    Raises:
+        ValueError: a NaFlex processor, which keeps the aspect ratio.
+    """
+    size = image_processor.size
+    if not size or "height" not in size:
+        raise ValueError("--central_crop needs a model of one image size")
+    image_processor.crop_size = dict(size)
+    image_processor.size = {side: int(pixels / 0.875) for side, pixels in dict(size).items()}
+    image_processor.do_center_crop = True
 
 
 def readable(embeds: torch.Tensor, errors: dict[int, str]) -> np.ndarray:
@@ -239,6 +255,8 @@ def zero_shot(args: argparse.Namespace) -> None:
     if args.label_map:
         labels, names = map_labels(json.loads(Path(args.label_map).read_text(encoding="utf-8")), labels, names)
     shown_names = names
+    if args.central_crop is None:
+        args.central_crop = benchmark is not None and benchmark.central_crop
     if args.canonicalize:
         names = [prompts.canonicalize(name) for name in names]
         templates = [prompts.canonicalize(template) for template in templates]
@@ -277,6 +295,7 @@ def zero_shot(args: argparse.Namespace) -> None:
         "templates": templates_from,
         "template_count": len(templates),
         "canonicalize": args.canonicalize,
+        "central_crop": args.central_crop,
         "label_map": args.label_map,
         "labels": "one a row" if single else "any of several",
     }

@@ -19,6 +19,7 @@ class Benchmark:
         class_names: "imagenet", or None for the dataset's own.
         templates: a name in `prompts/templates.json`, or None for the dataset's own.
         labels_file: whether the labels come in a file of their own (--labels).
+        central_crop: whether images are resized to size / 0.875 and cropped, as big_vision does for ImageNet.
     """
 
     task: str
@@ -30,16 +31,28 @@ class Benchmark:
     class_names: str | None = None
     templates: str | None = "clip_paper"
     labels_file: bool = False
+    central_crop: bool = False
 
 
 _WDS = "hf://datasets/clip-benchmark/wds_"
 BENCHMARKS = {
-    "imagenet": Benchmark("zero-shot", "ILSVRC/imagenet-1k", "validation", "image", "label", class_names="imagenet"),
+    "imagenet": Benchmark(
+        "zero-shot", "ILSVRC/imagenet-1k", "validation", "image", "label", class_names="imagenet", central_crop=True
+    ),
     # labels: real.json of google-research/reassessed-imagenet; rows without a label do not count
     "imagenet-real": Benchmark(
-        "zero-shot", "ILSVRC/imagenet-1k", "validation", "image", "label", class_names="imagenet", labels_file=True
+        "zero-shot",
+        "ILSVRC/imagenet-1k",
+        "validation",
+        "image",
+        "label",
+        class_names="imagenet",
+        labels_file=True,
+        central_crop=True,
     ),
-    "imagenet-v2": Benchmark("zero-shot", f"{_WDS}imagenetv2", label_column="cls", class_names="imagenet"),
+    "imagenet-v2": Benchmark(
+        "zero-shot", f"{_WDS}imagenetv2", label_column="cls", class_names="imagenet", central_crop=True
+    ),
     # 113 classes with names of their own, which the repository brings; ImageNet's through --label_map
     "objectnet": Benchmark("zero-shot", f"{_WDS}objectnet", label_column="cls"),
     "cifar100": Benchmark("zero-shot", "uoft-cs/cifar100", "test", "img", "fine_label"),

@@ -149,6 +149,17 @@ def test_zero_shot_with_labels_from_a_file_and_rows_without_one(parts, run, tmp_
     assert result["dataset"]["evaluated"] == 16
 
 
+def test_a_central_crop_is_big_visions(parts, run):
+    processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
+    commands.crop_centre(processor)
+    found = processor(IMAGES[0], return_tensors="pt").pixel_values[0]
+    resized = IMAGES[0].resize((36, 36), Image.Resampling.BICUBIC).crop((2, 2, 34, 34))
+    expected = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    plain, cropped = run("zero-shot", "--templates", "none"), run("zero-shot", "--templates", "none", "--central_crop")
+    assert (plain["settings"]["central_crop"], cropped["settings"]["central_crop"]) == (False, True)
+
+
 def test_a_label_map_restricts_the_choice():
     labels, names = commands.map_labels({"0": [4, 2], "1": "e"}, [[0], [1], [9]], list("abcdef"))
     assert names == ["c", "e"]
