@@ -2,13 +2,16 @@
 
 import argparse
 from collections import Counter
+from pathlib import Path
 
 from .arrays import Arrays
 from .catalogue import Entry
 from .convert import choose_form
 from .describe import Choices
 from .errors import CheckpointError
+from .folders import open_folder
 from .from_jax import JaxCheckpoint, add_choices, choose_entry, read_jax
+from .open_clip import describe_open_clip, is_open_clip, read_config
 from .plan import AnyConfig, plan_big_vision, vision_of
 from .remote import local
 from .sources import open_source
@@ -53,16 +56,13 @@ def count(arrays: Arrays, start: str) -> int:
 def report_lines(checkpoint: JaxCheckpoint) -> list[str]:
     params, layout, entry = checkpoint.params, checkpoint.layout, checkpoint.entry
     plan = plan_big_vision(params, checkpoint.config, checkpoint.config)
-    config, native = choose_form(checkpoint.config, None)
-    dtypes = Counter(str(array.dtype).removeprefix("torch.") for array in params.values())
     stacked = ", ".join(layout["stacked"])
     parts = {"image": count(params, "img/"), "text": count(params, "txt/"), "language model": count(params, "llm/")}
     lines = [
         f"catalogue: {'not a file of it' if entry is None else f'{entry.name} ({entry.licence})'}",
         *tower_lines(checkpoint.config),
         "parameters: " + ", ".join(f"{name} {number:,}" for name, number in parts.items() if number),
-        f"arrays: {len(params)} under {layout['prefix'] or 'no prefix'}; "
-        + ", ".join(f"{number} {name}" for name, number in dtypes.most_common()),
+        f"arrays: {len(params)} under {layout['prefix'] or 'no prefix'}; {types_line(params)}",
         f"layers: {f'stacked in {stacked}' if stacked else 'one by one'}{', old names' if layout['legacy'] else ''}",
     ]
     other = len(checkpoint.source.arrays) - len(params)
@@ -70,10 +70,7 @@ def report_lines(checkpoint: JaxCheckpoint) -> list[str]:
         lines.append(f"beside them: {other} arrays of a training run, which are not converted")
     for what, names in plan.left_out.items():
         lines.append(f"left out: {what} ({len(names)} arrays)")
-    family = "siglip_ext (with its code for trust_remote_code)"
-    if native:
-        family = "siglip2" if vision_of(config).naflex else "siglip"
-    lines.append(f"becomes: {family}")
+    lines.append(becomes(checkpoint.config))
     if entry is not None and entry.tokenizer is not None:
         lines.append(f"tokenizer: {entry.tokenizer.name}, as in {entry.tokenizer.repo}")
     return lines
@@ -83,19 +80,49 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "inspect",
         help="what a checkpoint holds and would become",
-        description="Describe a big_vision checkpoint from its headers, without reading the weights.",
+        description="Describe a checkpoint of big_vision or open_clip, or a model folder, from its headers alone.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="an .npz file or a tensorstore folder; a path or a URL")
+    parser.add_argument("checkpoint", help="an .npz file, a tensorstore, open_clip or model folder; a path or a URL")
     parser.add_argument("--name", help="which file of the catalogue it is, or none")
     parser.add_argument("--image-size", type=int, help="pixels, where the positions cannot tell")
+    parser.add_argument("--image-heads", type=int, help="attention heads of an open_clip image tower of unusual width")
     add_choices(parser)
     parser.set_defaults(run=run)
 
 
-def inspect(path: str, entry: Entry | None, choices: Choices) -> list[str]:
+def becomes(config: AnyConfig) -> str:
+    config, native = choose_form(config, None)
+    if not native:
+        return "becomes: siglip_ext (with its code for trust_remote_code)"
+    return f"becomes: {'siglip2' if vision_of(config).naflex else 'siglip'}"
+
+
+def types_line(arrays: Arrays) -> str:
+    dtypes = Counter(str(array.dtype).removeprefix("torch.") for array in arrays.values())
+    return ", ".join(f"{number} {name}" for name, number in dtypes.most_common())
+
+
+def other_lines(kind: str, config: AnyConfig, arrays: Arrays) -> list[str]:
+    """Of a checkpoint that is not big_vision's."""
+    total = sum(array.size for array in arrays.values())
+    return [kind, *tower_lines(config), f"parameters: {total:,}", f"tensors: {types_line(arrays)}", becomes(config)]
+
+
+def inspect(path: Path, entry: Entry | None, choices: Choices, image_heads: int | None = None) -> list[str]:
+    """What to print about a checkpoint of any kind.
+
+    Raises:
+        CheckpointError: Nothing that this package converts.
+    """
+    if (path / "config.json").is_file():
+        folder = open_folder(path)
+        return other_lines("a model folder", folder.config, folder.tensors)
     source = open_source(path)
+    if is_open_clip(source.arrays):
+        config = describe_open_clip(source.arrays, read_config(source.path.parent), image_heads, choices.text_heads)
+        return other_lines("a checkpoint of open_clip", config, source.arrays)
     if not any(name.endswith("img/embedding/kernel") for name in source.arrays):
         names = ", ".join(sorted(source.arrays)[:3])
         raise CheckpointError(f"{path} holds {len(source.arrays)} arrays ({names}, …), but no big_vision image tower")
@@ -105,5 +132,6 @@ def inspect(path: str, entry: Entry | None, choices: Choices) -> list[str]:
 def run(arguments: argparse.Namespace) -> int:
     choices = Choices(arguments.image_size, arguments.image_pooling, arguments.text_pooling, arguments.text_heads)
     with local(arguments.checkpoint) as path:
-        print("\n".join(inspect(path, choose_entry(arguments.checkpoint, arguments.name), choices)))
+        entry = choose_entry(arguments.checkpoint, arguments.name)
+        print("\n".join(inspect(path, entry, choices, arguments.image_heads)))
     return 0

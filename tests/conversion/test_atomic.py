@@ -54,14 +54,17 @@ def test_a_running_neighbour_keeps_its_draft(tmp_path):
     assert (tmp_path / "out" / "a").read_text() == "first"
 
 
-def run(task: str, checkpoints: Path, folder: Path) -> tuple[list[dict], str]:
-    command = [sys.executable, str(WORKER), task, str(checkpoints / "siglip1_mu16" / "checkpoint.npz"), str(folder)]
+@pytest.fixture(scope="module")
+def interrupted(checkpoints, tmp_path_factory) -> tuple[dict, str]:
+    """What interrupted conversions left behind, and what they said."""
+    source = checkpoints / "siglip1_mu16" / "checkpoint.npz"
+    command = [sys.executable, str(WORKER), str(source), str(tmp_path_factory.mktemp("interrupted"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def test_killed_at_twenty_random_moments_the_folder_is_absent_or_complete(checkpoints, tmp_path):
-    (whole, *killed), _ = run("killed", checkpoints, tmp_path)
+def test_killed_at_twenty_random_moments_the_folder_is_absent_or_complete(interrupted):
+    whole, *killed = interrupted[0]["killed"]
     assert len(killed) == 20
     assert sum(one["status"] == 9 for one in killed) >= 10  # most were really hit
     assert any(one["drafts"] for one in killed)  # some in the middle of writing
@@ -72,9 +75,9 @@ def test_killed_at_twenty_random_moments_the_folder_is_absent_or_complete(checkp
             assert one["left"] == 0  # the next run tidies up
 
 
-def test_a_file_size_limit_is_reported_and_leaves_nothing(checkpoints, tmp_path):
-    (found,), errors = run("limited", checkpoints, tmp_path)
-    assert found == {"status": 2, "files": []}
+def test_a_file_size_limit_is_reported_and_leaves_nothing(interrupted):
+    found, errors = interrupted
+    assert found["limited"] == {"status": 2, "files": []}
     assert "the file is too large" in errors
 
 

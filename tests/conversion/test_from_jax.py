@@ -318,6 +318,13 @@ def test_an_existing_folder_is_not_touched(checkpoints, tmp_path, capsys):
     assert (tmp_path / "kept").read_text() == "mine"
 
 
+def test_a_place_that_cannot_be_written_is_named(checkpoints, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    source = str(checkpoints / "siglip1_mu16" / "checkpoint.npz")
+    assert main(["from-jax", source, str(tmp_path / "file" / "out")]) == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

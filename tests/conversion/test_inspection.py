@@ -36,6 +36,18 @@ def test_the_number_of_parameters_is_that_of_the_file(checkpoints, capsys):
     assert f"image {image:,}, text {text:,}" in capsys.readouterr().out
 
 
+def test_model_folders_and_open_clip_are_described_too(converted, tmp_path, capsys):
+    folder = converted("siglip1_mu16")
+    assert main(["inspect", str(folder)]) == 0
+    assert "a model folder" in (shown := capsys.readouterr().out)
+    assert "parameters: 105,826" in shown
+    assert main(["to-open-clip", str(folder), str(tmp_path / "oc"), "--timm-model", "own"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "oc"), "--image-heads", "2"]) == 0
+    assert "a checkpoint of open_clip" in (shown := capsys.readouterr().out)
+    assert "32 wide, 3 layers, 2 heads" in shown
+
+
 def test_something_else_is_named_as_such(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", weights=np.zeros(3))
     assert main(["inspect", str(tmp_path / "x.npz")]) == 2

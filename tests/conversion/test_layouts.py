@@ -1,8 +1,10 @@
 """Random layouts of big_vision: there and back is the identity, whatever the sizes, poolings, names and containers."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,8 @@ from modeling_siglip_ext.conversion.convert import choose_form
 from modeling_siglip_ext.conversion.describe import Choices, describe
 from modeling_siglip_ext.conversion.layouts import modern, parameters, stacked_towers
 from modeling_siglip_ext.conversion.name_map import array_shapes, from_torch, to_torch
-from modeling_siglip_ext.conversion.plan import plan_big_vision
+from modeling_siglip_ext.conversion.npz import read_npz
+from modeling_siglip_ext.conversion.plan import check_shapes, plan_big_vision
 
 
 @dataclass
@@ -122,7 +125,7 @@ def make(layout: Layout) -> dict[str, LazyArray]:
     return arrays
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(layout=layouts())
 def test_there_and_back_is_the_identity(layout):
     arrays = make(layout)
@@ -162,3 +165,32 @@ def test_sums_that_the_original_loader_takes():
     np.testing.assert_array_equal(params["img/cls"].load().numpy(), (token + table[:, :1]).numpy())
     assert params["img/pos_embedding"].shape == (1, 9, 8)
     assert torch.equal(params["img/pos_embedding"].load(), table[:, 1:])
+
+
+BASE = {
+    case: modern(parameters(read_npz(Path(__file__).parents[1] / f"fixtures/big_vision/{case}/checkpoint.npz")))
+    for case in ("siglip1_mu16", "siglip2_naflex", "siglip_scan", "lit_bert")
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=st.sampled_from(sorted(BASE)), data=st.data())
+def test_shapes_that_contradict_each_other_give_one_clear_error(case, data):
+    """Arrays of a sound file get other shapes, or vanish: nothing but a ValueError may come out of it."""
+    params = dict(BASE[case])
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(params)))
+        shape = data.draw(st.one_of(st.none(), st.lists(st.integers(0, 5), max_size=4).map(tuple)))
+        if shape is None:
+            del params[name]
+        else:
+            params[name] = LazyArray(shape, lambda: pytest.fail("nothing is read"))
+    try:
+        config = describe(params, Choices(text_heads=4))
+        plan = plan_big_vision(params, config, config)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        check_shapes(plan, params, shapes)
+    except ValueError as error:
+        assert len(str(error)) > 20  # noqa: PT017 - any other error fails the test

@@ -2,7 +2,7 @@
 
 A process of its own, so that one import serves all children.
 
-    python worker_interrupted.py killed|limited CHECKPOINT FOLDER
+    python worker_interrupted.py CHECKPOINT FOLDER
 """
 
 import json
@@ -50,12 +50,14 @@ def killed(checkpoint: str, folder: Path, times: int = 20) -> list[dict]:
     return [{"files": whole}, *found]
 
 
-def limited(checkpoint: str, folder: Path) -> list[dict]:
+def limited(checkpoint: str, folder: Path) -> dict:
     _, status = os.waitpid(start(checkpoint, folder / "out", limit=100_000), 0)
-    return [{"status": os.waitstatus_to_exitcode(status), "files": [path.name for path in folder.iterdir()]}]
+    return {"status": os.waitstatus_to_exitcode(status), "files": [path.name for path in folder.iterdir()]}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    task = {"killed": killed, "limited": limited}[sys.argv[1]]
-    print(json.dumps(task(sys.argv[2], Path(sys.argv[3]))))
+    source, folders = sys.argv[1], [Path(sys.argv[2]) / name for name in ("limited", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    print(json.dumps({"limited": limited(source, folders[0]), "killed": killed(source, folders[1])}))
