@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except VerificationError as error:
-        print(f"siglip-ext-convert: not verified, nothing written: {error}", file=sys.stderr)
+        print(f"siglip-ext-convert: not verified: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         what = DISK.get(error.errno)

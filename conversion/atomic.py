@@ -55,7 +55,7 @@ def drafts(out: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's or folder's contents are on the disk."""
+    """Wait until a file's contents are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,7 +74,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     with drafts(out) as draft:
         yield draft
         for path in draft.rglob("*"):
-            flush(path)
+            if path.is_file():
+                flush(path)
         os.chmod(draft, 0o755)  # mkdtemp makes it private
         os.rename(draft, out)
 

@@ -9,8 +9,10 @@ import fsspec
 from fsspec.callbacks import TqdmCallback
 
 from .errors import CheckpointError
+from .open_clip import CONFIG, WEIGHTS
 
 
+OPEN_CLIP = (WEIGHTS, CONFIG)
 LIBRARIES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -25,6 +27,17 @@ def fetch_errors() -> tuple[type[Exception], ...]:
     except ImportError:
         return (ValueError,)
     return (ValueError, aiohttp.ClientError)
+
+
+def fetch_folder(filesystem: fsspec.AbstractFileSystem, path: str, target: Path, progress: TqdmCallback) -> None:
+    """A folder; of a repository of open_clip only what is read, which is half of it."""
+    if not filesystem.exists(f"{path}/{OPEN_CLIP[0]}"):
+        filesystem.get(path, str(target), recursive=True, callback=progress)
+        return
+    target.mkdir()
+    for name in OPEN_CLIP:
+        if filesystem.exists(f"{path}/{name}"):
+            filesystem.get_file(f"{path}/{name}", str(target / name), callback=progress)
 
 
 def fetch(url: str, folder: Path) -> Path:
@@ -50,7 +63,7 @@ def fetch(url: str, folder: Path) -> Path:
                 raise CheckpointError(f"{url}-LAST points to a folder that does not exist")
             filesystem.get(path + ends[0], str(folder / (name + ends[0])), recursive=True, callback=progress)
         elif filesystem.isdir(path):
-            filesystem.get(path, str(target), recursive=True, callback=progress)
+            fetch_folder(filesystem, path, target, progress)
         else:
             filesystem.get_file(path, str(target), callback=progress)
     except CheckpointError:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -123,14 +124,13 @@ class SafetensorsWriter:
     ):
         self.dtype = dtype
         self.files = ExitStack()
-        self.places: dict[str, tuple[int, int, int]] = {}
+        self.places: dict[str, tuple[FileIO, int, int]] = {}
         for file, part in self.plan(folder, shapes, max_shard_size, filename).items():
             start, places = header(part, dtype)
-            descriptor = os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            self.files.callback(os.close, descriptor)
-            allocate(descriptor, max((first + length for first, length in places.values()), default=len(start)))
-            write_at(descriptor, memoryview(start), 0)
-            self.places |= {name: (descriptor, *place) for name, place in places.items()}
+            opened = self.files.enter_context(open(folder / file, "xb", buffering=0))  # noqa: SIM115
+            allocate(opened, max((first + length for first, length in places.values()), default=len(start)))
+            write_at(opened, memoryview(start), 0)
+            self.places |= {name: (opened, *place) for name, place in places.items()}
 
     def plan(
         self, folder: Path, shapes: Mapping[str, tuple[int, ...]], max_shard_size: str, filename: str | None
@@ -152,7 +152,7 @@ class SafetensorsWriter:
 
     def write(self, name: str, values: torch.Tensor, block: int = 0, blocks: int = 1) -> bool:
         """Write one of `blocks` equal blocks of a tensor; returns whether all its values are finite as stored."""
-        descriptor, first, length = self.places[name]
+        opened, first, length = self.places[name]
         if values.numel() * self.dtype.itemsize * blocks != length:
             raise CheckpointError(f"{name}: {tuple(values.shape)} do not fit, the model has another shape there")
         place = first + block * (length // blocks)
@@ -161,20 +161,20 @@ class SafetensorsWriter:
             stored = chunk.to(self.dtype)
             finite &= all_finite(stored)
             data = memoryview(stored.view(torch.uint8).numpy())
-            write_at(descriptor, data, place)
+            write_at(opened, data, place)
             place += len(data)
         return finite
 
 
-def allocate(descriptor: int, size: int) -> None:
+def allocate(opened: FileIO, size: int) -> None:
     """Take the space now, so that a full disk shows before the work and not after it."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        os.posix_fallocate(descriptor, 0, size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        os.posix_fallocate(opened.fileno(), 0, size)
     else:
-        os.ftruncate(descriptor, size)
+        opened.truncate(size)
 
 
-def write_at(descriptor: int, data: memoryview, place: int) -> None:
+def write_at(opened: FileIO, data: memoryview, place: int) -> None:
+    opened.seek(place)
     while data:
-        written = os.pwrite(descriptor, data, place)
-        data, place = data[written:], place + written
+        data = data[opened.write(data) :]

@@ -7,6 +7,7 @@ from pathlib import Path
 from .arrays import LazyArray
 from .errors import CheckpointError
 from .npz import read_npz
+from .open_clip import WEIGHTS as OPEN_CLIP_WEIGHTS
 from .safetensors_folder import INDEX, WEIGHTS, read_safetensors
 from .zarr_folder import newest_folder, read_tensorstore
 
@@ -58,7 +59,7 @@ def open_source(path: str | Path) -> Source:
         return Source(path, path.name, read_npz(path))
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
         return Source(folder, path.name, read_safetensors(folder))
-    single = folder / "open_clip_model.safetensors"
+    single = folder / OPEN_CLIP_WEIGHTS
     if single.is_file():
         return Source(single, path.name, read_safetensors(single))
     return Source(folder, path.name, read_tensorstore(folder))

@@ -30,6 +30,15 @@ def test_a_url_is_fetched_and_converted(name, bucket, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "unpacked"]
 
 
+def test_of_an_open_clip_repository_only_what_is_read_is_fetched(bucket, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name in ("open_clip_model.safetensors", "open_clip_config.json", "open_clip_pytorch_model.bin"):
+        memory.pipe(f"/bucket/repo/{name}", b"x")
+    with local(f"{bucket}/repo", tmp_path) as folder:
+        found = sorted(path.name for path in folder.iterdir())
+    assert found == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
 def test_a_missing_file_is_named(bucket, tmp_path, capsys):
     assert main(["from-jax", f"{bucket}/none.npz", str(tmp_path / "out")]) == 2
     assert "none.npz" in capsys.readouterr().err
