@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from modeling_siglip_ext.encoding import EncodedBatch, encode_texts, image_files, stream_images, stream_texts
@@ -58,13 +58,16 @@ class Session:
 
     def settings(self, kind: str, **about: Any) -> dict[str, Any]:
         """All that embeddings of this kind depend on."""
-        part = self.processor.image_processor if kind == "image" else self.processor.tokenizer
-        own = part.to_dict() if kind == "image" else part.backend_tokenizer.to_str() if part.is_fast else str(part)
+        if kind == "image":
+            own = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
+        else:
+            own = tokenizer_settings(self.processor.tokenizer)
+        preparation = store.fingerprint({"of": own})
         return {
             "kind": kind,
             "weights": self.weights,
             "dtype": self.args.dtype,
-            "preparation": store.fingerprint({"of": json.loads(json.dumps(own, default=str))}),
+            "preparation": preparation,
             **about,
         }
 
@@ -125,6 +128,15 @@ class Session:
                 print(f"{key:40s} {value:.4f}")
         print(path)
         return path
+
+
+def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """What decides which tokens a text has."""
+    if not tokenizer.is_fast:
+        return {"class": type(tokenizer).__name__, "name": tokenizer.name_or_path, "vocabulary": len(tokenizer)}
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # as the last call left them; ours are always those of the text tower
+    return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
 
 
 def crop_centre(image_processor: Any) -> None:
