@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import BertConfig
 
-from .catalogue import recognise
 from .convert import verify_folder
 from .describe import Choices
 from .errors import CheckpointError, VerificationError
@@ -32,14 +31,13 @@ def jax_plan(folder: ModelFolder, source: Source) -> tuple[dict, Plan]:
     vision = vision_of(folder.config)
     text = getattr(folder.config, "text_config", None)
     bert = isinstance(text, BertConfig)
-    entry = recognise(source.path)
     choices = Choices(
         image_size=vision.image_size if vision.position_embedding_type == "sincos2d" else None,
         image_pooling=vision.pooling,
         text_pooling=folder.config.text_pooling if bert else getattr(text, "pooling", None),
         text_heads=text.num_attention_heads if bert else None,
     )
-    checkpoint = read_jax(source, entry, choices)
+    checkpoint = read_jax(source, choices=choices)
     return checkpoint.params, plan_big_vision(checkpoint.params, checkpoint.config, folder.config)
 
 
