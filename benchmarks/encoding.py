@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 BATCH = 8
 
 
-def setting() -> dict:
+def setting(rounds: int, workers: list[int]) -> dict:
     torch.manual_seed(0)
     texts = imagenet_classes()
     random = np.random.default_rng(0)
@@ -54,6 +54,8 @@ def setting() -> dict:
         "image_processor": image_processor,
         "tokenizer": tokenizer,
         "files": files,
+        "rounds": rounds,
+        "workers": workers,
         "ready": [image.resize((224, 224), Image.Resampling.BICUBIC) for image in images],
         "pixels": image_processor(images=images, return_tensors="pt")["pixel_values"],
         "texts": chosen,
@@ -78,11 +80,11 @@ def against_bare(s: dict, images: list, workers: int) -> dict:
         options = {"batch_size": BATCH, "workers": workers, "progress": False}
         encode_images(s["model"], s["image_processor"], images, **options)
 
-    return as_dict(alternate(lambda: bare_images(s), run, rounds=3, warmup=0))
+    return as_dict(alternate(lambda: bare_images(s), run, rounds=s["rounds"], warmup=0))
 
 
 def images(s: dict) -> dict:
-    found = {f"JPEG of 640 x 480, {workers} workers": against_bare(s, s["files"], workers) for workers in (0, 2)}
+    found = {f"JPEG of 640 x 480, {workers} workers": against_bare(s, s["files"], workers) for workers in s["workers"]}
     return found | {"224 x 224 in memory, 2 workers": against_bare(s, s["ready"], 2)}
 
 
@@ -90,7 +92,7 @@ def texts(s: dict) -> dict:
     def run() -> None:
         encode_texts(s["model"], s["tokenizer"], s["texts"], batch_size=16, progress=False)
 
-    return {"texts": as_dict(alternate(lambda: bare_texts(s), run, rounds=5, warmup=1))}
+    return {"texts": as_dict(alternate(lambda: bare_texts(s), run, rounds=s["rounds"] + 1, warmup=1))}
 
 
 @torch.no_grad()
@@ -111,8 +113,9 @@ def bf16(s: dict) -> dict:
         def half_pass(call=call, small=small):
             return getattr(half, call)(**small).pooler_output
 
-        cosine = torch.nn.functional.cosine_similarity(full_pass(), half_pass().float()).min().item()
-        found[name] = as_dict(alternate(full_pass, half_pass, rounds=6, warmup=1)) | {"least_cosine": cosine}
+        cosines = torch.nn.functional.cosine_similarity(full_pass(), half_pass().float())
+        ratio = alternate(full_pass, half_pass, rounds=s["rounds"] + 2, warmup=1)
+        found[name] = as_dict(ratio) | {"least_cosine": cosines.min().item()}
     return found
 
 
@@ -149,12 +152,14 @@ def table(found: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=LINES, default=list(LINES))
-    chosen = parser.parse_args().only
+    parser.add_argument("--rounds", type=int, default=4, help="alternating pairs of the long lines")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
     kept = RESULTS / "encoding.json"
     found = json.loads(kept.read_text()) if kept.exists() else {}
     found["machine"] = machine()
-    s = setting()
-    for name in chosen:
+    s = setting(args.rounds, args.workers)
+    for name in args.only:
         found[name] = LINES[name](s)
         print(name, found[name], flush=True)
         kept.write_text(json.dumps(found, indent=2) + "\n")

@@ -44,5 +44,7 @@ def alternate(a: Callable[[], object], b: Callable[[], object], rounds: int = 20
         pairs.append((time_a, time_b))
     times = np.array(pairs)
     ratios = times[:, 0] / times[:, 1]
-    interval = bootstrap((ratios,), np.median, rng=0, method="percentile").confidence_interval
+    interval = (np.nan, np.nan)  # of a single pair
+    if rounds > 1:
+        interval = bootstrap((ratios,), np.median, rng=0, method="percentile").confidence_interval
     return Ratio(float(np.median(ratios)), *map(float, interval), *map(float, np.median(times, axis=0)))
