@@ -17,11 +17,11 @@ from .name_map import SAME, Form, Rule, Sizes, Slot
 
 
 # flax kernels are input-first
-DENSE = Form(lambda a: a.T, lambda w, _: w.T)
+DENSE = Form(lambda a: a.t(), lambda w, _: w.t())
 CONV = Form(lambda a: a.permute(3, 2, 0, 1), lambda w, _: w.permute(2, 3, 1, 0))
-HEADS_IN = Form(lambda a: a.flatten(1).T, lambda w, sizes: w.T.unflatten(1, (sizes.heads, -1)))
+HEADS_IN = Form(lambda a: a.flatten(1).t(), lambda w, sizes: w.T.unflatten(1, (sizes.heads, -1)))
 HEADS_BIAS = Form(lambda a: a.flatten(), lambda w, sizes: w.unflatten(0, (sizes.heads, -1)))
-HEADS_OUT = Form(lambda a: a.flatten(0, 1).T, lambda w, sizes: w.T.unflatten(0, (sizes.heads, -1)))
+HEADS_OUT = Form(lambda a: a.flatten(0, 1).t(), lambda w, sizes: w.T.unflatten(0, (sizes.heads, -1)))
 SEQUENCE = Form(lambda a: a[0], lambda w, _: w[None])  # positions (1, N, D)
 GRID = Form(lambda a: a.flatten(0, 1), lambda w, _: w.unflatten(0, (math.isqrt(len(w)), -1)))  # positions (n, n, D)
 TOKEN = Form(lambda a: a[0, 0], lambda w, _: w[None, None])  # the class token (1, 1, D)

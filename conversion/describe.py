@@ -33,6 +33,11 @@ def shape_of(params: Arrays, name: str, sides: int | None = None) -> tuple[int, 
     return shape
 
 
+def head_width(params: Arrays, name: str) -> int | None:
+    """The width of a linear head's output; None where there is no head."""
+    return shape_of(params, name, 2)[1] if name in params else None
+
+
 def transformer_sizes(params: Arrays, prefix: str) -> dict[str, int]:
     """Depth, widths and heads of a tower, from its first block."""
     stacked = f"{prefix}encoderblock/{ATTENTION}/query/kernel" in params
@@ -90,21 +95,21 @@ def describe_image(params: Arrays, choices: Choices) -> SiglipExtVisionConfig:
         naflex=naflex,
         pooling=pooling,
         pre_logits="img/pre_logits/kernel" in params,
-        projection_size=params["img/head/kernel"].shape[-1] if "img/head/kernel" in params else None,
+        projection_size=head_width(params, "img/head/kernel"),
         position_embedding_type="sincos2d" if positions is None else "learned",
     )
 
 
 def describe_text(params: Arrays, choices: Choices) -> SiglipExtTextConfig:
     fields = transformer_sizes(params, "txt/Encoder_0/")
-    head = params.get("txt/head/kernel")
+    head = head_width(params, "txt/head/kernel")
     return SiglipExtTextConfig(
         **fields,
         vocab_size=shape_of(params, "txt/Embed_0/embedding", 2)[0],
         max_position_embeddings=shape_of(params, "txt/pos_embedding", 3)[1],
         pooling=choices.text_pooling or ("map" if "txt/MAPHead_0/probe" in params else "last"),
         use_head=head is not None,
-        projection_size=None if head is None else head.shape[-1],
+        projection_size=head,
     )
 
 
@@ -121,9 +126,9 @@ def describe_bert(params: Arrays, choices: Choices) -> BertConfig:
         hidden_size=width,
         num_attention_heads=heads,
         num_hidden_layers=1 + max(int(n.removeprefix(block).split("/")[0]) for n in params if n.startswith(block)),
-        intermediate_size=shape_of(params, f"{block}0/mlp_block/mlp/dense_layer/kernel")[-1],
-        max_position_embeddings=shape_of(params, embedder.format("position"))[0],
-        type_vocab_size=shape_of(params, embedder.format("segment"))[0],
+        intermediate_size=shape_of(params, f"{block}0/mlp_block/mlp/dense_layer/kernel", 2)[1],
+        max_position_embeddings=shape_of(params, embedder.format("position"), 2)[0],
+        type_vocab_size=shape_of(params, embedder.format("segment"), 2)[0],
         hidden_act="gelu_pytorch_tanh",
         layer_norm_eps=1e-12,
         pad_token_id=0,
@@ -144,8 +149,7 @@ def describe(params: Arrays, choices: Choices | None = None) -> SiglipExtConfig 
     if any(name.startswith("txt/BertEncoder_0/") for name in params):
         fields["text_config"] = describe_bert(params, choices)
         fields["text_pooling"] = choices.text_pooling or "first"
-        head = params.get("txt/head/kernel")
-        fields["text_projection_size"] = None if head is None else head.shape[-1]
+        fields["text_projection_size"] = head_width(params, "txt/head/kernel")
     else:
         fields["text_config"] = describe_text(params, choices)
     if "b" not in params:

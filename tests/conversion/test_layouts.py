@@ -173,7 +173,7 @@ BASE = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=st.sampled_from(sorted(BASE)), data=st.data())
 def test_shapes_that_contradict_each_other_give_one_clear_error(case, data):
     """Arrays of a sound file get other shapes, or vanish: nothing but a ValueError may come out of it."""

@@ -160,7 +160,7 @@ def test_image_settings_are_those_of_training(converted):
     naflex = AutoImageProcessor.from_pretrained(converted("siglip2_naflex"))
     batch = naflex(images=[Image.new("RGB", (40, 160))], return_tensors="pt")
     assert batch["pixel_values"].shape == (1, 16, 768)
-    assert torch.equal(batch["spatial_shapes"], torch.tensor([[2, 8]]))
+    assert torch.equal(batch["spatial_shapes"], torch.tensor([[8, 2]]))
 
 
 def test_the_wrong_tokenizer_is_found_out(gemma, checkpoints, tmp_path, capsys):
