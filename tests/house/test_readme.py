@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from datasets import Dataset, Features, Value
 from PIL import Image
-from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model
+from transformers import BertConfig, BertModel, BertTokenizer, Dinov2Config, Dinov2Model, ViTImageProcessor
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
@@ -27,8 +29,17 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 RELEASED = "google/siglip2-base-patch16-224"
 # `make demo` and `make test` are run by hand and by CI; `pip install` is what `make` does
 RUN_ELSEWHERE = ("make ", "pip install")
-SMALL = {"--output_dir my-siglip": "--output_dir my-siglip --use_cpu true --num_train_epochs 1 "
-         "--per_device_train_batch_size 2 --eval_fraction 0.25 --report_to none"}  # fmt: skip
+QUICK = "--use_cpu true --num_train_epochs 1 --per_device_train_batch_size 2 --eval_fraction 0.25 --report_to none"
+LIT = QUICK.replace("batch_size 2", "batch_size 4 --mini_batch_size 2")
+SMALL = {
+    # a small checkpoint under a released name
+    "60500360.npz siglip-b16-256\nsiglip": "60500360.npz siglip-b16-256 --name none\nsiglip",
+    "--output_dir my-siglip": f"--output_dir my-siglip {QUICK}",
+    "--output_dir my-lit": f"--output_dir my-lit {LIT}",
+    "--output_dir my-domain-siglip": f"--output_dir my-domain-siglip --model_name_or_path {RELEASED} {LIT}",
+    "--output_dir my-sharded": "--output_dir my-sharded --use_cpu true --per_device_train_batch_size 2 "
+    "--save_strategy no --report_to none",
+}
 
 
 # one process for neighbours saves importing torch again; fresh names, so that no snippet leans on another's imports
@@ -59,8 +70,18 @@ def workplace(tmp_path_factory) -> Path:
     )
     SiglipExtModel(config).save_pretrained(folder / RELEASED)
     Dinov2Model(Dinov2Config(**tower, image_size=32, patch_size=8)).save_pretrained(folder / "facebook/dinov2-base")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "facebook/dinov2-base")
     bert = BertModel(BertConfig(**tower, vocab_size=99), add_pooling_layer=False)
     bert.save_pretrained(folder / "google-bert/bert-base-uncased")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {word: n for n, word in enumerate([*special, "picture", "number", *map(str, range(16))])}
+    BertTokenizer(vocab=words).save_pretrained(folder / "google-bert/bert-base-uncased")
+    pairs = {
+        "image": [{"bytes": (folder / f"my-images/{i}.jpg").read_bytes(), "path": None} for i in range(16)],
+        "caption": [f"picture number {i}" for i in range(16)],
+    }
+    features = Features(image=datasets.Image(), caption=Value("string"))
+    Dataset.from_dict(pairs, features=features).to_parquet(folder / "my-captions.parquet")
     jax = REPOSITORY / "tests" / "fixtures" / "big_vision" / "siglip1_mu16" / "checkpoint.npz"
     shutil.copy(jax, folder / "webli_en_b16_256_60500360.npz")
     image_processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
@@ -106,7 +127,7 @@ def test_snippets_run(workplace, hub):
             for shown, small in SMALL.items():
                 codes = [code.replace(shown, small) for code in codes]
             command = ["bash", "-euc", "\n".join(codes)]
-        result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=1500)
         assert result.returncode == 0, f"{codes}\n{result.stdout}\n{result.stderr}"
     saved = {path.name for path in (workplace / "my-siglip").iterdir()}
     assert {"model.safetensors", "config.json", "README.md", "processor_config.json", "tokenizer.json"} <= saved
