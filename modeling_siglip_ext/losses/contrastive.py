@@ -71,7 +71,7 @@ def sigmoid_loss(
     if _choose(implementation, name, image_embeds) == "tiled":
         return tiled_sigmoid_loss(*arguments, _int64(pair_ids), needed(arguments), name, distribution)[0]
     first, gather, share = _global_batch("eager sigmoid", name, image_embeds, pair_ids, distribution)
-    return eager.sigmoid_sum(*arguments, _int64(pair_ids), first, gather) * share
+    return eager.sigmoid_sum(*arguments, _int64(pair_ids), first, gather, share)
 
 
 def softmax_loss(

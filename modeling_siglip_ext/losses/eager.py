@@ -27,8 +27,8 @@ def sigmoid_loss(
     """`modeling_siglip_ext.losses.sigmoid_loss` without tiles, ring and uneven batches; see there."""
     first, gather = _global_batch(image_embeds, group, distribution)
     # Divided by the local batch, not the global one: the mean over ranks is then the loss of the global batch.
-    total = sigmoid_sum(image_embeds, text_embeds, logit_scale, logit_bias, pair_ids, first, gather)
-    return total / image_embeds.shape[0]
+    share = 1 / image_embeds.shape[0]
+    return sigmoid_sum(image_embeds, text_embeds, logit_scale, logit_bias, pair_ids, first, gather, share)
 
 
 def softmax_loss(
@@ -57,8 +57,9 @@ def sigmoid_sum(
     pair_ids: torch.Tensor | None,
     first: int,
     gather: Callable[[torch.Tensor], torch.Tensor],
+    share: float,
 ) -> torch.Tensor:
-    """Loss of our images with everybody's texts, summed over the pairs.
+    """Loss of our images with everybody's texts, summed over the pairs, times the share.
 
     Args:
         first: Place of our first row among those of all ranks.
@@ -66,7 +67,7 @@ def sigmoid_sum(
     """
     logits = affine_cosines(images, gather(texts), logit_scale, logit_bias)
     labels = _labels(logits, pair_ids, first, gather, negative=-1)
-    return -F.logsigmoid(labels * logits).sum()
+    return F.logsigmoid(labels * logits).sum() * -share
 
 
 def softmax_sum(
