@@ -22,7 +22,7 @@ from modeling_siglip_ext import (
     encode_texts,
     train_tokenizer,
 )
-from modeling_siglip_ext.evaluation import commands
+from modeling_siglip_ext.evaluation import commands, session
 from modeling_siglip_ext.evaluation.__main__ import main
 
 
@@ -124,8 +124,8 @@ def test_zero_shot(parts, run, tmp_path):
 
 
 def test_embeddings_are_computed_once_for_all_tasks(run, monkeypatch):
-    asked, original = [], commands.stream_images
-    monkeypatch.setattr(commands, "stream_images", lambda *a, **k: (asked.append(1), original(*a, **k))[1])
+    asked, original = [], session.stream_images
+    monkeypatch.setattr(session, "stream_images", lambda *a, **k: (asked.append(1), original(*a, **k))[1])
     run("zero-shot", "--templates", "none")
     assert len(asked) == 3  # parts of ten rows
     run("retrieval", "--sheet", "0")
@@ -151,7 +151,7 @@ def test_zero_shot_with_labels_from_a_file_and_rows_without_one(parts, run, tmp_
 
 def test_a_central_crop_is_big_visions(parts, run):
     processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
-    commands.crop_centre(processor)
+    session.crop_centre(processor)
     found = processor(IMAGES[0], return_tensors="pt").pixel_values[0]
     resized = IMAGES[0].resize((36, 36), Image.Resampling.BICUBIC).crop((2, 2, 34, 34))
     expected = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 127.5 - 1

@@ -117,8 +117,10 @@ def test_a_folder_in_our_form_needs_no_trust_where_the_package_is(tmp_path):
     expected = stock(model, processor)(IMAGES[0], candidate_labels=LABELS)
     assert_same(loaded(IMAGES[0], candidate_labels=LABELS), expected)
     loaded.save_pretrained(tmp_path / "again")
-    again = pipeline(TASK, model=str(tmp_path / "again"), device="cpu")
-    assert_same(again(IMAGES[0], candidate_labels=LABELS), expected)
+    for trust in (None, True):
+        again = pipeline(TASK, model=str(tmp_path / "again"), device="cpu", trust_remote_code=trust)
+        assert type(again).__name__ == type(loaded).__name__
+        assert_same(again(IMAGES[0], candidate_labels=LABELS), expected)
 
 
 def test_a_clip_model_gets_the_stock_pipeline():
