@@ -108,11 +108,7 @@ class LossSums:
 
     def state(self) -> dict:
         trainer = self.trainer
-        return {
-            "loss_sum": trainer._tr_loss.item(),
-            "total_loss": trainer._total_loss_scalar,
-            "last_logged": trainer._globalstep_last_logged,
-        }
+        return {"loss_sum": trainer._tr_loss.item(), "last_logged": trainer._globalstep_last_logged}
 
     def load(self, state: dict) -> None:
         """Remember the sums until training begins; Trainer resets its own shortly before."""
@@ -123,6 +119,7 @@ class LossSums:
             return
         trainer, state = self.trainer, self.restored
         trainer._tr_loss = torch.tensor(state["loss_sum"], device=trainer.args.device)
-        trainer._total_loss_scalar = state["total_loss"]
+        # Trainer's final `train_loss` is the mean over the steps since the resume, to which this sum does not belong.
+        trainer._total_loss_scalar = -state["loss_sum"]
         trainer._globalstep_last_logged = state["last_logged"]
         self.restored = None

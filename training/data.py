@@ -93,14 +93,24 @@ def resized_uint8(images: Sequence[PILImage], image_processor: BaseImageProcesso
 
 def normalised(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
     """The rest of the image processor's work on a whole batch: uint8 (B, 3, H, W) → float32 of the same shape."""
-    pixels = pixels.float()
+    pixels = pixels.to(torch.float32, copy=True)  # then in place: a chunk of images is large
     if image_processor.do_rescale:
-        pixels = pixels * image_processor.rescale_factor
+        pixels *= image_processor.rescale_factor
     if image_processor.do_normalize:
         mean = torch.tensor(image_processor.image_mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(image_processor.image_std, device=pixels.device).view(-1, 1, 1)
-        pixels = (pixels - mean) / std
+        pixels.sub_(mean).div_(std)
     return pixels
+
+
+def stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images (3, H, W) as one tensor (B, 3, H, W), without a copy where they are the rows of one already."""
+    whole = images[0]._base
+    if whole is not None and whole.shape == (len(images), *images[0].shape):
+        step = whole.stride(0) * whole.element_size()
+        if all(image.data_ptr() == whole.data_ptr() + row * step for row, image in enumerate(images)):
+            return whole
+    return torch.stack(images)
 
 
 def fixed_size(image_processor: BaseImageProcessor | None) -> tuple[int, int] | None:
@@ -239,6 +249,18 @@ class ImageTextDataset(torch.utils.data.Dataset):
                 skipped.append((f"example {self.rows[candidate]}", reason(error)))
         raise ValueError(f"none of the {len(self)} images can be decoded; the first: {skipped[0]}")
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """A batch of items, whose pixels are rows of one tensor: a large batch is not held twice."""
+        if self._image_processor is None:
+            return [self[index] for index in indices]
+        pixels = torch.empty(len(indices), 3, *fixed_size(self._image_processor), dtype=torch.uint8)
+        items = []
+        for row, index in zip(pixels, indices):
+            item = self[index]
+            row.copy_(item["pixels"])
+            items.append(item | {"pixels": row})
+        return items
+
     def _item(self, index: int, image: torch.Tensor | PILImage, skipped: list[tuple[str, str]]) -> dict:
         return {
             "pixels" if isinstance(image, torch.Tensor) else "image": image,
@@ -331,7 +353,7 @@ class ImageTextCollator:
         if "embedding" in examples[0]:  # of `EmbeddingTextDataset`; the stand-in for the image tower passes them on
             batch["pixel_values"] = torch.stack([example["embedding"] for example in examples]).float()
         elif "pixels" in examples[0]:
-            pixels = torch.stack([example["pixels"] for example in examples])
+            pixels = stacked([example["pixels"] for example in examples])
             batch["pixel_values"] = pixels if self.uint8 else normalised(pixels, image_processor)
         else:
             images = [self._image(example) for example in examples]

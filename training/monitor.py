@@ -40,9 +40,9 @@ class Monitor:
     def embeddings(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
         """From normalised embeddings (B, D): sums that add up over processes."""
         dtype = torch.float32 if image_embeds.device.type == "mps" else torch.float64
-        images, texts = image_embeds.detach().to(dtype), text_embeds.detach().to(dtype)
-        positives = (images * texts).sum()
-        self.sums = torch.cat([images.sum(0), texts.sum(0), positives[None], positives.new_full((1,), len(images))])
+        images, texts = (embeds.detach().sum(0, dtype=dtype) for embeds in (image_embeds, text_embeds))
+        positives = (image_embeds.detach() * text_embeds.detach()).sum(dtype=dtype)
+        self.sums = torch.cat([images, texts, positives[None], positives.new_full((1,), len(image_embeds))])
 
     @torch.no_grad()
     def loss(self, step: int, value: torch.Tensor) -> None:

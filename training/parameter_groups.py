@@ -7,8 +7,13 @@ the peak learning rate plays no part. The papers' 1e-4 is of the second kind.
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+
+if TYPE_CHECKING:
+    from .arguments import SiglipExtTrainingArguments
 
 
 _TOWER = re.compile(r"(?:^|\.)(vision|text)_model\.")
@@ -31,6 +36,21 @@ class GroupSettings:
     lr_factors: dict[str, float]
     weight_decays: dict[str, float]
     layer_decay: float | None
+
+    @classmethod
+    def of(cls, args: "SiglipExtTrainingArguments") -> "GroupSettings":
+        def by_tower(field: str) -> dict[str, float]:
+            values = {tower: getattr(args, f"{tower}_{field}") for tower in ("vision", "text")}
+            return {tower: value for tower, value in values.items() if value is not None}
+
+        return cls(
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            convention=args.weight_decay_convention,
+            lr_factors=by_tower("lr_factor"),
+            weight_decays=by_tower("weight_decay"),
+            layer_decay=args.layer_decay,
+        )
 
 
 def kernel_names(model: nn.Module) -> list[str]:
@@ -81,16 +101,15 @@ def _layer_factors(names: list[str], layer_decay: float | None) -> dict[str, flo
     """layer_decay to the power of the number of layers between a parameter and the top of its tower."""
     if layer_decay is None:
         return {}
-    layers = {(name, _tower(name)): int(found.group(1)) for name in names if (found := _LAYER.search(name))}
-    depth = {tower: 1 + max(n for (_, of), n in layers.items() if of == tower) for _, tower in layers}
     factors = {}
-    for name in names:
-        tower = _tower(name)
-        if tower is None or tower not in depth:
-            continue
-        if (name, tower) in layers:
-            below_top = depth[tower] - layers[name, tower]
-        else:
-            below_top = depth[tower] + 1 if "embed" in name else 0  # the rest is norm and head, above all layers
-        factors[name] = layer_decay**below_top
+    for tower in ("vision", "text"):
+        own = [name for name in names if _tower(name) == tower]
+        layer = {name: int(found.group(1)) for name in own if (found := _LAYER.search(name))}
+        depth = max(layer.values(), default=-1) + 1
+        for name in own:
+            if name in layer:
+                below_top = depth - layer[name]
+            else:
+                below_top = depth + 1 if "embed" in name else 0  # the rest is norm and head, above all layers
+            factors[name] = layer_decay**below_top
     return factors

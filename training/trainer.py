@@ -17,15 +17,17 @@ from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 
 from .arguments import SiglipExtTrainingArguments
 from .batches import GroupedSampler
+from .blockwise import blockwise_loss
 from .checkpoint import AtomicCheckpoints, LossSums, read_json, write_json
 from .data import normalised
+from .data_progress import DataProgress
 from .ema import WeightAverage
 from .grad_cache import cached_backward, check_chunkable, split_batch, whole
 from .loading import PlainLoader, one_batch_at_a_time, stream_loader
 from .lock import lock_towers
 from .monitor import Monitor
 from .parameter_groups import GroupSettings, kernel_names, parameter_groups
-from .samples import ReportingCollator, SkipCounter
+from .samples import ReportingCollator
 from .schedule import TimeBudget, budgeted_schedule
 from .streaming import ImageTextStream
 
@@ -96,6 +98,8 @@ class SiglipExtTrainer(AtomicCheckpoints):
                 "max_seconds works in one process only, as clocks differ between processes; set max_steps or "
                 "num_train_epochs instead"
             )
+        if kwargs.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
+            raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
             args.accelerator_config.dispatch_batches = False
@@ -117,8 +121,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         self._average = None if args.ema_decay is None else WeightAverage(core, args.ema_decay)
         self._monitor = Monitor()
         self._loss_sums = LossSums(self)
-        self._skips = SkipCounter(args.max_bad_fraction)
-        self._positions: dict[int, tuple[int, int]] = {}  # of the workers of a stream
+        self._data = DataProgress(args.max_bad_fraction, args.dataloader_num_workers)
         # A batch mean, to be divided by gradient_accumulation_steps. Trainer would guess otherwise from the **kwargs
         # of forward as soon as the batch holds `labels`.
         self.model_accepts_loss_kwargs = False
@@ -226,22 +229,9 @@ class SiglipExtTrainer(AtomicCheckpoints):
             kind, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
             # GaLore, LOMO and the like bring groups of their own.
             if not is_optimizer_factory(kind) and not settings.keys() & {"params", "model", "optimizer_dict"}:
-                groups = parameter_groups(target, self.get_decay_parameter_names(target), self._group_settings())
+                groups = parameter_groups(target, self.get_decay_parameter_names(target), GroupSettings.of(self.args))
                 self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
         return super().create_optimizer(model)
-
-    def _group_settings(self) -> GroupSettings:
-        args, towers = self.args, ("vision", "text")
-        factors = {tower: getattr(args, f"{tower}_lr_factor") for tower in towers}
-        decays = {tower: getattr(args, f"{tower}_weight_decay") for tower in towers}
-        return GroupSettings(
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            convention=args.weight_decay_convention,
-            lr_factors={tower: value for tower, value in factors.items() if value is not None},
-            weight_decays={tower: value for tower, value in decays.items() if value is not None},
-            layer_decay=args.layer_decay,
-        )
 
     def _clip_grad_norm(self, model):
         self._measure_gradients()
@@ -336,13 +326,9 @@ class SiglipExtTrainer(AtomicCheckpoints):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            report = batch.pop("samples", None)
-            if report is not None:
-                self._monitor.batch(self.state.global_step + 1, report["names"])
-                self._skips.add(report["read"], report["skipped"])
-                if report["position"] is not None:
-                    worker, *position = report["position"]
-                    self._positions[worker] = tuple(position)
+            names = self._data.take(batch)
+            if names:
+                self._monitor.batch(self.state.global_step + 1, names)
         return batches, items
 
     # ---- evaluation ----
@@ -365,7 +351,10 @@ class SiglipExtTrainer(AtomicCheckpoints):
         output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         if output.predictions is None:
             raise ValueError(f"{description} saw no batch: the dataset is empty")
-        metrics = self._blockwise_loss(*output.predictions)
+        core = self._core_model()
+        head = (p if p is None else whole(p) for p in (core.logit_scale, core.logit_bias))
+        size = self.args.eval_contrastive_batch_size
+        metrics = blockwise_loss(*output.predictions, *head, self._contrastive_loss, size)
         if self.compute_metrics is not None:
             metrics.update(self.compute_metrics(EvalPrediction(predictions=output.predictions, label_ids=None)))
         prefixed = {
@@ -373,19 +362,6 @@ class SiglipExtTrainer(AtomicCheckpoints):
         }
         output.metrics.update(prefixed)
         return output
-
-    def _blockwise_loss(self, image_embeds, text_embeds) -> dict[str, float]:
-        """Mean loss over blocks of `eval_contrastive_batch_size` pairs, on the CPU in float64."""
-        core = self._core_model()
-        scale, bias = (p if p is None else p.detach().cpu().double() for p in (core.logit_scale, core.logit_bias))
-        images, texts = torch.from_numpy(image_embeds).double(), torch.from_numpy(text_embeds).double()
-        size = min(self.args.eval_contrastive_batch_size, len(images))
-        starts = range(0, len(images) - size + 1, size)
-        losses = [
-            self._contrastive_loss(images[i : i + size], texts[i : i + size], scale, bias, distribution="none").item()
-            for i in starts
-        ]
-        return {"loss": sum(losses) / len(losses), "loss_pairs": len(losses) * size}
 
     # ---- logs, checkpoints, card ----
 
@@ -407,8 +383,8 @@ class SiglipExtTrainer(AtomicCheckpoints):
                 None if p is None else whole(p.detach()).item() for p in (core.logit_scale, core.logit_bias)
             )
             logs.update(self._monitor.figures(self._examples_seen(), scale, bias, total))
-            if self._skips.total_skipped:
-                logs["samples_skipped"] = self._skips.total_skipped
+            if self._data.skips.total_skipped:
+                logs["samples_skipped"] = self._data.skips.total_skipped
         super().log(logs, *args, **kwargs)
         if training:
             self._monitor.check(logs["loss"])
@@ -418,8 +394,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         super()._save_checkpoint(model, trial)
 
     def save_extra(self, folder: Path) -> None:
-        stream = {"workers": self.args.dataloader_num_workers, "positions": sorted(self._positions.items())}
-        progress = {"losses": self._loss_sums.state(), "skips": self._skips.state(), "stream": stream}
+        progress = {"losses": self._loss_sums.state(), "data": self._data.state()}
         write_json(folder / f"progress_{self.args.process_index}.json", progress)
         if self._average is not None and self.args.should_save:
             self._average.save(folder)
@@ -435,17 +410,10 @@ class SiglipExtTrainer(AtomicCheckpoints):
             "resume with as many processes as the checkpoint was written by, and with this Trainer",
         )
         self._loss_sums.load(progress["losses"])
-        self._skips.load(progress["skips"])
+        self._data.load(progress["data"])
         if isinstance(self.train_dataset, ImageTextStream) and not self.args.ignore_data_skip:
-            stream = progress["stream"]
-            if stream["workers"] != self.args.dataloader_num_workers:
-                raise ValueError(
-                    f"the checkpoint's stream was read by dataloader_num_workers={stream['workers']}, not "
-                    f"{self.args.dataloader_num_workers}: set the same number to continue where it stopped"
-                )
-            self._positions = {worker: tuple(position) for worker, position in stream["positions"]}
             batches = self.state.global_step * self.args.gradient_accumulation_steps
-            self.train_dataset.resume(self._positions, batches)
+            self._data.resume(self.train_dataset, progress["data"], batches)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -1,9 +1,10 @@
 """Train a tiny model, kill the training process again and again, resume it each time, and keep what came out.
 
-Usage: kill_worker.py OUTPUT_FOLDER map|stream KILLS SEED
+Usage: kill_worker.py OUTPUT_FOLDER KILLS SEED
 
 Each attempt is a fork of this process, which has imported everything. Half of the kills come at a random moment, the
-other half while a checkpoint is being written. `OUTPUT_FOLDER/whole` is the run that nobody kills.
+other half while a checkpoint is being written. `OUTPUT_FOLDER/map/whole` is the run that nobody kills, `.../killed`
+the other; `OUTPUT_FOLDER/stream/` has the same of a stream.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ from modeling_siglip_ext.training.streaming import ImageTextStream
 from modeling_siglip_ext.training.tar_shards import TarShards
 
 
-ROWS, STEPS = 83, 30
+ROWS, STEPS = 83, 24
 
 
 def image(number: int) -> Image.Image:
@@ -162,19 +163,20 @@ def attempt(output: Path, shards: Path, kind: str, kill: str | None, draw: rando
     return os.WIFEXITED(status)
 
 
-def main(folder: Path, kind: str, kills: int, seed: int) -> None:
+def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     draw, shards = random.Random(seed), folder / "shards"
     write_shards(shards)
-    attempt(folder / "whole", shards, kind, None, draw)
-    done = False
-    for number in range(kills):
-        done = done or attempt(folder / "killed", shards, kind, ("any moment", "in a checkpoint")[number % 2], draw)
-        checkpoints = sorted(path.name for path in (folder / "killed").glob("checkpoint*"))
-        print(f"kill {number + 1}: {'came too late' if done else ' '.join(checkpoints)}")
-    if not done:
-        attempt(folder / "killed", shards, kind, None, draw)
+    for kind in ("map", "stream"):
+        whole, killed, done = folder / kind / "whole", folder / kind / "killed", False
+        attempt(whole, shards, kind, None, draw)
+        for number in range(kills):
+            done = done or attempt(killed, shards, kind, ("in a checkpoint", "any moment")[number % 2], draw)
+            checkpoints = sorted(path.name for path in killed.glob("checkpoint*"))
+            print(f"{kind}, kill {number + 1}: {'came too late' if done else ' '.join(checkpoints)}")
+        if not done:
+            attempt(killed, shards, kind, None, draw)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -135,3 +135,15 @@ def test_bad_folders(rows, tmp_path):
     rows[0]["image"].save(tmp_path / "lonely.png")
     with pytest.raises(ValueError, match=r"1 of 1 images.*lonely\.png"):
         load_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("cache_gib", [0, 1])
+def test_a_batch_is_not_copied(rows, processor, cache_gib):
+    dataset = ImageTextDataset(rows, image_processor=processor.image_processor, cache_gib=cache_gib)
+    items = dataset.__getitems__([3, 1, 15])
+    batch = ImageTextCollator(processor, uint8=True)(items)
+    assert batch["pixel_values"].data_ptr() == items[0]["pixels"].data_ptr()
+    assert torch.equal(batch["pixel_values"], torch.stack([dataset[n]["pixels"] for n in (3, 1, 15)]))
+    for other in (items[::-1], items[:2], [dataset[n] for n in (3, 1, 15)]):
+        found = ImageTextCollator(processor, uint8=True)(other)["pixel_values"]
+        assert torch.equal(found, torch.stack([item["pixels"] for item in other]))

@@ -197,8 +197,8 @@ def test_bad_samples_are_skipped_and_counted(broken, processor, our_model, argum
     run = trainer()
     run.train()
     assert run.state.global_step == 6
-    assert run.state.log_history[5]["samples_skipped"] == run._skips.total_skipped == 4
-    reasons = dict(run._skips.skipped)
+    assert run.state.log_history[5]["samples_skipped"] == run._data.skips.total_skipped == 4
+    reasons = dict(run._data.skips.skipped)
     assert [name.rsplit(": ", 1)[1] for name in reasons] == ["0003", "0100", "0200", "0300"]
     assert [reason.split(":")[0] for reason in reasons.values()] == [
         "OSError",

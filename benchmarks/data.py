@@ -1,0 +1,158 @@
+"""How fast training data is read: samples per second of the loaders against a bare loop that decodes and resizes.
+
+    python benchmarks/data.py        # about a minute; prints the table and writes benchmarks/results/data.md
+
+The images are 600 JPEGs of 400 x 300 pixels, resized to 224. The bare loop does what must be done: open, decode,
+resize. The loaders also draw a caption, tokenise, stack and report, in the main process or in two workers. Two workers
+are compared with two bare loops at once.
+"""
+
+import io
+import itertools
+import platform
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from timing import Ratio, alternate
+from torch.utils.data import DataLoader
+
+from modeling_siglip_ext import SiglipExtImageProcessor, SiglipExtProcessor, train_tokenizer
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.loading import stream_loader
+from modeling_siglip_ext.training.samples import ReportingCollator
+from modeling_siglip_ext.training.streaming import ImageTextStream
+from modeling_siglip_ext.training.tar_shards import TarShards
+
+
+RESULTS = Path(__file__).parent / "results" / "data.md"
+IMAGES, BATCH, SIZE, TIMED = 600, 32, 224, 10  # TIMED: batches in one measurement
+
+
+def photographs() -> list[bytes]:
+    """Smooth random pictures, which compress about as photographs do."""
+    generator, encoded = np.random.default_rng(0), []
+    for _ in range(IMAGES):
+        coarse = generator.integers(0, 256, (15, 20, 3), dtype=np.uint8)
+        picture = np.asarray(Image.fromarray(coarse).resize((400, 300), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = (picture + generator.normal(0, 6, picture.shape)).clip(0, 255).astype(np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(noisy).save(content, "JPEG", quality=85)
+        encoded.append(content.getvalue())
+    return encoded
+
+
+def write_shards(encoded: list[bytes], folder: Path) -> str:
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number in range(shard, len(encoded), 4):
+                for name, data in (
+                    (f"{number}.jpg", encoded[number]),
+                    (f"{number}.txt", f"picture {number}".encode()),
+                ):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return str(folder / "{0..3}.tar")
+
+
+def decode(encoded: list[bytes], count: int) -> None:
+    """The bare loop."""
+    for content in itertools.islice(itertools.cycle(encoded), count):
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        torch.from_numpy(np.array(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+
+
+def decode_in_turns(encoded: list[bytes], orders, finished) -> None:
+    torch.set_num_threads(1)
+    while count := orders.get():
+        decode(encoded, count)
+        finished.put(None)
+
+
+def endless(loader: DataLoader) -> Iterator[dict]:
+    while True:
+        yield from loader
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    encoded = photographs()
+    captions = [f"picture {number}" for number in range(IMAGES)]
+    tokenizer = train_tokenizer(captions, vocab_size=300, max_length=64)
+    processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": SIZE, "width": SIZE}), tokenizer)
+    collator = ReportingCollator(ImageTextCollator(processor, uint8=True))
+    rows = Dataset.from_dict({"image": [{"bytes": b, "path": None} for b in encoded], "caption": captions})
+    rows = rows.cast_column("image", ImageFeature())
+    lines: dict[str, Ratio] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_shards(encoded, Path(folder))
+
+        def loader(kind: str, workers: int) -> DataLoader:
+            if kind == "tar shards":
+                stream = ImageTextStream(TarShards(shards), image_processor=processor.image_processor)
+                return stream_loader(stream, BATCH, collator, 0, 1, num_workers=workers)
+            dataset = ImageTextDataset(rows, image_processor=processor.image_processor, cache_gib=0)
+            return DataLoader(
+                dataset,
+                BATCH,
+                drop_last=True,
+                collate_fn=collator,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+            )
+
+        context = get_context("fork")
+        orders, finished = context.Queue(), context.Queue()
+        helpers = [context.Process(target=decode_in_turns, args=(encoded, orders, finished)) for _ in range(2)]
+        for helper in helpers:
+            helper.start()
+
+        def two_loops() -> None:
+            for _ in helpers:
+                orders.put(TIMED * BATCH // 2)
+            for _ in helpers:
+                finished.get()
+
+        floors: dict[int, Callable[[], None]] = {0: lambda: decode(encoded, TIMED * BATCH), 2: two_loops}
+        for kind, workers in itertools.product(("Dataset", "tar shards"), floors):
+            batches = endless(loader(kind, workers))
+            where = "main process, bare loop" if workers == 0 else "2 workers, 2 bare loops"
+            lines[f"{kind}, {where}"] = alternate(
+                lambda batches=batches: [next(batches) for _ in range(TIMED)], floors[workers], rounds=10
+            )
+            del batches
+        for _ in helpers:
+            orders.put(0)
+        for helper in helpers:
+            helper.join()
+
+    text = report(lines)
+    RESULTS.write_text(text)
+    print(text)
+
+
+def report(lines: dict[str, Ratio]) -> str:
+    count = TIMED * BATCH
+    table = [
+        "# Reading training data",
+        "",
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}; JPEGs of 400 x 300, resized to "
+        f"{SIZE}. The last column is the loader's time as a multiple of the bare loop's, over alternating pairs.",
+        "",
+        "| what | loader, samples/s | decode and resize only, samples/s | time |",
+        "|---|---|---|---|",
+    ]
+    table += [f"| {name} | {count / r.seconds_a:.0f} | {count / r.seconds_b:.0f} | {r} |" for name, r in lines.items()]
+    return "\n".join(table) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What image embeddings depend on, as hashes that need neither the model loaded nor an image decoded."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from safetensors import safe_open
+from transformers import BaseImageProcessor
+from transformers.utils.hub import cached_file
+
+
+FINGERPRINTED_IMAGES = 1000
+
+
+def fingerprint(
+    model: str,
+    pooling: str | None,
+    image_processor: BaseImageProcessor,
+    rows: Dataset,
+    image_column: str,
+) -> dict[str, str | int]:
+    """What embeddings depend on: the tower's weights and pooling, the preprocessing, the images.
+
+    Nothing of it loads a model or decodes an image. The images go in by number, and a thousand of them by size and
+    file name.
+    """
+    return {
+        "weights": weights_digest(model),
+        "pooling": pooling or "default",
+        "preprocessing": _digest([json.dumps(_preprocessing(image_processor), sort_keys=True).encode()]),
+        "rows": len(rows),
+        "images": _images_digest(rows, image_column),
+    }
+
+
+def _preprocessing(image_processor: BaseImageProcessor) -> dict:
+    """What changes pixels; class names differ between versions of transformers."""
+    values = image_processor.to_dict()
+    return {name: value for name, value in values.items() if not name.endswith(("_type", "_class"))}
+
+
+def weights_digest(model: str) -> str:
+    """A hash of the image tower's tensors, read from the safetensors files of a model one by one.
+
+    Raises:
+        FileNotFoundError: the model has no safetensors file.
+    """
+    return _digest(_tower_bytes(_weight_files(model)))
+
+
+def _weight_files(model: str) -> list[str]:
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    single = cached_file(model, "model.safetensors", **quiet)
+    if single is not None:
+        return [single]
+    index = cached_file(model, "model.safetensors.index.json", **quiet)
+    if index is None:
+        raise FileNotFoundError(f"{model} has no safetensors weights")
+    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [cached_file(model, name) for name in names]
+
+
+def _tower_bytes(files: list[str]) -> Iterable[bytes]:
+    places = {}
+    for file in files:
+        with safe_open(file, framework="pt") as archive:
+            places |= dict.fromkeys(archive.keys(), file)
+    tower = [key for key in places if "vision_model." in key] or list(places)
+    for key in sorted(tower):
+        with safe_open(places[key], framework="pt") as archive:
+            tensor = archive.get_tensor(key)
+        yield f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _images_digest(rows: Dataset, image_column: str) -> str:
+    raw = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
+    chosen = torch.linspace(0, max(0, len(raw) - 1), min(FINGERPRINTED_IMAGES, len(raw))).round().int().tolist()
+    return _digest(_image_identity(raw[index][image_column]) for index in chosen)
+
+
+def _image_identity(image: dict | None) -> bytes:
+    if image is None:
+        return b"none"
+    content, path = image["bytes"], image["path"]
+    size = len(content) if content is not None else os.path.getsize(path)
+    return f"{Path(path).name if path else ''} {size}".encode()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
