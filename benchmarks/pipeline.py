@@ -137,9 +137,10 @@ LINES = {"warm": warm, "cold": cold, "stock": stock, "two": two}
 def table(found: dict) -> str:
     def line(what: str, bar: str, key: str, against: str) -> str:
         r = found[key]
+        interval = "(one pair)" if r["low"] != r["low"] else f"[{r['low']:.3f}, {r['high']:.3f}]"
         return (
             f"| {what.format(r['labels'])} | {r['seconds']:.2f} | {against}: {r['other_seconds']:.2f} | "
-            f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {bar} |"
+            f"{r['ratio']:.3f} {interval} | {bar} |"
         )
 
     lines = [
