@@ -125,10 +125,10 @@ def test_compiled(our_model, make, size):
 
 @pytest.mark.slow
 def test_accelerate_launch(tmp_path):
-    """Two processes by `accelerate launch` end like one."""
+    """On a CPU `accelerate launch` starts one process (several need MPI); torchrun is in test_distributed.py."""
     worker = Path(__file__).with_name("distributed_worker.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--multi_cpu"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     finished = subprocess.run(
         [*launch, str(worker), "8", str(tmp_path), "ours-cache"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
