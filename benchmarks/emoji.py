@@ -2,6 +2,10 @@
 
     python benchmarks/emoji.py                         # three seeds and the controls, about 15 minutes
     python benchmarks/emoji.py --runs seed0 --max_seconds 1e9    # all steps, however busy the machine is
+    python benchmarks/emoji.py --validation --runs seed0 --group_from_epoch 8    # printed only
+
+Settings are chosen with --validation: it trains on a part of the training images and judges on the rest, so that the
+held-out images have no say.
 
 The tone is asked for twice: tone_of_name chooses between an image's own caption and the same with another tone, tone
 classifies by four prompts that are the same for all images ("person: dark skin tone").
@@ -11,6 +15,7 @@ The controls: an untrained model, and one trained with every image's caption tak
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -20,8 +25,11 @@ from pathlib import Path
 
 import torch
 import transformers
+from datasets import Dataset
 
 from modeling_siglip_ext.evaluation.retrieval import retrieval_ranks
+from modeling_siglip_ext.training import rows
+from modeling_siglip_ext.training.emoji.loader import load_emoji
 from modeling_siglip_ext.training.recipe import parse_recipe
 from modeling_siglip_ext.training.run import Run, prepare, train
 
@@ -41,6 +49,33 @@ CHANCE = {
     "zero_shot_group": 1 / 9,
     "zero_shot_subgroup": 1 / 99,
 }
+
+
+def validation_emoji(split: str, languages: str) -> Dataset:
+    """`load_emoji` for choosing settings: the training images alone, split once more by hashes of their names.
+
+    Held out for validation are, as in the test set, one skin tone in five of every emoji and one gender of some roles.
+    """
+
+    def rank(text: str) -> str:
+        return hashlib.sha256(f"validation: {text}".encode()).hexdigest()
+
+    emoji = load_emoji("train", languages)
+    variants: dict[str, list[int]] = {}
+    genders: dict[str, dict[str, list[int]]] = {}
+    for i, (name, base, role, gender) in enumerate(zip(emoji["en"], emoji["base"], emoji["role"], emoji["gender"])):
+        if name != base:
+            variants.setdefault(base, []).append(i)
+        if gender is not None:
+            genders.setdefault(role, {}).setdefault(gender, []).append(i)
+    chosen = {
+        i
+        for found in variants.values()
+        for i in sorted(found, key=lambda i: rank(emoji["en"][i]))[: -(-len(found) // 5)]
+    }
+    both = sorted((role for role, found in genders.items() if len(found) == 2), key=rank)[:15]
+    chosen.update(i for n, role in enumerate(both) for i in genders[role][("man", "woman")[n % 2]])
+    return emoji.select([i for i in range(len(emoji)) if (i in chosen) == (split == "test")])
 
 
 def measure(name: str, overrides: list[str]) -> dict:
@@ -75,7 +110,7 @@ def measure(name: str, overrides: list[str]) -> dict:
 def recall_by_part(run: Run, image_embeds, text_embeds) -> dict[str, float]:
     """Image→text R@1 among all captions, for each part of the held-out set."""
     ranks, _ = retrieval_ranks(torch.from_numpy(image_embeds), torch.from_numpy(text_embeds))
-    parts = list(run.eval_rows["held_out"])
+    parts = [part or "validation" for part in run.eval_rows["held_out"]]
     return {
         part: sum(int(rank) == 0 for rank, own in zip(ranks, parts) if own == part) / parts.count(part)
         for part in sorted(set(parts))
@@ -127,7 +162,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--render", action="store_true", help="only render emoji.md from the stored runs")
+    parser.add_argument("--validation", action="store_true", help="judge on a part of the training images; print only")
     arguments, overrides = parser.parse_known_args()
+    if arguments.validation:
+        rows.load_emoji = validation_emoji
+        for name in arguments.runs:
+            print(name, overrides, json.dumps(measure(name, overrides), indent=1))
+        return
     RESULTS.mkdir(exist_ok=True)
     store = RESULTS / "emoji.json"
     runs = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}

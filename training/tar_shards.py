@@ -82,9 +82,22 @@ def _rest_is_one_bad_sample(url: str) -> Iterator[tuple[str, dict]]:
         yield url, {f"broken shard, {type(error).__name__}: {error}": None}
 
 
+class _Member(tarfile.TarInfo):
+    """A header that must be there: `tarfile` takes a missing, cut or garbled one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # the mark that ends an archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut short at byte {archive.offset}: {error}") from error
+
+
 def read_shard(url: str) -> Iterator[tuple[str, dict]]:
     """(name, row) of each sample of one tar file, in its order, read as a stream."""
-    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
         key, row = None, {}
         for member in archive:
             if not member.isfile():

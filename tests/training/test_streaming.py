@@ -1,5 +1,6 @@
 """Streams and tar shards: split without overlap, resumed exactly, bad samples skipped and counted."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -215,6 +216,27 @@ def test_a_truncated_shard_is_one_bad_sample(broken):
     bad = [row for name, row in rows if not {"image", "caption"} <= row.keys() and "broken shard" in str(row)]
     assert len(bad) == 1
     assert 1700 < len(rows) < 1800
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+@pytest.mark.parametrize("place", ["before a header", "in a header", "in an image", "a garbled header"])
+def test_a_shard_cut_anywhere_is_noticed(shards, tmp_path, place, compression):
+    whole = shards / "train-001.tar"
+    with tarfile.open(whole) as archive:
+        header = archive.getmembers()[4].offset
+    content = whole.read_bytes()
+    content = {
+        "before a header": content[:header],
+        "in a header": content[: header + 100],
+        "in an image": content[: header + 512 + 20],
+        "a garbled header": content[:header] + b"x" * (len(content) - header),
+    }[place]
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(gzip.compress(content) if compression else content)
+    found = list(TarShards([str(cut)]).rows(0, 1, 0))
+    assert [name.rsplit(": ", 1)[-1] for name, _ in found][:1] == ["part/04"]
+    assert ["broken shard" in str(row) for _, row in found].count(True) == 1
+    assert "broken shard" in str(found[-1])
 
 
 def test_a_part_without_samples_is_an_error(shards, processor):
