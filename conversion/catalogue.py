@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -67,10 +68,10 @@ class Entry:
     """One released file.
 
     Args:
-        name: The file's name without `.npz`.
+        name: The file's name without `.npz`; a star in it stands for anything.
         family: "siglip", "siglip2", "lit", "clippo" or "paligemma".
         url: Where it was released; None where that asks for consent first.
-        licence: The Hub's identifier of the licence of the weights.
+        licence: The Hub's identifier of the licence of the weights; None where none was found.
         image: Tower and patch size, e.g. "So400m/14".
         image_size: Pixels; None for NaFlex.
         text: The text tower's size; None where there is none.
@@ -79,15 +80,15 @@ class Entry:
         pooling: Of the image tower.
         projection_size: Of the image tower; None for none.
         embedding_size: Of the text head; None where there is no head.
-        parameters: The published number, in millions.
+        parameters: The published number, or a text such as "93M" where it was rounded; None where none was found.
         scores: Published figures in percent.
-        aliases: Other names that the same file is offered under.
+        aliases: Other names that the same file is offered under; a star in one stands for anything.
     """
 
     name: str
     family: str
     url: str | None
-    licence: str
+    licence: str | None
     image: str
     image_size: int | None
     text: str | None
@@ -96,7 +97,7 @@ class Entry:
     pooling: str
     projection_size: int | None
     embedding_size: int | None
-    parameters: float | None
+    parameters: int | str | None
     scores: dict[str, float]
     aliases: tuple[str, ...]
 
@@ -149,6 +150,19 @@ class Entry:
             **text_tokens(self.tokenizer.rules),
         )
         return SiglipExtConfig(vision_config=vision, text_config=text)
+
+    def agrees(self, count: int) -> bool:
+        """Whether a converted model of so many parameters is of the published size."""
+        width = towers()[self.image.split("/")[0]]["hidden_size"]
+        if self.family == "paligemma":  # published without the projection
+            count -= (width + 1) * self.projection_size
+        if self.family == "lit":  # published with a position for the class token, which is added into the token
+            count += width
+        if not isinstance(self.parameters, str):
+            return count == self.parameters
+        published = self.parameters.removesuffix("M")
+        decimals = len(published.partition(".")[2])
+        return f"{count / 1e6:.{decimals}f}" == published
 
     def check(self, found: AnyConfig) -> None:
         """Compare with the configuration that a file's shapes tell.
@@ -249,6 +263,14 @@ def entries() -> dict[str, Entry]:
     return found
 
 
+def lookup(name: str) -> Entry | None:
+    """The entry of a name or alias; the exact one before one with a star."""
+    names = {alias: entry for entry in entries().values() for alias in (entry.name, *entry.aliases)}
+    if name in names:
+        return names[name]
+    return next((entry for alias, entry in names.items() if "*" in alias and fnmatchcase(name, alias)), None)
+
+
 def find(name: str) -> Entry:
     """The entry of a name, with or without `.npz`.
 
@@ -256,17 +278,16 @@ def find(name: str) -> Entry:
         CheckpointError: No such entry; the nearest ones are suggested.
     """
     wanted = name.removesuffix(".npz")
-    names = {alias: entry for entry in entries().values() for alias in (entry.name, *entry.aliases)}
-    if wanted in names:
-        return names[wanted]
-    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    found = lookup(wanted)
+    if found is not None:
+        return found
+    near = difflib.get_close_matches(wanted, entries(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`siglip-ext-convert list` shows all"
     raise CheckpointError(f"{name!r} is not in the catalogue; {hint}")
 
 
 def recognise(path: str | Path) -> Entry | None:
-    """The entry that a file's or its folder's name stands for, if any; the name must be exact."""
+    """The entry that a file's or its folder's name stands for, if any."""
     path = Path(str(path).rstrip("/"))
-    names = {alias: entry for entry in entries().values() for alias in (entry.name, *entry.aliases)}
     # one file is called checkpoint.npz, in a folder of its own
-    return names.get(path.name.removesuffix(".npz")) or names.get(path.parent.name)
+    return lookup(path.name.removesuffix(".npz")) or lookup(path.parent.name)

@@ -53,13 +53,19 @@ def count(arrays: Arrays, start: str) -> int:
     return sum(array.size for name, array in arrays.items() if name.startswith(start))
 
 
+def catalogue_line(entry: Entry | None) -> str:
+    if entry is None:
+        return "catalogue: not a file of it"
+    return f"catalogue: {entry.name} ({entry.licence or 'licence unknown'})"
+
+
 def report_lines(checkpoint: JaxCheckpoint) -> list[str]:
     params, layout, entry = checkpoint.params, checkpoint.layout, checkpoint.entry
     plan = plan_big_vision(params, checkpoint.config, checkpoint.config)
     stacked = ", ".join(layout["stacked"])
     parts = {"image": count(params, "img/"), "text": count(params, "txt/"), "language model": count(params, "llm/")}
     lines = [
-        f"catalogue: {'not a file of it' if entry is None else f'{entry.name} ({entry.licence})'}",
+        catalogue_line(entry),
         *tower_lines(checkpoint.config),
         "parameters: " + ", ".join(f"{name} {number:,}" for name, number in parts.items() if number),
         f"arrays: {len(params)} under {layout['prefix'] or 'no prefix'}; {types_line(params)}",

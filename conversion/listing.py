@@ -24,11 +24,11 @@ def details(entry: Entry) -> str:
         "name": entry.name,
         "released at": entry.url or "Kaggle and the Hub, after consent to the licence",
         "also called": ", ".join(entry.aliases),
-        "licence": entry.licence,
+        "licence": entry.licence or "unknown: the release names none for the weights",
         "image tower": f"{entry.image}, {size}",
         "text tower": "" if entry.text is None else f"{entry.text}, {entry.text_length} tokens",
         "tokenizer": "" if entry.tokenizer is None else f"{entry.tokenizer.name}, as in {entry.tokenizer.repo}",
-        "parameters": "" if entry.parameters is None else f"{entry.parameters} million",
+        "parameters": f"{entry.parameters:,}" if isinstance(entry.parameters, int) else entry.parameters or "",
         "published": ", ".join(f"{key} {value}" for key, value in entry.scores.items()),
     }
     return "\n".join(f"{key:12} {value}" for key, value in rows.items() if value)

@@ -25,11 +25,7 @@ def write_tensors(
     """
     nonfinite = []
     for name, pieces in tqdm(pieces_by_array(plan.rules).items(), desc="converting", unit="array"):
-        array = arrays[name].load()
-        for piece in pieces:
-            tensor = changed(plan, piece, array)
-            if not writer.write(piece.rule.torch_name, tensor, piece.index, len(piece.rule.slots)):
-                nonfinite.append(piece.rule.torch_name)
+        nonfinite += write_pieces(plan, pieces, arrays[name].load(), writer)
     for name, tensor in plan.constants.items():
         writer.write(name, tensor)
     if nonfinite and not allow_nonfinite:
@@ -37,6 +33,16 @@ def write_tensors(
         raise CheckpointError(
             f"NaN or infinite values in {shown} as {writer.dtype}; --allow-nonfinite converts them as they are"
         )
+    return nonfinite
+
+
+def write_pieces(plan: Plan, pieces: list[Piece], array: torch.Tensor, writer: SafetensorsWriter) -> list[str]:
+    """Write all that one array becomes; it is let go before the next is read. Names of the tensors not finite."""
+    nonfinite = []
+    for piece in pieces:
+        tensor = changed(plan, piece, array)
+        if not writer.write(piece.rule.torch_name, tensor, piece.index, len(piece.rule.slots)):
+            nonfinite.append(piece.rule.torch_name)
     return nonfinite
 
 
@@ -74,6 +80,23 @@ def largest_difference(source: torch.Tensor, result: torch.Tensor) -> float:
     return largest
 
 
+def compare_pieces(plan: Plan, pieces: list[Piece], array: torch.Tensor, results: Arrays) -> list[tuple[str, float]]:
+    """Compare all that one array became; the largest difference of each piece, by the tensor it is in."""
+    differences = []
+    for piece in pieces:
+        name = piece.rule.torch_name
+        result = results[name].load()
+        try:
+            if name in plan.changes:
+                difference = largest_difference(changed(plan, piece, array), result)
+            else:
+                difference = largest_difference(piece.slot.select(array), piece.from_torch(result))
+        except VerificationError as error:
+            raise VerificationError(f"{name}: {error}") from error
+        differences.append((name, difference))
+    return differences
+
+
 def compare_tensors(plan: Plan, arrays: Arrays, results: Arrays) -> dict[str, float]:
     """Compare every tensor with its source, mapped back by the inverse of the rule that made it.
 
@@ -91,17 +114,7 @@ def compare_tensors(plan: Plan, arrays: Arrays, results: Arrays) -> dict[str, fl
     differences = dict.fromkeys(sorted(expected), 0.0)
     sources = [(name, pieces, arrays[name]) for name, pieces in pieces_by_array(plan.rules).items()]
     for _, pieces, lazy in tqdm(sources, desc="verifying", unit="array"):
-        array = lazy.load()
-        for piece in pieces:
-            name = piece.rule.torch_name
-            result = results[name].load()
-            try:
-                if name in plan.changes:
-                    difference = largest_difference(changed(plan, piece, array), result)
-                else:
-                    difference = largest_difference(piece.slot.select(array), piece.from_torch(result))
-            except VerificationError as error:
-                raise VerificationError(f"{name}: {error}") from error
+        for name, difference in compare_pieces(plan, pieces, lazy.load(), results):
             differences[name] = max(differences[name], difference)
     for name, tensor in plan.constants.items():
         differences[name] = largest_difference(tensor, results[name].load())
