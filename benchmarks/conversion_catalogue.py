@@ -138,6 +138,7 @@ def main() -> int:
     arguments = parser.parse_args()
     before = stored(arguments.results)
     waiting = [name for name in entries() if not good(before.get(name))]
+    waiting.sort(key=lambda name: name in before)  # those that failed come last
     names = [find(name).name for name in arguments.names] or waiting[: arguments.next]
     failed = False
     for name in names:

@@ -14,7 +14,7 @@ from transformers import BertConfig
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
 from .describe import Choices
-from .errors import CheckpointError
+from .errors import AnotherFileError, CheckpointError
 
 
 AnyConfig = SiglipExtConfig | SiglipExtVisionConfig
@@ -168,7 +168,7 @@ class Entry:
         """Compare with the configuration that a file's shapes tell.
 
         Raises:
-            CheckpointError: They contradict each other.
+            AnotherFileError: They contradict each other.
         """
         own = self.config()
         pairs = [("image tower", facts(own, VISION_FACTS), facts(found, VISION_FACTS))]
@@ -180,7 +180,7 @@ class Entry:
                 f"{key} {actual[key]} and not {expected[key]}" for key in expected if actual[key] != expected[key]
             ]
             if wrong:
-                raise CheckpointError(
+                raise AnotherFileError(
                     f"this is not {self.name}: its {tower} has {', '.join(wrong)}. "
                     "Give the right --name, or --name none"
                 )

@@ -7,7 +7,8 @@ from typing import Any
 
 from .arrays import LazyArray
 from .catalogue import Entry, find, recognise, text_tokens
-from .convert import FORMATS, Options, Result, convert
+from .command import add_command, choices, choices_arguments
+from .convert import Options, Result, convert
 from .describe import Choices, describe
 from .errors import CheckpointError
 from .layouts import container_prefix, describe_legacy, modern, parameters, stacked_towers
@@ -17,8 +18,6 @@ from .remote import local
 from .resize import describe_changes
 from .sources import Source, open_source
 
-
-__all__ = ["FORMATS", "JaxCheckpoint", "from_jax", "read_jax", "register"]
 
 EXAMPLES = """examples:
   siglip-ext-convert from-jax webli_en_b16_256_60500360.npz siglip-b16-256
@@ -67,25 +66,24 @@ def choose_entry(path: str, name: str | None) -> Entry | None:
     return recognise(path) if name is None else find(name)
 
 
-def read_jax(source: Source, entry: Entry | None = None, choices: Choices | None = None) -> JaxCheckpoint:
+def read_jax(source: Source, entry: Entry | None = None, known: Choices | None = None) -> JaxCheckpoint:
     """What a checkpoint of big_vision holds.
 
     Args:
         entry: Its place in the catalogue, which tells what the shapes do not.
-        choices: The same from the user, where there is no entry.
+        known: The same from the user, where there is no entry.
 
     Raises:
-        CheckpointError: Not a big_vision image-text checkpoint, or not the one that the entry describes.
+        AnotherFileError: Not the file that the entry describes.
+        CheckpointError: Not a big_vision image-text checkpoint.
     """
     params = modern(parameters(source.arrays))
-    if entry is not None:
-        choices = entry.choices
     try:
-        config = describe(params, choices)
+        config = describe(params, known if entry is None else entry.choices)
         if entry is not None:
             entry.check(config)
     except CheckpointError as error:
-        raise CheckpointError(f"{source.name}: {error}") from error
+        raise type(error)(f"{source.name}: {error}") from error
     if entry is not None and entry.tokenizer is not None and entry.tokenizer.rules != "bert":
         for key, value in text_tokens(entry.tokenizer.rules).items():
             setattr(config.text_config, key, value)
@@ -120,21 +118,14 @@ def from_jax(checkpoint: JaxCheckpoint, out: str | Path, options: Options, sizes
         raise CheckpointError(f"{checkpoint.source.name}: {error}") from error
 
 
-def add_choices(parser: argparse.ArgumentParser) -> None:
-    """What names and shapes do not tell; also for `inspect` and `verify`."""
-    group = parser.add_argument_group("what a checkpoint outside the catalogue cannot tell")
-    group.add_argument("--image-pooling", help="map, mean, max, first, cls or none")
-    group.add_argument("--text-pooling", help="last, first, mean, max or map")
-    group.add_argument("--text-heads", type=int, help="attention heads of a BERT text tower of unusual width")
-
-
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "from-jax",
-        help="a big_vision checkpoint to a folder for from_pretrained",
+        run,
+        summary="a big_vision checkpoint to a folder for from_pretrained",
         description="Convert a checkpoint of big_vision, verify every tensor, and write a folder for from_pretrained.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument(
         "checkpoint", help="an .npz file or a tensorstore folder; a path or a URL (gs://, https://, hf://)"
@@ -148,18 +139,17 @@ def register(commands: argparse._SubParsersAction) -> None:
     sizes.add_argument("--patch-size", type=int, help="pixels; the kernel is resized as in FlexiViT")
     sizes.add_argument("--text-length", type=int, help="tokens; positions are stretched (fine-tune afterwards)")
     sizes.add_argument("--tower", choices=("fixed", "naflex"), help="image tower for one size, or for any (NaFlex)")
-    add_choices(parser)
+    choices_arguments(parser)
     folder_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     entry = choose_entry(arguments.checkpoint, arguments.name)
-    choices = Choices(arguments.image_size, arguments.image_pooling, arguments.text_pooling, arguments.text_heads)
     naflex = None if arguments.tower is None else arguments.tower == "naflex"
     sizes = NewSizes(arguments.image_size, arguments.patch_size, arguments.text_length, naflex)
     options = folder_options(arguments)
     with local(arguments.checkpoint, Path(arguments.out).absolute().parent) as path:
-        result = from_jax(read_jax(open_source(path), entry, choices), arguments.out, options, sizes)
+        checkpoint = read_jax(open_source(path), entry, choices(arguments))
+        result = from_jax(checkpoint, arguments.out, options, sizes)
     print_result(arguments.out, result)
     return 0

@@ -2,14 +2,18 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from modeling_siglip_ext import SiglipExtConfig
 
 from .catalogue import tokenizers
+from .command import add_command
 from .convert import Result, convert
 from .errors import CheckpointError
 from .open_clip import describe_open_clip, is_open_clip, plan_open_clip, read_config
 from .output import folder_arguments, folder_options, print_result
 from .remote import local
-from .sources import open_source
+from .sources import Source, open_source
 
 
 EXAMPLES = """examples:
@@ -19,28 +23,39 @@ EXAMPLES = """examples:
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "from-open-clip",
-        help="a SigLIP checkpoint of open_clip to a folder for from_pretrained",
+        run,
+        summary="a SigLIP checkpoint of open_clip to a folder for from_pretrained",
         description="Convert and verify a CustomTextCLIP with a timm SigLIP tower. open_clip_config.json beside the "
         "weights is read if it is there; open_clip itself is not needed.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("checkpoint", help="a .safetensors file, or the folder with open_clip_model.safetensors")
     parser.add_argument("out", help="the folder to write; must not exist")
     parser.add_argument("--image-heads", type=int, help="attention heads of an image tower of unusual width")
     parser.add_argument("--text-heads", type=int, help="attention heads of a text tower of unusual width")
     folder_arguments(parser)
-    parser.set_defaults(run=run)
+
+
+def read_open_clip(
+    source: Source, image_heads: int | None = None, text_heads: int | None = None
+) -> tuple[SiglipExtConfig, dict[str, Any]]:
+    """The configuration of open_clip's model, and its own settings.
+
+    Raises:
+        CheckpointError: Not a SigLIP model of open_clip.
+    """
+    if not is_open_clip(source.arrays):
+        raise CheckpointError(f"{source.name} has no visual.trunk: not a CustomTextCLIP with a timm image tower")
+    stored = read_config(source.path if source.path.is_dir() else source.path.parent)
+    return describe_open_clip(source.arrays, stored, image_heads, text_heads), stored
 
 
 def from_open_clip(path: Path, arguments: argparse.Namespace) -> Result:
     source = open_source(path)
-    if not is_open_clip(source.arrays):
-        raise CheckpointError(f"{source.name} has no visual.trunk: not a CustomTextCLIP with a timm image tower")
-    stored = read_config(source.path if source.path.is_dir() else source.path.parent)
-    config = describe_open_clip(source.arrays, stored, arguments.image_heads, arguments.text_heads)
+    config, stored = read_open_clip(source, arguments.image_heads, arguments.text_heads)
     resample = stored.get("preprocess_cfg", {}).get("interpolation", "bicubic")  # open_clip's default
     wanted = next((t for t in tokenizers().values() if t.vocab_size == config.text_config.vocab_size), None)
     return convert(
@@ -51,7 +66,7 @@ def from_open_clip(path: Path, arguments: argparse.Namespace) -> Result:
         arguments.out,
         folder_options(arguments, resample if resample in ("bilinear", "bicubic") else "bicubic"),
         tokenizer=wanted,
-        facts={"layout": {"kind": "open_clip"}},
+        facts={"layout": {"kind": "open_clip"}, "changes": []},
     )
 
 

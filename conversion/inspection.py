@@ -1,20 +1,23 @@
 """`inspect`: what a checkpoint holds and what it would become, from its headers alone."""
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
 from .arrays import Arrays
 from .catalogue import Entry
+from .command import add_command, choices, choices_arguments
 from .convert import choose_form
 from .describe import Choices
-from .errors import CheckpointError
+from .errors import AnotherFileError, CheckpointError
 from .folders import open_folder
-from .from_jax import JaxCheckpoint, add_choices, choose_entry, read_jax
-from .open_clip import describe_open_clip, is_open_clip, read_config
+from .from_jax import JaxCheckpoint, choose_entry, read_jax
+from .from_open_clip import read_open_clip
+from .open_clip import is_open_clip
 from .plan import AnyConfig, plan_big_vision, vision_of
 from .remote import local
-from .sources import open_source
+from .sources import Source, open_source
 
 
 EXAMPLES = """examples:
@@ -83,19 +86,19 @@ def report_lines(checkpoint: JaxCheckpoint) -> list[str]:
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "inspect",
-        help="what a checkpoint holds and would become",
+        run,
+        summary="what a checkpoint holds and would become",
         description="Describe a checkpoint of big_vision or open_clip, or a model folder, from its headers alone.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("checkpoint", help="an .npz file, a tensorstore, open_clip or model folder; a path or a URL")
     parser.add_argument("--name", help="which file of the catalogue it is, or none")
     parser.add_argument("--image-size", type=int, help="pixels, where the positions cannot tell")
     parser.add_argument("--image-heads", type=int, help="attention heads of an open_clip image tower of unusual width")
-    add_choices(parser)
-    parser.set_defaults(run=run)
+    choices_arguments(parser)
 
 
 def becomes(config: AnyConfig) -> str:
@@ -116,8 +119,20 @@ def other_lines(kind: str, config: AnyConfig, arrays: Arrays) -> list[str]:
     return [kind, *tower_lines(config), f"parameters: {total:,}", f"tensors: {types_line(arrays)}", becomes(config)]
 
 
-def inspect(path: Path, entry: Entry | None, choices: Choices, image_heads: int | None = None) -> list[str]:
+def read_named(source: Source, entry: Entry | None, known: Choices) -> JaxCheckpoint:
+    """The checkpoint; one that is called like a released file without being it is described as what it is."""
+    try:
+        return read_jax(source, entry, known)
+    except AnotherFileError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return read_jax(source, None, known)
+
+
+def inspect(path: Path, name: str, arguments: argparse.Namespace) -> list[str]:
     """What to print about a checkpoint of any kind.
+
+    Args:
+        name: What the user calls it, a path or a URL.
 
     Raises:
         CheckpointError: Nothing that this package converts.
@@ -125,19 +140,18 @@ def inspect(path: Path, entry: Entry | None, choices: Choices, image_heads: int 
     if (path / "config.json").is_file():
         folder = open_folder(path)
         return other_lines("a model folder", folder.config, folder.tensors)
-    source = open_source(path)
+    source, known = open_source(path), choices(arguments)
     if is_open_clip(source.arrays):
-        config = describe_open_clip(source.arrays, read_config(source.path.parent), image_heads, choices.text_heads)
+        config, _ = read_open_clip(source, arguments.image_heads, known.text_heads)
         return other_lines("a checkpoint of open_clip", config, source.arrays)
     if not any(name.endswith("img/embedding/kernel") for name in source.arrays):
         names = ", ".join(sorted(source.arrays)[:3])
         raise CheckpointError(f"{path} holds {len(source.arrays)} arrays ({names}, …), but no big_vision image tower")
-    return report_lines(read_jax(source, entry, choices))
+    read = read_named if arguments.name is None else read_jax
+    return report_lines(read(source, choose_entry(name, arguments.name), known))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    choices = Choices(arguments.image_size, arguments.image_pooling, arguments.text_pooling, arguments.text_heads)
     with local(arguments.checkpoint) as path:
-        entry = choose_entry(arguments.checkpoint, arguments.name)
-        print("\n".join(inspect(path, entry, choices, arguments.image_heads)))
+        print("\n".join(inspect(path, arguments.checkpoint, arguments)))
     return 0

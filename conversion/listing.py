@@ -3,6 +3,7 @@
 import argparse
 
 from .catalogue import Entry, entries, find
+from .command import add_command
 
 
 EXAMPLES = """examples:
@@ -35,15 +36,15 @@ def details(entry: Entry) -> str:
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "list",
-        help="the released files",
+        run,
+        summary="the released files",
         description="Show the catalogue of released files; the last column is the published ImageNet accuracy.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("name", nargs="?", help="show all that is known about one file")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,16 +10,17 @@ from tqdm.auto import tqdm
 
 from modeling_siglip_ext import SiglipExtTextConfig
 
-from .arrays import DTYPES, all_finite
+from .arrays import DTYPES
 from .atomic import new_file
 from .big_vision import identity_head, rules
+from .command import add_command, outward_arguments
 from .errors import CheckpointError
 from .folders import ModelFolder, open_folder
 from .layouts import Outgoing, modern, parameters, restore_legacy
 from .name_map import Piece, Rule, array_shapes, pieces_by_array
 from .npz import NpzWriter, read_npz
 from .plan import AnyConfig
-from .transfer import compare_back
+from .transfer import compare_back, mapped_back
 
 
 EXAMPLES = """examples:
@@ -84,13 +85,7 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
         return DTYPES[wanted] if wanted in DTYPES else folder.tensors[piece.rule.torch_name].dtype
 
     def blocks(name: str) -> Iterator[torch.Tensor]:
-        for piece in pieces[name]:
-            block = piece.from_torch(folder.tensors[piece.rule.torch_name].load())
-            if not allow_nonfinite and not all_finite(block):
-                raise CheckpointError(
-                    f"NaN or infinite values in {piece.rule.torch_name}; --allow-nonfinite converts them as they are"
-                )
-            yield block
+        return mapped_back(folder.tensors, pieces[name], allow_nonfinite=allow_nonfinite)
 
     arrays = {
         name: Outgoing(shapes[name], stored_type(name, pieces[name][0]), lambda name=name: blocks(name))
@@ -107,19 +102,16 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "to-jax",
-        help="a model folder to an .npz for big_vision",
+        run,
+        summary="a model folder to an .npz for big_vision",
         description="Write a model folder as an .npz that big_vision loads. A folder that from-jax made comes back "
         "with the names, stacking and types it had.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("folder", help="a model folder, in stock form or ours")
-    parser.add_argument("out", help="the .npz file to write; must not exist")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of all arrays (default: what each one had)")
-    parser.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite values as they are")
-    parser.set_defaults(run=run)
+    outward_arguments(parser, "the .npz file")
 
 
 def run(arguments: argparse.Namespace) -> int:

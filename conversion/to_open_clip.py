@@ -6,14 +6,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .arrays import DTYPES, all_finite
+from .arrays import DTYPES
 from .atomic import new_folder
+from .command import add_command, outward_arguments
 from .errors import CheckpointError
 from .folders import ModelFolder, open_folder
 from .name_map import array_shapes, pieces_by_array
 from .open_clip import CONFIG, WEIGHTS, open_clip_config, open_clip_rules
 from .safetensors_folder import SafetensorsWriter, read_safetensors
-from .transfer import compare_back
+from .transfer import compare_back, mapped_back
 
 
 EXAMPLES = """examples:
@@ -34,13 +35,22 @@ def interpolation_of(folder: Path) -> str:
 
 
 def to_open_clip(
-    folder: ModelFolder, out: str | Path, *, dtype: str | None = None, timm_model: str | None = None
+    folder: ModelFolder,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    timm_model: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> int:
     """Write weights and configuration for open_clip; returns the number of tensors, each verified.
 
+    Args:
+        dtype: Of all tensors; None keeps the folder's.
+        timm_model: timm's name for the image tower; None finds it.
+
     Raises:
         FileExistsError: `out` exists.
-        CheckpointError: open_clip cannot build this model.
+        CheckpointError: open_clip cannot build this model, or values are not finite.
         VerificationError: The result differs from the folder.
     """
     table = open_clip_rules(folder.config)
@@ -54,10 +64,8 @@ def to_open_clip(
     with new_folder(out) as draft:
         with SafetensorsWriter(draft, shapes, stored, filename=WEIGHTS) as writer:
             for name in tqdm(pieces, desc="converting", unit="tensor"):
-                for number, piece in enumerate(pieces[name]):
-                    block = piece.from_torch(folder.tensors[piece.rule.torch_name].load())
-                    if not all_finite(block):
-                        raise CheckpointError(f"NaN or infinite values in {piece.rule.torch_name}")
+                blocks = mapped_back(folder.tensors, pieces[name], allow_nonfinite=allow_nonfinite)
+                for number, block in enumerate(blocks):
                     writer.write(name, block, number, len(pieces[name]))
         (draft / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         compare_back(folder.tensors, read_safetensors(draft / WEIGHTS), pieces)
@@ -65,22 +73,25 @@ def to_open_clip(
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "to-open-clip",
-        help="a model folder to one for open_clip",
+        run,
+        summary="a model folder to one for open_clip",
         description="Write a model of two SigLIP towers in open_clip's names, with open_clip_config.json.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("folder", help="a model folder, in stock form or ours")
-    parser.add_argument("out", help="the folder to write; must not exist")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the tensors (default: the folder's)")
+    outward_arguments(parser, "the folder")
     parser.add_argument("--timm-model", help="timm's name for the image tower, where it is none of the SigLIP ones")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder = open_folder(arguments.folder)
-    count = to_open_clip(folder, arguments.out, dtype=arguments.dtype, timm_model=arguments.timm_model)
+    count = to_open_clip(
+        open_folder(arguments.folder),
+        arguments.out,
+        dtype=arguments.dtype,
+        timm_model=arguments.timm_model,
+        allow_nonfinite=arguments.allow_nonfinite,
+    )
     print(f"{arguments.out}: {count} tensors, each verified against {arguments.folder}")
     return 0

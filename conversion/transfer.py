@@ -1,11 +1,11 @@
 """Moves tensors from a checkpoint to a model folder, one at a time, and compares them afterwards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from tqdm.auto import tqdm
 
-from .arrays import CHUNK, Arrays
+from .arrays import CHUNK, Arrays, all_finite
 from .errors import CheckpointError, VerificationError
 from .name_map import Piece, pieces_by_array
 from .plan import Plan
@@ -119,6 +119,21 @@ def compare_tensors(plan: Plan, arrays: Arrays, results: Arrays) -> dict[str, fl
     for name, tensor in plan.constants.items():
         differences[name] = largest_difference(tensor, results[name].load())
     return differences
+
+
+def mapped_back(tensors: Arrays, pieces: list[Piece], *, allow_nonfinite: bool = False) -> Iterator[torch.Tensor]:
+    """The blocks of another format's array, in order, from the tensors of a model folder.
+
+    Raises:
+        CheckpointError: Values that are not finite, unless they are allowed.
+    """
+    for piece in pieces:
+        block = piece.from_torch(tensors[piece.rule.torch_name].load())
+        if not allow_nonfinite and not all_finite(block):
+            raise CheckpointError(
+                f"NaN or infinite values in {piece.rule.torch_name}; --allow-nonfinite converts them as they are"
+            )
+        yield block
 
 
 def compare_back(tensors: Arrays, results: Arrays, pieces_of: Mapping[str, list[Piece]]) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 from transformers import BertConfig
 
+from .command import add_command
 from .convert import verify_folder
 from .describe import Choices
 from .errors import CheckpointError, VerificationError
 from .folders import ModelFolder, open_folder
 from .from_jax import read_jax
-from .open_clip import describe_open_clip, is_open_clip, plan_open_clip, read_config
+from .from_open_clip import read_open_clip
+from .open_clip import is_open_clip, plan_open_clip
 from .outputs import compare_outputs
 from .plan import Plan, plan_big_vision, vision_of
 from .remote import local
@@ -37,16 +39,14 @@ def jax_plan(folder: ModelFolder, source: Source) -> tuple[dict, Plan]:
         text_pooling=folder.config.text_pooling if bert else getattr(text, "pooling", None),
         text_heads=text.num_attention_heads if bert else None,
     )
-    checkpoint = read_jax(source, choices=choices)
+    checkpoint = read_jax(source, known=choices)
     return checkpoint.params, plan_big_vision(checkpoint.params, checkpoint.config, folder.config)
 
 
 def open_clip_plan(folder: ModelFolder, source: Source) -> Plan:
     """The same for a checkpoint of open_clip."""
-    heads = (
-        getattr(tower, "num_attention_heads", None) for tower in (vision_of(folder.config), folder.config.text_config)
-    )
-    config = describe_open_clip(source.arrays, read_config(source.path.parent), *heads)
+    towers = vision_of(folder.config), getattr(folder.config, "text_config", None)
+    config, _ = read_open_clip(source, *(getattr(tower, "num_attention_heads", None) for tower in towers))
     return plan_open_clip(source.arrays, config, folder.config)
 
 
@@ -80,18 +80,18 @@ def check_unchanged(folder: ModelFolder) -> None:
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "verify",
-        help="compare a converted folder with its source",
+        run,
+        summary="compare a converted folder with its source",
         description="Compare a folder with its checkpoint tensor by tensor, and what it computes with recorded "
         f"outputs. The result is written to {NAME} in the folder.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("folder", help="the converted folder")
     parser.add_argument("--against", help="the checkpoint it was made from; a path or a URL")
     parser.add_argument("--io", help="an .npz with inputs and outputs of the original code (see the fixtures)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -52,3 +52,16 @@ def test_something_else_is_named_as_such(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", weights=np.zeros(3))
     assert main(["inspect", str(tmp_path / "x.npz")]) == 2
     assert "no big_vision image tower" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_what_its_name_says_is_described_all_the_same(checkpoints, tmp_path, capsys):
+    path = tmp_path / "siglip2_b16_224.npz"
+    path.write_bytes((checkpoints / "siglip1_mu16" / "checkpoint.npz").read_bytes())
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr()
+    assert "this is not siglip2_b16_224: its image tower has hidden_size 32" in said.err
+    assert "catalogue: not a file of it" in said.out
+    assert main(["inspect", str(path), "--name", "siglip2_b16_224"]) == 2  # who says so is contradicted
+    assert "this is not siglip2_b16_224" in capsys.readouterr().err
+    assert main(["from-jax", str(path), str(tmp_path / "out")]) == 2
+    assert "--name none" in capsys.readouterr().err
