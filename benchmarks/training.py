@@ -1,6 +1,6 @@
 """What training costs: a step against stock Trainer and a plain loop, the gradient cache, LiT from embeddings.
 
-    python benchmarks/training.py                     # everything, some four minutes on two cores
+    python benchmarks/training.py                     # everything, some fifteen minutes on two cores
     python benchmarks/training.py stock cache         # parts of it; the others keep their lines in the table
 
 Times are medians of 20 alternating pairs with 95 % intervals (`timing.py`). A step of a Trainer is all that happens
@@ -35,7 +35,7 @@ from modeling_siglip_ext.training.image_embeddings import EmbeddingTower
 
 
 RESULTS = Path(__file__).parent / "results"
-PAIRS = {"step": 2, "cache": 64, "lit": 256, "memory": 32_768}
+PAIRS = {"step": 2, "cache": 64, "lit": 256, "step memory": 8, "memory": 32_768}
 
 
 class RandomPairs(Dataset):
@@ -239,8 +239,11 @@ class Peak:
 
 
 def memory_of_step(name: str, folder: str) -> dict[str, float]:
-    """Peak anonymous memory over three steps of B/16-224, in MB; the process included."""
-    trainer = trainer_of(name, PAIRS["step"], folder)
+    """Peak anonymous memory over three steps of B/16-224, in MB; the process included.
+
+    With a batch of 2 it would be that of the weights, gradients and moments, and the allocator's luck.
+    """
+    trainer = trainer_of(name, PAIRS["step memory"], folder)
     trainer.args.max_steps = 3
     with Peak() as peak:
         trainer.train()
@@ -291,9 +294,10 @@ def in_process(*words: str) -> dict[str, float]:
 
 
 def measure_memory(folder: str) -> dict[str, dict[str, float]]:
+    batch = PAIRS["step memory"]
     return {
-        "peak memory of a step, ours": in_process("step", "ours"),
-        "peak memory of a step, stock": in_process("step", "stock"),
+        f"peak memory of a step, B/16-224, batch {batch}, ours": in_process("step", "ours"),
+        f"peak memory of a step, B/16-224, batch {batch}, stock": in_process("step", "stock"),
         "gradient cache, 32,768 pairs of 64 px by 512": in_process("large"),
     }
 

@@ -7,8 +7,10 @@ wrong without a word. The ones that bite are changed here, each with its reason.
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from .lock import TOWERS
+from .optimizers import OPTIMIZERS
 from .parameter_groups import CONVENTIONS
 
 
@@ -42,15 +44,32 @@ class SiglipExtTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Let DDP search for unused parameters at every step; both towers use theirs."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (P1: cosine to 0)."})
+    optim: OptimizerNames | str = field(
+        default=TrainingArguments.optim,
+        metadata={
+            "help": "scaling_vit_adafactor (SigLIP's, a quarter of AdamW's state), adamw, adamw_bf16 (first moment in "
+            "bfloat16), lion (needs the extra lion), or any name of transformers' OptimizerNames."
+        },
+    )
     adam_beta2: float = field(
         default=0.95,
-        metadata={"help": "Adam's second-moment decay. 0.999 gives loss spikes (arXiv 2303.15343, sec. 4.6)."},
+        metadata={
+            "help": "Second-moment decay of Adam, and its cap in scaling_vit_adafactor. 0.999 gives loss spikes "
+            "(arXiv 2303.15343, sec. 4.6)."
+        },
     )
     mini_batch_size: int | None = field(
         default=None,
         metadata={
             "help": "Gradient cache: run the towers on this many pairs at a time, while the loss still sees the whole "
             "per_device_train_batch_size, which it must divide. Same gradients for one more forward."
+        },
+    )
+    recompute_activations: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the activation of every MLP again in the backward pass instead of keeping it: the same "
+            "gradients with a quarter less activation memory. Nothing changes under gradient checkpointing."
         },
     )
     lock_towers: list[str] = field(
@@ -116,6 +135,10 @@ class SiglipExtTrainingArguments(TrainingArguments):
             "first; a pretrained one can start with 0."
         },
     )
+    hub_overwrite: bool = field(
+        default=False,
+        metadata={"help": "With push_to_hub: also push over files whose card this package did not write."},
+    )
     max_seconds: float | None = field(
         default=None,
         metadata={
@@ -125,7 +148,11 @@ class SiglipExtTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        own = self.optim if self.optim in OPTIMIZERS else None
+        if own is not None:
+            self.optim = TrainingArguments.optim  # transformers refuses names that are not its own
         super().__post_init__()
+        self.optim = own or self.optim
         self._check_towers()
         self._check_ranges()
         self._count_in_examples()

@@ -3,11 +3,12 @@
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import EvalLoopOutput, has_length
@@ -23,16 +24,19 @@ from .data import normalised
 from .data_progress import DataProgress
 from .ema import WeightAverage
 from .grad_cache import cached_backward, check_chunkable, split_batch, whole
+from .hub import HubPushes
 from .loading import PlainLoader, one_batch_at_a_time, stream_loader
 from .lock import lock_towers
 from .monitor import Monitor
+from .optimizers import OPTIMIZERS, optimizer_class
 from .parameter_groups import GroupSettings, kernel_names, parameter_groups
+from .recompute import recompute_activations
 from .samples import ReportingCollator
 from .schedule import TimeBudget, budgeted_schedule
 from .streaming import ImageTextStream
 
 
-class SiglipExtTrainer(AtomicCheckpoints):
+class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
     """`transformers.Trainer` for image-text models trained with the sigmoid loss.
 
     What differs from `Trainer`:
@@ -41,7 +45,8 @@ class SiglipExtTrainer(AtomicCheckpoints):
       model with `image_embeds`, `text_embeds`, `logit_scale` and `logit_bias` (stock `SiglipModel`, `Siglip2Model`)
       the Trainer computes it from the embeddings. Each process reports its share times the number of processes, so
       that the mean over processes is the global loss and DDP's averaged gradient is the exact one.
-    - `mini_batch_size` runs the towers on chunks of the contrastive batch, with the same gradients (`grad_cache.py`).
+    - `mini_batch_size` runs the towers on chunks of the contrastive batch, with the same gradients (`grad_cache.py`);
+      the activations of MLPs are not kept for the backward (`recompute.py`).
     - Weight decay acts on kernels only (`get_decay_parameter_names`); towers can be locked or learn slower
       (`lock.py`, `parameter_groups.py`), and weights averaged (`ema.py`).
     - Evaluation keeps embeddings, gathered and without the repeated samples of padded batches. `eval_loss` is the mean
@@ -52,6 +57,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
     - Logs carry `temperature` (exp of `logit_scale`), `bias` and more (`monitor.py`); a loss that is not finite ends
       the run at the logging step, before anything is saved.
     - Bad samples are skipped and counted up to `max_bad_fraction` (`samples.py`).
+    - What is pushed to the Hub is the model with its card, never optimiser state or pickles (`hub.py`).
     - Checkpoints appear whole or not at all, and a resumed run is the uninterrupted one bit for bit, streams included
       (`checkpoint.py`, `streaming.py`). A checkpoint that lacks a parameter is an error.
 
@@ -116,6 +122,9 @@ class SiglipExtTrainer(AtomicCheckpoints):
         softmax = getattr(core.config, "loss_type", None) == "softmax"
         self._contrastive_loss = softmax_loss if softmax else sigmoid_loss
         self._locked = lock_towers(core, args.lock_towers)
+        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
+        if args.recompute_activations and not (args.gradient_checkpointing or checkpointed):
+            recompute_activations(core)
         if args.ema_decay is not None and self.is_fsdp_enabled:
             raise ValueError("ema_decay does not work with FSDP yet: unset it")
         self._average = None if args.ema_decay is None else WeightAverage(core, args.ema_decay)
@@ -222,6 +231,13 @@ class SiglipExtTrainer(AtomicCheckpoints):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters under weight decay: kernels of linear maps and convolutions."""
         return kernel_names(model)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, Any]:
+        if args.optim not in OPTIMIZERS:
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        kind, settings = optimizer_class(args.optim, args.adam_beta1, args.adam_beta2, args.adam_epsilon)
+        return kind, {"lr": args.learning_rate, **settings}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -364,11 +380,6 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return output
 
     # ---- logs, checkpoints, card ----
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Trainer's generic card, unless the output folder already has a card."""
-        if not (Path(self.args.output_dir) / "README.md").exists():
-            super().create_model_card(*args, **kwargs)
 
     def _examples_seen(self) -> int:
         args = self.args
