@@ -129,7 +129,10 @@ class SiglipExtVisionEmbeddings(nn.Module):
         if interpolate_pos_encoding and self.config.position_embedding_type != "learned":
             raise ValueError("interpolate_pos_encoding=True needs learned positions, this tower has sincos2d")
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        tokens = patches.flatten(2).transpose(1, 2) + self.positions(*patches.shape[-2:], patches.device)
+        # laid out token by token: otherwise the strides of the convolution's output stay with the residual stream, and
+        # every layer norm copies it
+        tokens = patches.flatten(2).transpose(1, 2).contiguous()
+        tokens = tokens + self.positions(*patches.shape[-2:], patches.device)
         if self.class_embedding is not None:  # it has no position (big_vision adds it after the positions)
             tokens = torch.cat([self.class_embedding.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         return tokens

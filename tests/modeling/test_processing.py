@@ -40,6 +40,25 @@ def test_images_equal_the_stock_processor():
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_resize": False},
+        {"do_center_crop": True, "crop_size": {"height": 24, "width": 20}},
+        {"resample": Image.Resampling.BILINEAR, "do_normalize": False},
+        {"size": {"shortest_edge": 20}},
+    ],
+    ids=str,
+)
+def test_settings_mean_what_they_mean_to_the_stock_processor(settings):
+    see_through = photo(50, 30)
+    see_through.info["transparency"] = tuple(see_through.getpixel((0, 0)))
+    for image in (photo(50, 30), see_through, np.asarray(photo(50, 30))):
+        given = {"size": {"height": 32, "width": 32}, **settings, "return_tensors": "pt"}
+        ours = SiglipExtImageProcessor()(image, **given).pixel_values
+        assert torch.equal(ours, SiglipImageProcessorPil()(image, **given).pixel_values)
+
+
 def test_naflex_patches_equal_the_stock_processor():
     images = [photo(50, 30), photo(16, 90)]
     ours = SiglipExtNaflexImageProcessor(max_num_patches=16, patch_size=8)(images, return_tensors="pt")
