@@ -4,17 +4,18 @@ import argparse
 import errno
 import sys
 
-from . import from_jax, from_open_clip, inspection, listing, to_jax, to_open_clip, verify
+from . import from_jax, from_open_clip, inspection, listing, publish, to_jax, to_open_clip, verify
 from .errors import VerificationError
 
 
-COMMANDS = (listing, inspection, from_jax, to_jax, from_open_clip, to_open_clip, verify)
+COMMANDS = (listing, inspection, from_jax, to_jax, from_open_clip, to_open_clip, verify, publish)
 EXAMPLES = """examples:
   siglip-ext-convert list
   siglip-ext-convert inspect webli_en_b16_256_60500360.npz
   siglip-ext-convert from-jax webli_en_b16_256_60500360.npz siglip-b16-256
   siglip-ext-convert verify siglip-b16-256 --against webli_en_b16_256_60500360.npz
   siglip-ext-convert to-jax siglip-b16-256 back.npz
+  siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --dry-run
 
 exit status: 0 for a verified result, 1 for one that differs from its source, 2 for bad input
 """
@@ -28,7 +29,7 @@ DISK = {
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="siglip-ext-convert",
-        description="Convert checkpoints of SigLIP models, and prove the result.",
+        description="Convert checkpoints of SigLIP models, prove the result, and publish it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -11,9 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from modeling_siglip_ext import SiglipExtVisionConfig, native_config
+from modeling_siglip_ext.model_card import write_card
 
 from .arrays import DTYPES, Arrays
 from .atomic import new_folder
+from .cards import conversion_card
 from .catalogue import Tokenizer
 from .errors import CheckpointError, VerificationError
 from .plan import AnyConfig, Plan, check_shapes, for_stock_classes, vision_of
@@ -207,3 +209,4 @@ def convert(
             f"Siglip2Processor, pad to {STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
         )
     return Result(report, remarks)
+        write_card(folder, conversion_card(folder, Path(out).name, report, options.resample))

@@ -11,8 +11,10 @@ import yaml
 from datasets import Dataset
 
 from modeling_siglip_ext.evaluation.plots import loss_curve, retrieval_contact_sheet
-from modeling_siglip_ext.model_card import Figure, write_model_card
+from modeling_siglip_ext.model_card import Card, Figure, Results, today, write_card
+from modeling_siglip_ext.model_facts import HELD_OUT, example_of, facts_of
 
+from .card import LIMITS, training_text
 from .recipe import Recipe
 
 
@@ -39,10 +41,9 @@ def write_report(run: "Run", metrics: dict[str, float], embeddings: tuple[np.nda
     if any("loss" in entry for entry in trainer.state.log_history):  # a run can end before the first log
         loss_curve(folder / "loss_curve.png", trainer.state.log_history, title=name)
         pictures["Loss and held-out recall over training"] = "loss_curve.png"
-    example = {"file": "image.png", "labels": ["a photo of a cat", "a photo of a dog"]}
     if embeddings is not None:
         captions = [trainer.eval_dataset.captions[i][0] for i in range(len(trainer.eval_dataset))]
-        example = _write_samples(run, captions, folder / "held_out")
+        _write_samples(run, captions, folder / HELD_OUT)
         images, texts = (torch.from_numpy(array) for array in embeddings)
         retrieval_contact_sheet(
             folder / "retrieval.png",
@@ -54,38 +55,29 @@ def write_report(run: "Run", metrics: dict[str, float], embeddings: tuple[np.nda
             title=f"{name}: retrieval among {len(captions)} held-out images and captions",
         )
         pictures["What is retrieved for held-out images and captions"] = "retrieval.png"
-    config = trainer.model.config
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    base = run.recipe.model.model_name_or_path
-    write_model_card(
-        folder,
-        "trained",
+    base, dataset = run.recipe.model.model_name_or_path, _dataset_id(run.recipe)
+    card = Card(
         name=name,
-        figures=_figures(run, metrics),
-        dataset=_dataset_name(run.recipe),
-        dataset_id=_dataset_id(run.recipe),
-        split=f"{len(run.eval_rows)} held-out pairs" if run.eval_rows is not None else None,
+        summary=_summary(run, parameters),
+        facts=facts_of(folder),
+        limits=_limits(run.recipe),
+        example=example_of(folder),
         license=run.recipe.model.license,
-        # A folder of this machine says nothing on the Hub.
+        # a folder of this machine says nothing on the Hub
         base_model=base if base and not Path(base).exists() else None,
+        datasets=[dataset] if "/" in dataset else [],
         languages=["en"] if data.dataset == "emoji" and data.caption_column == ["en"] else [],
         tags=["image-text-retrieval"],
-        summary=_summary(run, parameters),
         pictures=pictures,
-        location=trainer.args.hub_model_id or ".",
-        example_image=example["file"],
-        example_labels=json.dumps(example["labels"], ensure_ascii=False),
-        hypothesis_template="{}",
-        text_length=config.text_config.max_position_embeddings,
-        image_size=config.vision_config.image_size,
-        figures_note=_figures_note(run),
-        training=_training(run),
+        measured=_results(run, metrics),
+        training=training_text(trainer, len(run.train_rows) if isinstance(run.train_rows, Dataset) else None),
         recipe=_recipe_text(run.recipe),
-        limits=_limits(run.recipe),
     )
+    write_card(folder, card)
 
 
-def _write_samples(run: "Run", captions: list[str], folder: Path) -> dict:
+def _write_samples(run: "Run", captions: list[str], folder: Path) -> None:
     """Some held-out images as PNG, and `captions.json` with their captions and others to choose among."""
     folder.mkdir(exist_ok=True)
     rows = run.eval_rows
@@ -97,13 +89,21 @@ def _write_samples(run: "Run", captions: list[str], folder: Path) -> dict:
         labels[file] = captions[row]
     listing = {"images": labels, "captions": captions[:MAX_CAPTIONS]}
     (folder / "captions.json").write_text(json.dumps(listing, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    file = next(iter(labels))
-    return {"file": f"held_out/{file}", "labels": list(labels.values())[:4]}
+
+
+def _results(run: "Run", metrics: dict[str, float]) -> list[Results]:
+    if run.eval_rows is None:
+        return []
+    about = {
+        "dataset": _dataset_name(run.recipe),
+        "dataset_id": _dataset_id(run.recipe),
+        "split": f"{len(run.eval_rows)} held-out pairs",
+        "date": today(),
+    }
+    return [Results(figures=tuple(_figures(run, metrics)), note=_figures_note(run), **about)]
 
 
 def _figures(run: "Run", metrics: dict[str, float]) -> list[Figure]:
-    if run.eval_rows is None:
-        return []
     count = len(run.eval_rows)
     found = [
         Figure(f"{label} R@{k}", f"{direction}_recall@{k}", metrics[f"{direction}_recall@{k}"], k / count)
@@ -123,7 +123,7 @@ def _figures(run: "Run", metrics: dict[str, float]) -> list[Figure]:
 
 
 def _figures_note(run: "Run") -> str:
-    note = f"Retrieval is among all {len(run.eval_rows or [])} held-out pairs."
+    note = f"Retrieval is among all {len(run.eval_rows)} held-out pairs; equal scores count as misses."
     if run.tasks:
         note += (
             " Zero-shot classes are given by texts that name the class and nothing of the image; for tone_of_name the "
@@ -170,36 +170,14 @@ def _summary(run: "Run", parameters: int) -> str:
     return text
 
 
-def _training(run: "Run") -> str:
-    args, state, model = run.trainer.args, run.trainer.state, run.trainer.model
-    batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    epochs = ""
-    if isinstance(run.train_rows, Dataset):  # a stream has no length
-        epochs = f" ({state.epoch:.1f} epochs over {len(run.train_rows):,} images)"
-    text = (
-        f"{state.global_step} steps, {state.global_step * batch:,} image-text pairs seen{epochs}, "
-        f"{_seconds(state.log_history):.0f} s, on {args.world_size} {args.device.type} "
-        f"process{'es' if args.world_size > 1 else ''}. Final temperature {model.logit_scale.exp().item():.2f}"
-    )
-    return text + ("." if model.logit_bias is None else f", bias {model.logit_bias.item():.2f}.")
-
-
 def _limits(recipe: Recipe) -> str:
     if recipe.data.dataset == "emoji":
         return (
             "A demonstration: it has seen 3139 drawings of one emoji font and their Unicode names, and knows nothing "
-            "of "
-            "photographs. Categories of people, such as gender and skin tone, are those of the Unicode emoji names. "
-            "The drawings are Noto Color Emoji (SIL Open Font License 1.1), the names Unicode CLDR (Unicode licence)."
+            "of photographs. Categories of people, such as gender and skin tone, are those of the Unicode names. The "
+            "drawings are Noto Color Emoji (SIL Open Font License 1.1), the names Unicode CLDR (Unicode licence)."
         )
-    return (
-        "Not examined beyond the figures above. The model inherits the biases of its training data and, if it was "
-        "fine-tuned, of the checkpoint it started from."
-    )
-
-
-def _seconds(log_history: list[dict]) -> float:
-    return next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), 0.0)
+    return LIMITS
 
 
 def _recipe_text(recipe: Recipe) -> str:

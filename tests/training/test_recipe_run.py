@@ -105,7 +105,7 @@ def test_the_card(trained, folder_of_images):
 
 def test_the_snippets_of_the_card_run(trained):
     snippets = re.findall(r"```python\n(.*?)```", (trained / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     finished = subprocess.run(
         [sys.executable, "-c", "\n".join(snippets)], cwd=trained, capture_output=True, text=True, timeout=120
     )
