@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .lock import TOWERS
-from .optimizers import OPTIMIZERS
+from .optimizers import OPTIMIZERS, optimizer_class
 from .parameter_groups import CONVENTIONS
 
 
@@ -24,6 +24,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: from the constructor, naming the field, when a setting is out of range.
+        ImportError: for an optimiser whose library is not installed.
     """
 
     remove_unused_columns: bool = field(
@@ -152,7 +153,9 @@ class SiglipExtTrainingArguments(TrainingArguments):
         if own is not None:
             self.optim = TrainingArguments.optim  # transformers refuses names that are not its own
         super().__post_init__()
-        self.optim = own or self.optim
+        if own is not None:
+            optimizer_class(own, self.adam_beta1, self.adam_beta2, self.adam_epsilon)  # a missing library shows here
+            self.optim = own
         self._check_towers()
         self._check_ranges()
         self._count_in_examples()

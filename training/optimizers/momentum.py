@@ -1,0 +1,117 @@
+"""What optimisers with a first moment in bfloat16 share: the step in blocks, and a state that survives loading.
+
+On a CPU a parameter is updated in blocks of rows that fit the cache, so that memory is passed over about as often as
+by a fused kernel. Elsewhere a block is the whole parameter.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import repeat
+
+import torch
+from torch.distributed.tensor import DTensor
+
+
+# Elements of a block: smaller ones would stay in a nearer cache, but cost more in calls than they gain.
+BLOCK = 2**18
+
+
+class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
+    """Base of the optimisers here. A subclass has `update`, which moves one parameter.
+
+    Computes in float32, or in float64 where parameters are. Second moments are kept in that precision whatever the
+    parameters' own, and `load_state_dict` brings every tensor back in the precision it was saved in, where
+    `torch.optim.Optimizer` would cast it to the parameter's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    # as in torch's optimisers a tensor, and on the CPU, where reading it waits for nothing
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+                state["step"] += 1
+                self.update(parameter, parameter.grad, state, group)
+        return loss
+
+    @abstractmethod
+    def update(self, parameter: torch.Tensor, grad: torch.Tensor, state: dict, group: dict) -> None:
+        """Move one parameter by its gradient.
+
+        Args:
+            state: "step", counted from 1, "exp_avg", the first moment, and what the subclass adds.
+            group: settings of the parameter's group.
+        """
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, saved in state_dict["state"].get(number, {}).items():
+                cast = self.state[parameter][name]
+                if isinstance(saved, torch.Tensor) and saved.dtype != cast.dtype:
+                    self.state[parameter][name] = saved.to(cast.device, copy=True)
+
+
+def compute_dtype(parameter: torch.Tensor) -> torch.dtype:
+    """float32, or float64 for a parameter of that precision."""
+    return torch.promote_types(parameter.dtype, torch.float32)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def row_blocks(first: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Blocks of rows of several tensors side by side; one with a single row is repeated, as in broadcasting."""
+    if first.ndim == 0:
+        yield first, *others
+        return
+    rows = block_rows(first)
+    parts = [other.split(rows) if len(other) == len(first) else repeat(other) for other in others]
+    yield from zip(first.split(rows), *parts)
+
+
+def block_rows(tensor: torch.Tensor) -> int:
+    """Rows of a block of a tensor."""
+    rows = max(1, len(tensor))
+    if tensor.device.type != "cpu":
+        return rows
+    return min(rows, max(1, BLOCK * rows // max(1, tensor.numel())))
+
+
+def scratch(tensor: torch.Tensor, dtype: torch.dtype, count: int) -> list[torch.Tensor]:
+    """Arrays as large as the largest block of a tensor."""
+    shape = tensor.shape if tensor.ndim == 0 else (block_rows(tensor), *tensor.shape[1:])
+    return [torch.empty(shape, dtype=dtype, device=tensor.device) for _ in range(count)]
+
+
+def rows_of(arrays: list[torch.Tensor], block: torch.Tensor) -> list[torch.Tensor]:
+    """The arrays with as many rows as a block, which is smaller at the end of a tensor."""
+    return [array if array.shape == block.shape else array[: len(block)] for array in arrays]
+
+
+def decayed_moment_(moment: torch.Tensor, momentum: float, out: torch.Tensor) -> torch.Tensor:
+    """momentum × moment in the precision of `out`.
+
+    As in optax, the factor and the product are rounded to bfloat16, too: 0.9 is 0.8984 there. `moment` is overwritten.
+    """
+    return out.copy_(moment.mul_(torch.tensor(momentum, dtype=torch.bfloat16).item()))
+
+
+def descend_(parameter: torch.Tensor, update: torch.Tensor, lr: float, weight_decay: float) -> None:
+    """Weight decay and the step itself."""
+    if weight_decay:
+        parameter.mul_(1 - lr * weight_decay)
+    parameter.add_(update, alpha=-lr)
