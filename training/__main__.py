@@ -11,6 +11,7 @@ from .recipe import bundled_recipes, parse_recipe, recipe_parser
 HELP = """\
 usage: siglip-ext-train RECIPE [--FIELD VALUE ...]
        siglip-ext-train precompute --vision_name_or_path MODEL --dataset DATASET --output_dir FOLDER
+       siglip-ext-train study NAME [--seeds N] [--workers N]
 
 Train a SigLIP model. RECIPE is a bundled recipe ({recipes}) or a YAML file; every field of it can be overridden.
 
@@ -27,6 +28,9 @@ examples:
   # LiT from embeddings: the locked image tower runs once, then only the text tower is trained
   siglip-ext-train precompute --vision_name_or_path facebook/dinov2-base --dataset my-images --output_dir embeddings
   siglip-ext-train siglit --dataset my-images --image_embeddings embeddings --output_dir my-lit
+
+  # try any recipe on the bundled emoji in a minute: a tiny model and few steps, with the recipe's optimiser and loss
+  siglip-ext-train siglip_b16 --smoke --output_dir smoke-output
 
   # several GPUs: the loss still runs over the global batch
   torchrun --nproc-per-node 4 -m modeling_siglip_ext.training my-recipe.yaml
@@ -46,18 +50,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         precompute(overrides)
         return
+    if name == "study":
+        from .studies.command import main as study
+
+        study(overrides)
+        return
     if "-h" in overrides or "--help" in overrides:
         recipe_parser(prog=f"siglip-ext-train {name}").print_help()
         return
 
     disable_progress_bar()  # of loading and saving; training shows its own
     try:
-        recipe = parse_recipe(name, overrides)
+        smoke = "--smoke" in overrides
+        recipe = parse_recipe(name, [word for word in overrides if word != "--smoke"], smoke)
         # torch, datasets and transformers' models load only now, so that a typo is reported at once.
         from .run import prepare, train
 
+        if smoke:
+            from .smoke_start import small_start
+
+            small_start(recipe)
         run = prepare(recipe)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"siglip-ext-train: error: {error}")
     train(run)
     if run.trainer.is_world_process_zero():

@@ -1,5 +1,7 @@
 """The model and processor that a recipe names: a checkpoint, towers put together, or one from scratch."""
 
+import copy
+
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -18,11 +20,13 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
 from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_size, load_tower, source_config
+from modeling_siglip_ext.positions import resample_positions
 
 from .image_embeddings import EmbeddingTower
 from .recipe import ModelArguments
 
 
+POSITIONS = "vision_model.embeddings.position_embedding.weight"
 # Tokens per text for text towers that, unlike SigLIP's, take shorter texts than they have positions.
 FOREIGN_TEXT_LENGTH = 64
 
@@ -46,16 +50,43 @@ def build_model(
     attention = {} if model.attn_implementation is None else {"attn_implementation": model.attn_implementation}
     if model.model_name_or_path is not None:
         processor = AutoProcessor.from_pretrained(model.model_name_or_path)
-        return SiglipExtModel.from_pretrained(model.model_name_or_path, **attention), processor
+        start = SiglipExtModel.from_pretrained(model.model_name_or_path, **attention)
+        return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
     config = SiglipExtConfig(
         vision_config=model.vision_config,
         text_config={**(model.text_config or {}), "vocab_size": model.vocab_size},
         **_head(model),
     )
-    tokenizer = _trained_tokenizer(config, captions, model.vocab_size)
+    tokenizer = _tokenizer(config, model, captions)
     side = config.vision_config.image_size
     image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
     return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
+
+
+def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: int) -> SiglipExtModel:
+    """The model at another resolution, with its learned positions resampled as big_vision does when it loads.
+
+    Args:
+        processor: its image processor gets the new size.
+        image_size: in pixels.
+
+    Raises:
+        ValueError: for NaFlex, which takes any size, and for an image tower from elsewhere.
+    """
+    config = copy.deepcopy(model.config)
+    if is_foreign(config.vision_config) or config.vision_config.naflex:
+        raise ValueError(
+            f"image_size={image_size} needs a SigLIP image tower of fixed resolution: NaFlex takes images of any "
+            "size, and a tower from elsewhere has its own"
+        )
+    config.vision_config.image_size = image_size
+    other = SiglipExtModel._from_config(config, attn_implementation=model.config._attn_implementation)
+    state = model.state_dict()
+    if POSITIONS in state:  # fixed sine-cosine positions have no table
+        state[POSITIONS] = resample_positions(state[POSITIONS], config.vision_config.grid_size)
+    other.load_state_dict(state)
+    processor.image_processor.size = {"height": image_size, "width": image_size}
+    return other
 
 
 def text_length(model: SiglipExtModel, processor: ProcessorMixin) -> int:
@@ -84,7 +115,7 @@ def _from_towers(
         width = embedding_size(SiglipExtConfig(**fields), "vision")
         text_config = {"projection_size": width, **(model.text_config or {}), "vocab_size": model.vocab_size}
         config = SiglipExtConfig(**fields, text_config=text_config, **_head(model))
-        tokenizer = _trained_tokenizer(config, captions, model.vocab_size)
+        tokenizer = _tokenizer(config, model, captions)
     if is_foreign(config.text_config):
         config.text_projection_size = embedding_size(config, "vision")
     vision: nn.Module = EmbeddingTower(config.vision_config) if precomputed else load_tower(config, "vision", name)
@@ -107,17 +138,19 @@ def _head(model: ModelArguments) -> dict[str, str | float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _trained_tokenizer(
-    config: SiglipExtConfig, captions: list[str] | None, vocab_size: int
-) -> PreTrainedTokenizerBase:
-    """A tokenizer trained on the captions; the text config gets its numbers."""
-    if captions is None:
-        raise ValueError(
-            "a tokenizer for a new text tower cannot be trained on a stream: start from model_name_or_path or "
-            "text_name_or_path"
-        )
+def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[str] | None) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or one trained on the captions; the text config gets its numbers."""
     text = config.text_config
-    tokenizer = train_tokenizer(captions, vocab_size=vocab_size, max_length=text.max_position_embeddings)
+    if model.tokenizer_name_or_path is not None:
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer_name_or_path)
+        tokenizer.model_max_length = text.max_position_embeddings
+    elif captions is None:
+        raise ValueError(
+            "a tokenizer for a new text tower cannot be trained on a stream: set tokenizer_name_or_path, or start "
+            "from model_name_or_path or text_name_or_path"
+        )
+    else:
+        tokenizer = train_tokenizer(captions, vocab_size=model.vocab_size, max_length=text.max_position_embeddings)
     # A small corpus can give fewer tokens than asked for.
     text.vocab_size = len(tokenizer)
     text.pad_token_id, text.eos_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .arguments import SiglipExtTrainingArguments
+from .smoke import shrunk
 
 
 @dataclass
@@ -25,6 +26,12 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Folder or Hub name of a SigLIP / SigLIP 2 checkpoint to start from. Without it: from scratch."
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "With model_name_or_path: train at another resolution, in pixels, with resampled positions."
         },
     )
     vision_name_or_path: str | None = field(
@@ -56,6 +63,12 @@ class ModelArguments:
     vocab_size: int = field(
         default=2000, metadata={"help": "From scratch: size of the tokenizer trained on the training captions."}
     )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "From scratch: folder or Hub name whose tokenizer to use, in place of one trained on the captions."
+        },
+    )
     loss_type: str = field(default="sigmoid", metadata={"help": "From scratch: sigmoid (SigLIP) or softmax (CLIP)."})
     logit_scale_init: float | None = field(
         default=None, metadata={"help": "From scratch: initial log temperature; log 10 unless given."}
@@ -79,6 +92,8 @@ class ModelArguments:
             raise ValueError(
                 "model_name_or_path brings its own configuration: leave out vision_config and text_config"
             )
+        if self.image_size is not None and self.model_name_or_path is None:
+            raise ValueError("image_size is for model_name_or_path; from scratch set vision_config.image_size")
         if self.vision_name_or_path is not None and (self.model_name_or_path is not None or self.vision_config):
             raise ValueError(
                 "vision_name_or_path is the image tower: leave out model_name_or_path and vision_config, or it"
@@ -208,12 +223,13 @@ def recipe_parser(**kwargs) -> HfArgumentParser:
     )
 
 
-def parse_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def parse_recipe(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
     """Read a recipe and apply command-line overrides.
 
     Args:
         name_or_path: bundled recipe or YAML file.
         overrides: as on the command line: `["--learning_rate", "1e-4", "--vision_config.hidden_size", "64"]`.
+        smoke: shrink the recipe's model, data and length first (`smoke.py`).
 
     Raises:
         FileNotFoundError: no such recipe.
@@ -225,6 +241,8 @@ def parse_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     ]
     for name in values:
         _check_field(name, known, name_or_path)
+    if smoke:
+        values = shrunk(values)
     overrides, nested = _split_nested(list(overrides))
     for name, entries in nested.items():
         _check_field(name, ["vision_config", "text_config"], "the command line")

@@ -1,0 +1,36 @@
+"""Sigmoid against softmax over the batch size (arXiv 2303.15343, 3 billion examples seen)."""
+
+from .experiment import Settings
+from .runs import Runs
+from .study import Figure, Study, base_sweep, recall, seeded
+
+
+LOSSES = ("sigmoid", "softmax")
+BATCH_SIZES = (32, 64, 256)
+PAPER = {
+    "sigmoid": {"512": 51.5, "1k": 57.3, "2k": 62.1, "4k": 65.3, "8k": 68.6, "32k": 69.9, "98k": 69.5},
+    "softmax": {"512": 47.7, "1k": 53.2, "2k": 59.3, "4k": 63.8, "8k": 66.6, "32k": 69.9, "98k": 69.7},
+}
+
+
+def wanted(runs: Runs, seeds: int) -> list[Settings]:
+    settings = []
+    for batch_size in BATCH_SIZES:
+        for loss in LOSSES:
+            candidates = base_sweep(loss, batch_size)
+            chosen = runs.best(candidates)
+            settings += candidates if chosen is None else [*candidates, *seeded(chosen, seeds)]
+    return settings
+
+
+def figures(runs: Runs, seeds: int) -> list[Figure]:
+    ours: dict[str, dict[str, list[float]]] = {loss: {} for loss in LOSSES}
+    for loss in LOSSES:
+        for batch_size in BATCH_SIZES:
+            chosen = runs.best(base_sweep(loss, batch_size))
+            if chosen is not None:
+                ours[loss][str(batch_size)] = recall(runs, chosen, seeds)
+    return [Figure("Batch size", "batch size", ours, "ImageNet 0-shot, B/16, 3B examples seen", PAPER)]
+
+
+STUDY = Study("batch-size", "sigmoid and softmax over the batch size", wanted, figures)

@@ -1,0 +1,77 @@
+"""`siglip-ext-train study NAME`: run what a study still lacks, and write its data, plot and table."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import batch_size, initialisation, label_noise, languages, negatives, optimiser, robustness
+from .experiment import Settings, run
+from .report import write_report
+from .runs import Runs
+from .study import Study
+
+
+STUDIES = {
+    module.STUDY.name: module.STUDY
+    for module in (batch_size, initialisation, robustness, optimiser, label_noise, negatives, languages)
+}
+RUNS = "runs.jsonl"
+
+
+def main(words: Sequence[str]) -> None:
+    """Entry point of `siglip-ext-train study`."""
+    parser = argparse.ArgumentParser(
+        prog="siglip-ext-train study",
+        description="Repeat a study of the SigLIP paper with small models on the bundled emoji.",
+        epilog="A study that was stopped goes on where it was: finished runs are in OUTPUT_DIR/runs.jsonl.",
+    )
+    listed = "; ".join(f"{study.name}: {study.summary}" for study in STUDIES.values())
+    parser.add_argument("name", choices=list(STUDIES), help=listed)
+    parser.add_argument("--output_dir", type=Path, default=Path("studies"), help="where results are kept and written")
+    parser.add_argument("--seeds", type=int, default=3, help="runs for each reported point (3)")
+    parser.add_argument("--workers", type=int, default=_cores(), help="runs at the same time, one thread each")
+    parser.add_argument("--max_runs", type=int, default=None, help="stop after so many runs; the report is written")
+    arguments = parser.parse_args(words)
+    if arguments.seeds < 1 or arguments.workers < 1:
+        parser.error("--seeds and --workers must be at least 1")
+    study, runs = STUDIES[arguments.name], Runs(arguments.output_dir / RUNS)
+    missing = make_runs(study, runs, arguments.seeds, arguments.workers, arguments.max_runs)
+    paths = write_report(study, runs, arguments.seeds, arguments.output_dir)
+    print(f"{study.name}: {missing} runs to go; wrote {', '.join(map(str, paths))}")
+
+
+def make_runs(study: Study, runs: Runs, seeds: int, workers: int, limit: int | None = None) -> int:
+    """Run what is missing, at most `limit` runs. What a sweep chose is known only when it is finished, so the missing
+    runs are asked for again after each.
+
+    Returns:
+        The number of runs that are still missing, as far as known.
+    """
+    started: set[Settings] = set()
+    under_way: dict[Future, Settings] = {}
+    # fork would take over the threads of torch
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, tqdm(desc=study.name) as bar:
+        while True:
+            missing = [one for one in dict.fromkeys(study.wanted(runs, seeds)) if one not in runs]
+            bar.total = bar.n + len(missing)
+            bar.refresh()
+            for one in missing:
+                full = len(under_way) >= workers or (limit is not None and len(started) >= limit)
+                if one not in started and not full:
+                    started.add(one)
+                    under_way[pool.submit(run, one)] = one
+            if not under_way:
+                return len(missing)
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                runs.add(under_way.pop(future), future.result())
+                bar.update()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

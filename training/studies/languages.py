@@ -1,0 +1,38 @@
+"""Languages × batch size (arXiv 2303.15343, section 4.3)."""
+
+from dataclasses import replace
+
+from .experiment import Settings
+from .runs import Runs
+from .study import Figure, Study, base_sweep, recall, seeded
+
+
+BATCH_SIZES = (32, 64, 256)
+LANGUAGES = {"1 language": ("en",), "4 languages": ("en", "de", "ja", "ar")}
+
+
+def settings_of(runs: Runs, languages: tuple[str, ...], batch_size: int) -> Settings | None:
+    chosen = runs.best(base_sweep("sigmoid", batch_size))
+    return None if chosen is None else replace(chosen, languages=languages)
+
+
+def wanted(runs: Runs, seeds: int) -> list[Settings]:
+    settings = [one for size in BATCH_SIZES for one in base_sweep("sigmoid", size)]
+    for size in BATCH_SIZES:
+        for languages in LANGUAGES.values():
+            one = settings_of(runs, languages, size)
+            settings += [] if one is None else seeded(one, seeds)
+    return settings
+
+
+def figures(runs: Runs, seeds: int) -> list[Figure]:
+    ours: dict[str, dict[str, list[float]]] = {label: {} for label in LANGUAGES}
+    for label, languages in LANGUAGES.items():
+        for size in BATCH_SIZES:
+            one = settings_of(runs, languages, size)
+            if one is not None:
+                ours[label][str(size)] = recall(runs, one, seeds)
+    return [Figure("Languages and batch size", "batch size", ours, "")]
+
+
+STUDY = Study("languages", "one and four languages over the batch size", wanted, figures)
