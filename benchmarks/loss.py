@@ -13,7 +13,6 @@ table and the plot beside it are drawn from that.
 
 import argparse
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -162,7 +161,7 @@ def describe(result: dict) -> str:
     text += f", {result['seconds']:.4g} s"
     if "ratio" in result:
         text += f", {result['ratio']:.3f} x {result['against']}"
-        text += f" [{result['low']:.3f}, {result['high']:.3f}]"
+        text += "" if result["low"] is None else f" [{result['low']:.3f}, {result['high']:.3f}]"
     return f"{text}, loss {result['value']:.6f}"
 
 
@@ -185,7 +184,7 @@ def table(results: list[dict]) -> str:
         head = f"| {r['dtype']} | {r['pairs']} | {r['width']} | {r['name']} |"
         timing = f" | | {r['seconds']:.4g} | |"
         if "ratio" in r:
-            interval = "" if math.isnan(r["low"]) else f"{r['low']:.3f}-{r['high']:.3f}"
+            interval = "" if r["low"] is None else f"{r['low']:.3f}-{r['high']:.3f}"
             timing = f" {r['ratio']:.3f} | {interval} | {r['seconds']:.4g} | {r['other_seconds']:.4g} |"
         lines.append(f"{head}{timing} {r['bytes'] / 1e6:.0f} |")
     small = sorted((r for r in results if r["name"] == "auto"), key=lambda r: r["pairs"])

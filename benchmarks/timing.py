@@ -12,17 +12,21 @@ from scipy.stats import bootstrap
 class Ratio:
     """Time of A as a multiple of B's over alternating pairs: the median, with its 95 % interval (bootstrap).
 
-    The seconds are the medians of each side.
+    The seconds are the medians of each side. A single pair has no interval.
     """
 
     median: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seconds_a: float
     seconds_b: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return with_interval(self.median, self.low, self.high)
+
+
+def with_interval(median: float, low: float | None, high: float | None) -> str:
+    return f"{median:.3f} " + ("(one pair)" if low is None else f"[{low:.3f}, {high:.3f}]")
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -44,7 +48,8 @@ def alternate(a: Callable[[], object], b: Callable[[], object], rounds: int = 20
         pairs.append((time_a, time_b))
     times = np.array(pairs)
     ratios = times[:, 0] / times[:, 1]
-    interval = (np.nan, np.nan)  # of a single pair
+    low = high = None
     if rounds > 1:
         interval = bootstrap((ratios,), np.median, rng=0, method="percentile").confidence_interval
-    return Ratio(float(np.median(ratios)), *map(float, interval), *map(float, np.median(times, axis=0)))
+        low, high = float(interval.low), float(interval.high)
+    return Ratio(float(np.median(ratios)), low, high, *map(float, np.median(times, axis=0)))
