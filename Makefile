@@ -27,9 +27,19 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# An hour and a half on two cores, in minutes: towers 4, data 1, encoding 7, conversion 2, loss 10, training 15,
+# pipeline 20, emoji 15 (three trainings and the controls). benchmarks/peers.py (4) needs timm and open_clip in an
+# environment of their own: PEER_PYTHON=OTHER/bin/python make bench. conversion_catalogue.py (hours) is started by hand.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/towers.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/encoding.py
+	$(BIN)/python benchmarks/conversion.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/emoji.py
+	$(if $(PEER_PYTHON),$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON))
 
 # The wheel, installed in an environment of its own and used from another folder.
 wheel-test: $(INSTALLED)
