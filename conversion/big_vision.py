@@ -195,3 +195,8 @@ def identity_head(config: SiglipExtTextConfig) -> dict[str, torch.Tensor]:
     """The head that changes nothing, for a target format that demands one (a checkpoint without `txt/head`)."""
     width = config.hidden_size
     return {"text_model.head.weight": torch.eye(width), "text_model.head.bias": torch.zeros(width)}
+
+
+def zero_bias() -> dict[str, torch.Tensor]:
+    """The bias that changes nothing, for a target format that demands one (a softmax checkpoint, without `b`)."""
+    return {"logit_bias": torch.zeros(1)}

@@ -42,6 +42,7 @@ class Options:
         allow_nonfinite: Whether NaN and infinite values are converted.
         tokenizer: Path or repository; None looks for the catalogue's in the local Hub cache.
         rules: "v1", "v2" or "bert"; None takes the catalogue's.
+        zero_bias: Whether a softmax model is written in stock form with a logit bias of 0.
         resample: Of the image processor.
     """
 
@@ -51,6 +52,7 @@ class Options:
     allow_nonfinite: bool = False
     tokenizer: str | None = None
     rules: str | None = None
+    zero_bias: bool = False
     resample: str = "bilinear"
 
 
@@ -62,27 +64,46 @@ class Result:
     remarks: list[str] = field(default_factory=list)
 
 
-def choose_form(config: AnyConfig, form: str | None) -> tuple[AnyConfig, bool]:
+def choose_form(config: AnyConfig, form: str | None, zero_bias: bool = False) -> tuple[AnyConfig, bool]:
     """The configuration to write, and whether it is in stock form.
 
     Raises:
         CheckpointError: The stock form was asked for and cannot express the model.
     """
+    lacks_bias = getattr(config, "loss_type", None) == "softmax" and config.logit_bias_init is None
+    if zero_bias and not lacks_bias:
+        raise CheckpointError("--zero-bias is for softmax models of two towers without a bias; leave it out")
+    if zero_bias and form == "ext":
+        raise CheckpointError("--zero-bias is for stock form: the ext form keeps a softmax model as it is")
     if form == "ext":
         return config, False
-    stock = for_stock_classes(config, drop_projection=form == "native")
+    demanded = form == "native" or zero_bias
+    stock = for_stock_classes(config, drop_projection=demanded, zero_bias=zero_bias)
     if native_config(stock) is not None:
         return stock, True
-    if form == "native":
-        raise CheckpointError("the stock classes cannot express this model; leave --format out, or use --format ext")
-    return config, False
+    if not demanded:
+        return config, False
+    if lacks_bias and native_config(for_stock_classes(config, drop_projection=True, zero_bias=True)) is not None:
+        raise CheckpointError("stock form demands a logit bias, which this softmax model lacks: add --zero-bias")
+    raise CheckpointError("the stock classes cannot express this model; leave --format out, or use --format ext")
 
 
-def write_config(config: AnyConfig, folder: Path, dtype: str, native: bool) -> None:
+def write_config(config: AnyConfig, folder: Path, dtype: str, native: bool, loss_type: str | None) -> None:
+    """Write `config.json`.
+
+    Args:
+        loss_type: The loss the model was trained with. Stock form has no field for it; where it is not the sigmoid
+            loss it is added, so that our classes and pipeline go by it and the stock ones pass it over.
+    """
     one_tower = isinstance(config, SiglipExtVisionConfig)
     config.architectures = ["SiglipExtVisionModel" if one_tower else "SiglipExtModel"]
     config.dtype = dtype
-    config.save_pretrained(folder, native=native)
+    if native and loss_type == "softmax":
+        config = native_config(config)
+        config.loss_type = loss_type
+        config.save_pretrained(folder)
+    else:
+        config.save_pretrained(folder, native=native)
 
 
 def model_shapes(folder: Path) -> tuple[str, dict[str, tuple[int, ...]]]:
@@ -172,10 +193,11 @@ def convert(
         CheckpointError: The checkpoint cannot become this model.
         VerificationError: The result differs from its source.
     """
-    config, native = choose_form(config, options.form)
+    loss_type = getattr(config, "loss_type", None)
+    config, native = choose_form(config, options.form, options.zero_bias)
     plan = plan_for(config)
     with new_folder(out) as folder, ThreadPoolExecutor(1) as pool:
-        write_config(plan.config, folder, options.dtype, native)
+        write_config(plan.config, folder, options.dtype, native, loss_type)
         class_name, shapes = model_shapes(folder)
         check_shapes(plan, arrays, shapes)
         digest = pool.submit(source.sha256)  # reads beside the work; hashing leaves Python free
@@ -189,6 +211,7 @@ def convert(
             "class": class_name,
             "format": "native" if native else "ext",
             "dtype": options.dtype,
+            "loss": loss_type,
             "parameters": sum(torch.Size(shape).numel() for shape in shapes.values()),
             "tokenizer": remark is None if getattr(config, "text_config", None) is not None else None,
             **(facts or {}),
@@ -201,7 +224,13 @@ def convert(
             "libraries": libraries(),
         }
         write_report(folder, report)
+        write_card(folder, conversion_card(folder, Path(out).name, report, options.resample))
     remarks = [] if remark is None else [remark]
+    if options.zero_bias:
+        remarks.append(
+            "this model was trained with the softmax loss and now has a logit bias of 0: its logits and softmax "
+            "probabilities are the original's, its sigmoid scores are not calibrated"
+        )
     text_length = getattr(getattr(config, "text_config", None), "max_position_embeddings", STOCK_TEXT_LENGTH)
     if native and text_length != STOCK_TEXT_LENGTH:
         remarks.append(
@@ -209,4 +238,3 @@ def convert(
             f"Siglip2Processor, pad to {STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
         )
     return Result(report, remarks)
-        write_card(folder, conversion_card(folder, Path(out).name, report, options.resample))

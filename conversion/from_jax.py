@@ -11,7 +11,7 @@ from .command import add_command, choices, choices_arguments
 from .convert import Options, Result, convert
 from .describe import Choices, describe
 from .errors import CheckpointError
-from .layouts import container_prefix, describe_legacy, modern, parameters, stacked_towers
+from .layouts import container_prefix, describe_legacy, modern, pack, parameters, stacked_towers
 from .output import folder_arguments, folder_options, print_result
 from .plan import AnyConfig, NewSizes, plan_big_vision, resized
 from .remote import local
@@ -46,6 +46,12 @@ class JaxCheckpoint:
     entry: Entry | None = None
 
 
+def beside(params: dict[str, LazyArray]) -> dict[str, Any]:
+    """The temperature of a model of one tower (CLIPPO), which no class has a place for, for the way back."""
+    one_tower = not any(name.startswith("txt/") for name in params)
+    return {"t": pack(params["t"].load())} if one_tower and "t" in params and params["t"].shape == (1,) else {}
+
+
 def layout_of(source: Source, params: dict[str, LazyArray]) -> dict[str, Any]:
     prefix = container_prefix(source.arrays)
     dtypes = {name: str(array.dtype).removeprefix("torch.") for name, array in params.items()}
@@ -56,6 +62,8 @@ def layout_of(source: Source, params: dict[str, LazyArray]) -> dict[str, Any]:
         "dtype": usual,
         "dtypes": {name: dtype for name, dtype in sorted(dtypes.items()) if dtype != usual},
         "text_head": "txt/head/kernel" in params,
+        "bias": "b" in params,
+        "beside": beside(params),
         "legacy": describe_legacy(parameters(source.arrays)),
     }
 

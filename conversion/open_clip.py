@@ -12,11 +12,11 @@ from typing import Any
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
 from .arrays import Arrays
-from .big_vision import identity_head, unclaimed
+from .big_vision import unclaimed
 from .catalogue import text_tokens, tokenizers, towers
 from .errors import CheckpointError
 from .name_map import SAME, Form, Rule, Slot
-from .plan import Plan
+from .plan import Plan, constants_for
 from .resize import changes_between
 
 
@@ -224,9 +224,7 @@ def plan_open_clip(arrays: Arrays, source: SiglipExtConfig, config: SiglipExtCon
     missing = sorted({slot.name for rule in table for slot in rule.slots} - set(arrays))
     if missing:
         raise CheckpointError(f"the checkpoint has no {', '.join(missing[:5])}")
-    added = config.text_config.use_head and not source.text_config.use_head
-    constants = identity_head(source.text_config) if added else {}
-    return Plan(config, table, changes_between(source, config), constants)
+    return Plan(config, table, changes_between(source, config), constants_for(source, config))
 
 
 def timm_name(vision: SiglipExtVisionConfig) -> str:

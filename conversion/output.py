@@ -22,6 +22,12 @@ def folder_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("v1", "v2", "bert"),
         help="how texts are cut: SigLIP, SigLIP 2, BERT; the catalogue knows for its files",
     )
+    group.add_argument(
+        "--zero-bias",
+        action="store_true",
+        help="write a softmax checkpoint, which has no logit bias, in stock form with a bias of 0: logits and softmax "
+        "probabilities stay the same, but sigmoid scores, which stock pipelines show, are not calibrated",
+    )
     group.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite values as they are")
 
 
@@ -33,6 +39,7 @@ def folder_options(arguments: argparse.Namespace, resample: str = "bilinear") ->
         allow_nonfinite=arguments.allow_nonfinite,
         tokenizer=arguments.tokenizer,
         rules=arguments.text_rules,
+        zero_bias=arguments.zero_bias,
         resample=resample,
     )
 

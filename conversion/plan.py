@@ -8,7 +8,7 @@ import torch
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
 from .arrays import Arrays
-from .big_vision import check_complete, identity_head, rules, unclaimed
+from .big_vision import check_complete, identity_head, rules, unclaimed, zero_bias
 from .errors import CheckpointError
 from .layouts import stacked_towers
 from .name_map import Rule, to_torch
@@ -88,19 +88,33 @@ def resized(config: AnyConfig, sizes: NewSizes) -> AnyConfig:
     return config
 
 
-def for_stock_classes(config: AnyConfig, drop_projection: bool = False) -> AnyConfig:
+def for_stock_classes(config: AnyConfig, drop_projection: bool = False, zero_bias: bool = False) -> AnyConfig:
     """The configuration with what the stock classes demand, a text head.
 
     Args:
         drop_projection: Also without what they cannot hold: the projection of a tower that gives all patches.
+        zero_bias: Also with a logit bias, which a softmax model lacks.
     """
     config = copy.deepcopy(config)
+    if zero_bias:
+        config.logit_bias_init, config.loss_type = 0.0, "sigmoid"
     text = getattr(config, "text_config", None)
     if isinstance(text, SiglipExtTextConfig):
         text.use_head = True
     elif drop_projection and isinstance(config, SiglipExtVisionConfig) and config.pooling == "none":
         config.projection_size = None
     return config
+
+
+def constants_for(source: AnyConfig, config: AnyConfig) -> dict[str, torch.Tensor]:
+    """The tensors that a written form demands and the checkpoint lacks: a head that changes nothing, a bias of 0."""
+    text, wanted = getattr(source, "text_config", None), getattr(config, "text_config", None)
+    constants = {}
+    if isinstance(text, SiglipExtTextConfig) and wanted.use_head and not text.use_head:
+        constants |= identity_head(text)
+    if isinstance(source, SiglipExtConfig) and source.logit_bias_init is None and config.logit_bias_init is not None:
+        constants |= zero_bias()
+    return constants
 
 
 def left_out_as(name: str) -> str | None:
@@ -134,11 +148,7 @@ def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Pla
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise CheckpointError(f"nothing here understands {shown}")
     check_complete(params, table)
-    constants = {}
-    text, wanted = getattr(source, "text_config", None), getattr(config, "text_config", None)
-    if isinstance(text, SiglipExtTextConfig) and wanted.use_head and not text.use_head:
-        constants = identity_head(text)
-    return Plan(config, table, changes_between(source, config), constants, left_out)
+    return Plan(config, table, changes_between(source, config), constants_for(source, config), left_out)
 
 
 def check_shapes(plan: Plan, arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -12,11 +12,11 @@ from modeling_siglip_ext import SiglipExtTextConfig
 
 from .arrays import DTYPES
 from .atomic import new_file
-from .big_vision import identity_head, rules
+from .big_vision import identity_head, rules, zero_bias
 from .command import add_command, outward_arguments
 from .errors import CheckpointError
 from .folders import ModelFolder, open_folder
-from .layouts import Outgoing, modern, parameters, restore_legacy
+from .layouts import Outgoing, modern, outgoing, parameters, restore_legacy, unpack
 from .name_map import Piece, Rule, array_shapes, pieces_by_array
 from .npz import NpzWriter, read_npz
 from .plan import AnyConfig
@@ -27,7 +27,16 @@ EXAMPLES = """examples:
   siglip-ext-convert to-jax siglip-b16-256 back.npz
   siglip-ext-convert to-jax my-fine-tuned-siglip my-siglip.npz --dtype bfloat16
 """
-DEFAULT_LAYOUT = {"prefix": "params/", "stacked": [], "dtype": None, "dtypes": {}, "text_head": True, "legacy": None}
+DEFAULT_LAYOUT = {
+    "prefix": "params/",
+    "stacked": [],
+    "dtype": None,
+    "dtypes": {},
+    "text_head": True,
+    "bias": True,
+    "beside": {},
+    "legacy": None,
+}
 
 
 def layout_for(folder: ModelFolder) -> dict:
@@ -36,22 +45,31 @@ def layout_for(folder: ModelFolder) -> dict:
     return DEFAULT_LAYOUT | (layout if layout.get("kind") == "big_vision" else {})
 
 
-def without_added_head(folder: ModelFolder, layout: dict) -> AnyConfig:
-    """The configuration without the text head that the stock form demanded, unless it was trained since."""
-    text = getattr(folder.config, "text_config", None)
-    if layout["text_head"] or not isinstance(text, SiglipExtTextConfig) or not text.use_head:
-        return folder.config
-    added = identity_head(text)
-    if any(not torch.equal(folder.tensors[name].load().float(), tensor) for name, tensor in added.items()):
-        return folder.config
-    config = copy.deepcopy(folder.config)
-    config.text_config.use_head = False
-    return config
+def unchanged(folder: ModelFolder, added: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(folder.tensors[name].load().float(), tensor) for name, tensor in added.items())
 
 
-def check_tensors(folder: ModelFolder, table: list[Rule], config: AnyConfig) -> None:
+def without_additions(folder: ModelFolder, layout: dict) -> tuple[AnyConfig, set[str]]:
+    """The configuration without what stock form demanded, a text head or a bias, unless that was trained since.
+
+    Returns:
+        The configuration, and the names of the tensors that it does without.
+    """
+    config, names = copy.deepcopy(folder.config), set()
+    text = getattr(config, "text_config", None)
+    if not layout["text_head"] and isinstance(text, SiglipExtTextConfig) and text.use_head:
+        added = identity_head(text)
+        if unchanged(folder, added):
+            text.use_head = False
+            names |= set(added)
+    if not layout["bias"] and getattr(config, "logit_bias_init", None) is not None and unchanged(folder, zero_bias()):
+        config.loss_type, config.logit_bias_init = "softmax", None
+        names |= set(zero_bias())
+    return config, names
+
+
+def check_tensors(folder: ModelFolder, table: list[Rule], added: set[str]) -> None:
     expected = {rule.torch_name for rule in table}
-    added = set() if config is folder.config else set(identity_head(config.text_config))
     missing, left_over = expected - set(folder.tensors), set(folder.tensors) - expected - added
     if missing:
         raise CheckpointError(f"{folder.path} has no {', '.join(sorted(missing)[:5])}")
@@ -74,9 +92,9 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
         VerificationError: The file differs from the folder.
     """
     layout = layout_for(folder)
-    config = without_added_head(folder, layout)
+    config, added = without_additions(folder, layout)
     table = rules(config, frozenset(layout["stacked"]))
-    check_tensors(folder, table, config)
+    check_tensors(folder, table, added)
     shapes = array_shapes(table, {rule.torch_name: folder.tensors[rule.torch_name].shape for rule in table})
     pieces = dict(sorted(pieces_by_array(table).items()))
 
@@ -93,11 +111,13 @@ def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, al
     }
     if dtype is None:
         arrays = restore_legacy(arrays, layout["legacy"])
+    arrays |= {name: outgoing(unpack(stored)) for name, stored in layout["beside"].items()}
     with new_file(out) as path:
         with NpzWriter(path) as writer:
             for name, array in tqdm(sorted(arrays.items()), desc="converting", unit="array"):
                 writer.write(layout["prefix"] + name, array.shape, array.dtype, array.blocks())
-        compare_back(folder.tensors, modern(parameters(read_npz(path))), pieces)
+        written = modern(parameters(read_npz(path)))
+        compare_back(folder.tensors, {name: written[name] for name in {*written} - {*layout["beside"]}}, pieces)
     return len(arrays)
 
 

@@ -93,6 +93,19 @@ def test_a_head_that_was_trained_since_is_kept(converted, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "back.npz")["params/txt/head/bias"], 1)
 
 
+def test_a_model_of_one_tower_keeps_its_temperature(edited, tmp_path, assert_same_arrays):
+    """CLIPPO: no class has a place for it, so it waits in the report."""
+
+    def keep_one(arrays: dict) -> None:
+        for name in [name for name in arrays if "/txt/" in name or name == "params/b"]:
+            del arrays[name]
+
+    checkpoint = edited(keep_one)
+    assert main(["from-jax", str(checkpoint), str(tmp_path / "out")]) == 0
+    assert main(["to-jax", str(tmp_path / "out"), str(tmp_path / "back.npz")]) == 0
+    assert_same_arrays(dict(np.load(tmp_path / "back.npz")), dict(np.load(checkpoint)))
+
+
 def test_another_type(converted, tmp_path):
     assert main(["to-jax", str(converted("siglip1_mu16")), str(tmp_path / "x.npz"), "--dtype", "bfloat16"]) == 0
     array = np.load(tmp_path / "x.npz")["params/img/embedding/bias"]
