@@ -1,4 +1,4 @@
-"""Softmax checkpoints, which have no bias: kept as they are, or in stock form with a bias of 0 where one asks for it."""
+"""Softmax checkpoints, which have no bias: kept as they are, or in stock form with a bias of 0 where one is wanted."""
 
 import json
 
