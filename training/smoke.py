@@ -36,7 +36,7 @@ def shrunk(recipe: dict) -> dict:
         "per_device_train_batch_size": BATCH,
         "per_device_eval_batch_size": 256,
         "max_steps": STEPS,
-        "warmup_steps": round(STEPS * _warmup_share(recipe), 3),
+        "warmup_steps": _warmup_share(recipe),  # below 1 it is a share of the run
         "eval_strategy": "no",
         "save_strategy": "no",
         "report_to": "none",

@@ -17,8 +17,7 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     settings = []
     for batch_size in BATCH_SIZES:
         for loss in LOSSES:
-            candidates = base_sweep(loss, batch_size)
-            chosen = runs.best(candidates)
+            candidates, chosen = base_sweep(runs, loss, batch_size)
             settings += candidates if chosen is None else [*candidates, *seeded(chosen, seeds)]
     return settings
 
@@ -27,7 +26,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
     ours: dict[str, dict[str, list[float]]] = {loss: {} for loss in LOSSES}
     for loss in LOSSES:
         for batch_size in BATCH_SIZES:
-            chosen = runs.best(base_sweep(loss, batch_size))
+            _, chosen = base_sweep(runs, loss, batch_size)
             if chosen is not None:
                 ours[loss][str(batch_size)] = recall(runs, chosen, seeds)
     return [Figure("Batch size", "batch size", ours, "ImageNet 0-shot, B/16, 3B examples seen", PAPER)]

@@ -20,7 +20,7 @@ PAPER = {
 
 
 def starts(runs: Runs) -> dict[str, Settings]:
-    chosen = runs.best(base_sweep("sigmoid", BASE_BATCH))
+    _, chosen = base_sweep(runs, "sigmoid", BASE_BATCH)
     if chosen is None:
         return {}
     return {
@@ -29,7 +29,7 @@ def starts(runs: Runs) -> dict[str, Settings]:
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = base_sweep("sigmoid", BASE_BATCH)
+    settings, _ = base_sweep(runs, "sigmoid", BASE_BATCH)
     for one in starts(runs).values():
         settings += seeded(one, seeds)
     return settings

@@ -13,14 +13,14 @@ SHARES = (0.0, 0.4)
 
 
 def settings_of(runs: Runs, loss: str, kind: str, share: float) -> Settings | None:
-    chosen = runs.best(base_sweep(loss, BASE_BATCH))
+    _, chosen = base_sweep(runs, loss, BASE_BATCH)
     if chosen is None or share == 0:
         return chosen
     return replace(chosen, noise=kind, noise_share=share)
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = [one for loss in LOSSES for one in base_sweep(loss, BASE_BATCH)]
+    settings = [one for loss in LOSSES for one in base_sweep(runs, loss, BASE_BATCH)[0]]
     # seed by seed, so that an unfinished study has a seed of everything
     found = [settings_of(runs, loss, kind, share) for share in SHARES for kind in KINDS for loss in LOSSES]
     known = dict.fromkeys(one for one in found if one is not None)

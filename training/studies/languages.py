@@ -12,12 +12,12 @@ LANGUAGES = {"1 language": ("en",), "4 languages": ("en", "de", "ja", "ar")}
 
 
 def settings_of(runs: Runs, languages: tuple[str, ...], batch_size: int) -> Settings | None:
-    chosen = runs.best(base_sweep("sigmoid", batch_size))
+    _, chosen = base_sweep(runs, "sigmoid", batch_size)
     return None if chosen is None else replace(chosen, languages=languages)
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = [one for size in BATCH_SIZES for one in base_sweep("sigmoid", size)]
+    settings = [one for size in BATCH_SIZES for one in base_sweep(runs, "sigmoid", size)[0]]
     for size in BATCH_SIZES:
         for languages in LANGUAGES.values():
             one = settings_of(runs, languages, size)

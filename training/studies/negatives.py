@@ -15,7 +15,7 @@ SHARES = (1.0, 0.25, 0.0625, 0.015625)
 
 
 def settings_of(runs: Runs, choice: str, share: float) -> Settings | None:
-    chosen = runs.best(base_sweep("sigmoid", BATCH))
+    _, chosen = base_sweep(runs, "sigmoid", BATCH)
     if chosen is None or share == 1:
         return chosen
     return replace(chosen, negatives=choice, negatives_share=share)
@@ -24,7 +24,7 @@ def settings_of(runs: Runs, choice: str, share: float) -> Settings | None:
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
     found = [settings_of(runs, choice, share) for share in SHARES for choice in CHOICES]
     known = dict.fromkeys(one for one in found if one is not None)
-    return base_sweep("sigmoid", BATCH) + [one for chosen in known for one in seeded(chosen, seeds)]
+    return base_sweep(runs, "sigmoid", BATCH)[0] + [one for chosen in known for one in seeded(chosen, seeds)]
 
 
 def figures(runs: Runs, seeds: int) -> list[Figure]:

@@ -19,7 +19,7 @@ PAPER = {"paper": {"AdamW, β2 0.95": 70.3, "ScalingViT-Adafactor": 70.1}}
 
 def candidates(runs: Runs, label: str) -> list[Settings]:
     """A sweep of the learning rate at the temperature that the base sweep chose."""
-    chosen = runs.best(base_sweep("sigmoid", BASE_BATCH))
+    _, chosen = base_sweep(runs, "sigmoid", BASE_BATCH)
     if chosen is None:
         return []
     optimizer, beta2, rates = OPTIMIZERS[label]
@@ -27,7 +27,7 @@ def candidates(runs: Runs, label: str) -> list[Settings]:
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = base_sweep("sigmoid", BASE_BATCH)
+    settings, _ = base_sweep(runs, "sigmoid", BASE_BATCH)
     for label in OPTIMIZERS:
         options = candidates(runs, label)
         chosen = runs.best(options) if options else None

@@ -13,12 +13,12 @@ DECAYS = (1e-5, 1e-4, 1e-3)
 
 
 def settings_of(runs: Runs, loss: str, rate: float, decay: float) -> Settings | None:
-    chosen = runs.best(base_sweep(loss, BASE_BATCH))
+    _, chosen = base_sweep(runs, loss, BASE_BATCH)
     return None if chosen is None else replace(chosen, learning_rate=rate, weight_decay=decay)
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = [one for loss in LOSSES for one in base_sweep(loss, BASE_BATCH)]
+    settings = [one for loss in LOSSES for one in base_sweep(runs, loss, BASE_BATCH)[0]]
     found = [settings_of(runs, loss, rate, decay) for decay in DECAYS for rate in RATES for loss in LOSSES]
     return settings + [one for chosen in found if chosen is not None for one in seeded(chosen, seeds)]
 

@@ -53,10 +53,18 @@ def sweep(base: Settings, **grid: tuple) -> list[Settings]:
     return candidates
 
 
-def base_sweep(loss: str, batch_size: int) -> list[Settings]:
-    """Learning rates and temperatures of a loss at a batch size."""
-    base = Settings(loss=loss, batch_size=batch_size)
-    return sweep(base, learning_rate=LEARNING_RATES, temperature=TEMPERATURES)
+def base_sweep(runs: Runs, loss: str, batch_size: int) -> tuple[list[Settings], Settings | None]:
+    """The runs that choose learning rate and temperature of a loss at a batch size, and the choice once all are there.
+
+    First the learning rate at the paper's temperature, then the other temperatures at that rate.
+    """
+    base = Settings(loss=loss, batch_size=batch_size, temperature=TEMPERATURES[0])
+    candidates = sweep(base, learning_rate=LEARNING_RATES)
+    chosen = runs.best(candidates)
+    if chosen is None:
+        return candidates, None
+    candidates += sweep(chosen, temperature=TEMPERATURES[1:])
+    return candidates, runs.best(candidates)
 
 
 def recall(runs: Runs, settings: Settings, seeds: int) -> list[float]:

@@ -1,0 +1,94 @@
+"""Step time and state of the optimisers at the size of SigLIP B/16-224, against torch's fused AdamW.
+
+    python benchmarks/optimizers.py              # one thread and all, about two minutes
+    python benchmarks/optimizers.py --threads 1
+
+Times are medians of 10 alternating pairs with 95 % intervals (`timing.py`). All parameters have random gradients; the
+groups are those of training, with weight decay on kernels. Results are kept in benchmarks/results/optimizers.json; the
+table beside it is drawn from that.
+"""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from timing import alternate
+
+from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
+from modeling_siglip_ext.training.optimizers import OPTIMIZERS, build_optimizer
+from modeling_siglip_ext.training.parameter_groups import GroupSettings, kernel_names, parameter_groups
+
+
+RESULTS = Path(__file__).parent / "results"
+PEER = "adamw"
+
+
+def measure(name: str, threads: int, rounds: int) -> dict:
+    """Time of a step and size of the state of one optimiser, both as a multiple of torch's fused AdamW."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = SiglipExtModel(SiglipExtConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 1e-3
+    settings = GroupSettings(1e-6, 1e-4, "big_vision", {}, {}, None)
+    optimizers = {
+        key: build_optimizer(key, parameter_groups(model, kernel_names(model), settings)) for key in (name, PEER)
+    }
+    ratio = alternate(optimizers[name].step, optimizers[PEER].step, rounds=rounds)
+    sizes = {key: state_bytes(optimizer) for key, optimizer in optimizers.items()}
+    return {
+        **asdict(ratio),
+        "text": str(ratio),
+        "state": sizes[name] / sizes[PEER],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in values)
+
+
+def render(results: dict[str, dict]) -> str:
+    lines = [
+        "# Optimisers at the size of B/16-224",
+        "",
+        "A step and the state, as multiples of torch's fused AdamW; medians of alternating pairs, 95 % intervals.",
+        "",
+        "| optimiser | threads | step | seconds | AdamW's seconds | state |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for key, one in sorted(results.items()):
+        name, threads = key.rsplit(" ", 1)
+        seconds = f"{one['seconds_a']:.3f} | {one['seconds_b']:.3f}"
+        lines.append(f"| {name} | {threads} | {one['text']} | {seconds} | {one['state']:.3f} |")
+    one = next(iter(results.values()))
+    millions = one["parameters"] / 1e6
+    lines += ["", f"{millions:.1f} million parameters, float32, CPU ({one['machine']}), torch {one['torch']}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name in OPTIMIZERS if name != PEER]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all unless given")
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    store = RESULTS / "optimizers.json"
+    results = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    for name in arguments.names or names:
+        for threads in arguments.threads:
+            results[f"{name} {threads}"] = one = measure(name, threads, arguments.rounds)
+            print(name, threads, one["text"], f"state {one['state']:.3f}", flush=True)
+            store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "optimizers.md").write_text(render(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Studies as commands: what they want, what they write, and that they go on where they were."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from modeling_siglip_ext.training.__main__ import main
+from modeling_siglip_ext.training.studies import command
+from modeling_siglip_ext.training.studies.experiment import Settings
+from modeling_siglip_ext.training.studies.report import interval, write_report
+from modeling_siglip_ext.training.studies.runs import Runs
+from modeling_siglip_ext.training.studies.study import SWEEP_SEED, Figure, Study
+
+
+def invented(settings: Settings) -> dict[str, float]:
+    """Figures of a run that was not made: these tests are about which runs are wanted."""
+    generator = random.Random(repr(settings))
+    keys = [f"held_out_{way}_recall@1" for way in ("image_to_text", "text_to_image")]
+    return {key: generator.random() for key in (*keys, "validation_mrr")}
+
+
+@pytest.mark.parametrize("name", command.STUDIES)
+def test_a_study_comes_to_an_end(name, tmp_path):
+    study, runs = command.STUDIES[name], Runs(tmp_path / "runs.jsonl")
+    for _ in range(10):
+        missing = [one for one in dict.fromkeys(study.wanted(runs, 3)) if one not in runs]
+        study.figures(runs, 3)  # also of an unfinished study
+        if not missing:
+            break
+        for one in missing:
+            runs.figures[one] = invented(one)
+    assert not missing
+    write_report(study, runs, 3, tmp_path)
+    values = [place for figure in study.figures(runs, 3) for line in figure.ours.values() for place in line.values()]
+    assert len(values) >= 4
+    assert {len(place) for place in values} == {3}, "three seeds a point"
+    assert all(one.seed in (0, 1, 2, SWEEP_SEED) for one in runs.figures)
+    text = (tmp_path / f"{name}.md").read_text()
+    assert f"siglip-ext-train study {name}" in text
+    assert "(3)" in text
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_intervals_and_tables(tmp_path):
+    values = [10.0, 12.0, 17.0]
+    low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert interval(values) == pytest.approx((high - low) / 2)
+    assert interval([1.0]) == math.inf
+    figure = Figure("A", "x", {"ours": {"1": values, "2": [5.0], "3": []}}, "elsewhere", {"theirs": {"1": 50.0}})
+    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
+    empty = Study(
+        "empty", "not begun", lambda runs, seeds: [], lambda runs, seeds: [Figure("A", "x", {"ours": {}}, "")]
+    )
+    write_report(empty, Runs(tmp_path / "none"), 3, tmp_path)
+    data, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    assert json.loads(data.read_text())[0]["ours"]["ours"]["1"] == values
+    lines = table.read_text().splitlines()
+    assert f"| 1 | 13.0 ± {interval(values):.1f} (3) |" in lines
+    assert "| 2 | 5.0 (1) |" in lines
+    assert "| 1 | 50.0 |" in lines
+
+
+def quick(runs: Runs, seeds: int) -> list[Settings]:
+    return [Settings(batch_size=16, examples=32, seed=seed) for seed in range(seeds)]
+
+
+@pytest.mark.slow
+def test_parallel_and_resumed(tmp_path):
+    study = Study("quick", "quick", quick, lambda runs, seeds: [])
+    runs = Runs(tmp_path / "runs.jsonl")
+    assert command.make_runs(study, runs, seeds=3, workers=1, limit=1) == 2
+    assert len(Runs(runs.path).figures) == 1
+    assert command.make_runs(study, Runs(runs.path), seeds=3, workers=2) == 0
+    both = Runs(runs.path)
+    assert set(both.figures) == set(quick(both, 3))
+    alone = Runs(tmp_path / "alone.jsonl")
+    command.make_runs(study, alone, seeds=3, workers=1)
+    for settings, figures in both.figures.items():
+        one, two = ({k: v for k, v in f.items() if k != "seconds"} for f in (figures, alone.figures[settings]))
+        assert one == two, "the number of workers changes nothing"
+
+
+def test_errors(capsys):
+    for words, message in ((["nothing"], "invalid choice: 'nothing'"), (["batch-size", "--seeds", "0"], "at least 1")):
+        with pytest.raises(SystemExit):
+            main(["study", *words])
+        assert message in capsys.readouterr().err
