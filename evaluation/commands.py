@@ -22,14 +22,16 @@ from .session import Session, readable
 from .zero_shot import accuracies, class_embeddings, fill_templates, first_of_same, zero_shot_metrics, zero_shot_ranks
 
 
-def source_of(args: argparse.Namespace, task: str) -> tuple[Benchmark | None, datasets.Dataset, dict[str, Any]]:
-    """The benchmark, if one was named, its rows, and what the result says about them."""
+def source_of(
+    args: argparse.Namespace, task: str, split: str | None = None
+) -> tuple[Benchmark | None, datasets.Dataset, dict[str, Any]]:
+    """The benchmark, if one was named, its rows, and what the result says about them; of `split` if one is given."""
     benchmark = find(args.benchmark, task) if args.benchmark else None
     if benchmark is None and args.dataset is None:
         raise ValueError("give --dataset or --benchmark")
     source = args.dataset or benchmark.dataset
     # a local copy has splits of its own
-    split = args.split or (benchmark.split if benchmark and args.dataset is None else None)
+    split = split or args.split or (benchmark.split if benchmark and args.dataset is None else None)
     rows = data.load(source, config=args.config, split=split)
     if args.limit:
         rows = rows.select(range(min(args.limit, len(rows))))
@@ -49,9 +51,23 @@ def image_column(args: argparse.Namespace, rows: datasets.Dataset, benchmark: Be
     return data.column(rows, given, data.IMAGE_COLUMNS, "image")
 
 
-def read_lines_or_json(path: str) -> Any:
+def label_column(args: argparse.Namespace, rows: datasets.Dataset, benchmark: Benchmark | None) -> str:
+    given = args.label_column or (benchmark.label_column if benchmark and args.dataset is None else None)
+    return data.column(rows, given, data.LABEL_COLUMNS, "label")
+
+
+def caption_column(args: argparse.Namespace, rows: datasets.Dataset, benchmark: Benchmark | None) -> str:
+    given = args.caption_column or (benchmark.caption_column if benchmark and args.dataset is None else None)
+    return data.column(rows, given, data.CAPTION_COLUMNS, "caption")
+
+
+def read_lines_or_json(path: str) -> list[str]:
+    """The lines of a text file that are not empty, or the strings of a JSON list."""
     text = Path(path).read_text(encoding="utf-8")
-    return json.loads(text) if path.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+    found = json.loads(text) if path.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise ValueError(f"{path} must hold a list of strings")
+    return found
 
 
 def labels_from_file(path: str, rows: datasets.Dataset, column: str) -> list[list[int]]:
@@ -111,12 +127,9 @@ def zero_shot(args: argparse.Namespace) -> None:
     image = image_column(args, rows, benchmark)
     if benchmark is not None and benchmark.labels_file and not args.labels:
         raise ValueError(f"benchmark {args.benchmark} needs --labels, the file with its labels")
-    column = None
-    if not args.labels:
-        given = args.label_column or (benchmark.label_column if benchmark and args.dataset is None else None)
-        column = data.column(rows, given, data.LABEL_COLUMNS, "label")
-    labels = labels_from_file(args.labels, rows, image) if args.labels else data.labels(rows, column)
+    column = None if args.labels else label_column(args, rows, benchmark)
     names, names_from = class_names_of(args, benchmark, rows, column)
+    labels = labels_from_file(args.labels, rows, image) if args.labels else data.labels(rows, column, names)
     templates, templates_from = templates_of(args, benchmark)
     if args.label_map:
         labels, names = map_labels(json.loads(Path(args.label_map).read_text(encoding="utf-8")), labels, names)
@@ -199,8 +212,7 @@ def retrieval(args: argparse.Namespace) -> None:
     """Recall@1, 5 and 10 of both directions, with any number of captions an image."""
     benchmark, rows, about = source_of(args, "retrieval")
     image = image_column(args, rows, benchmark)
-    given = args.caption_column or (benchmark.caption_column if benchmark and args.dataset is None else None)
-    column = data.column(rows, given, data.CAPTION_COLUMNS, "caption")
+    column = caption_column(args, rows, benchmark)
     captions = data.captions(rows, column)
     session = Session.open(args)
     embeds, errors = session.embed_images(rows, image)
@@ -296,23 +308,27 @@ def known_languages(args, of_language: dict[str, Any]) -> list[str]:
 
 def probe(args: argparse.Namespace) -> None:
     """few-shot, linear-probe and knn: train on the embeddings of one split, test on those of another."""
-    parts = {}
-    for part, split in (("train", args.train_split), ("test", args.split or "test")):
-        rows = data.load(args.dataset, config=args.config, split=split)
-        column = data.column(rows, args.label_column, data.LABEL_COLUMNS, "label")
-        labels = data.labels(rows, column)
-        if any(len(own) != 1 for own in labels):
-            raise ValueError(f"the {split} rows have several labels, or none; a probe needs one a row")
-        parts[part] = rows, image_column(args, rows), [own[0] for own in labels]
+    sets, about = {}, {}
+    known = find(args.benchmark, args.command).train_split if args.benchmark else None
+    for part, split in (("train", args.train_split or known or "train"), ("test", None)):
+        benchmark, rows, part_about = source_of(args, args.command, split)
+        sets[part] = rows, image_column(args, rows, benchmark), label_column(args, rows, benchmark)
+        about[part] = part_about
+    # of both, so that a class has one number where labels are strings
+    names = sorted({name for rows, _, column in sets.values() for name in data.label_names(rows, column) or ()})
+    labels = {part: data.labels(rows, column, names) for part, (rows, _, column) in sets.items()}
+    for part, own in labels.items():
+        if any(len(one) != 1 for one in own):
+            raise ValueError(f"the {part} rows have several labels, or none; a probe needs one a row")
     session = Session.open(args)
-    embeds = {part: session.embed_images(rows, image) for part, (rows, image, _) in parts.items()}
+    embeds = {part: session.embed_images(rows, image) for part, (rows, image, _) in sets.items()}
     if not session.first:
         return
-    features, targets, about = {}, {}, {"source": args.dataset, "config": args.config, "split": args.split or "test"}
+    features, targets, about = {}, {}, about["test"] | {"train": about["train"]}
     for part, (found, errors) in embeds.items():
         kept = readable(found, errors)
         features[part] = found[torch.from_numpy(kept)].numpy()
-        targets[part] = np.array(parts[part][2])[kept]
+        targets[part] = np.array(labels[part])[kept, 0]
         about |= {f"{part}_rows": len(kept), f"{part}_unreadable": sorted(errors)}
     given = (features["train"], targets["train"], features["test"], targets["test"])
     if args.command == "few-shot":
@@ -338,9 +354,8 @@ def threshold(args: argparse.Namespace) -> None:
     from .charts import similarity_histogram
     from .similarity import calibrate_threshold
 
-    _, rows, about = source_of(args, "threshold")
-    image = image_column(args, rows)
-    column = data.column(rows, args.caption_column, data.CAPTION_COLUMNS, "caption")
+    benchmark, rows, about = source_of(args, "threshold")
+    image, column = image_column(args, rows, benchmark), caption_column(args, rows, benchmark)
     texts = [own[0] for own in data.captions(rows, column)]
     session = Session.open(args)
     embeds, errors = session.embed_images(rows, image)

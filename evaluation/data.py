@@ -26,7 +26,7 @@ def load(source: str, *, config: str | None = None, split: str | None = None) ->
             by `save_to_disk`; the WebDataset layout of clip_benchmark (`<split>/0.tar`); or an image folder (one
             subfolder a class, or `metadata.csv`).
         config: configuration of a dataset on the Hub.
-        split: "test" unless given where there are several; a folder without splits is one.
+        split: "test" unless given where there are several; a file or folder without splits is one.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -58,20 +58,29 @@ def _load_local(path: Path, split: str | None) -> datasets.Dataset:
         kind = FILES.get(path.suffix)
         if kind is None:
             raise ValueError(f"{path} is of no known kind; known are {', '.join(FILES)}")
+        _refuse_split(path, split)
         return datasets.load_dataset(kind, data_files=str(path), split="train")
     if (path / "dataset_dict.json").exists():
         splits = datasets.load_from_disk(str(path))
         return splits[_choose_split(list(splits), split)]
     if (path / "state.json").exists():
+        _refuse_split(path, split)
         return datasets.load_from_disk(str(path))
     folders = [folder.name for folder in path.iterdir() if folder.is_dir()]
     known = [name for name in folders if name in ("train", "validation", "val", "test", split)]
+    if not known:
+        _refuse_split(path, split)
     part = path / _choose_split(known, split) if known else path
     for pattern, kind in (("*.tar", "webdataset"), ("**/*.parquet", "parquet")):
         files = sorted(map(str, part.glob(pattern)), key=_natural)
         if files:
             return datasets.load_dataset(kind, data_files=files, split="train")
     return datasets.load_dataset("imagefolder", data_dir=str(part), split="train")
+
+
+def _refuse_split(path: Path, split: str | None) -> None:
+    if split is not None:
+        raise ValueError(f"{path} has no splits, so there is no split {split!r}")
 
 
 def _choose_split(known: list[str], split: str | None) -> str:
@@ -107,22 +116,41 @@ def images(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
     return undecoded(dataset.select_columns([name]), name)
 
 
-def labels(dataset: datasets.Dataset, name: str) -> list[list[int]]:
-    """The right classes of each row: one in most datasets, any number in multi-label ones."""
-    found = dataset.select_columns([name])[:][name]
+def labels(dataset: datasets.Dataset, name: str, names: Sequence[str] | None = None) -> list[list[int]]:
+    """The right classes of each row: one in most datasets, any number in multi-label ones.
+
+    Args:
+        names: all classes, for labels that are strings; those of the column (`label_names`) by default.
+
+    Raises:
+        ValueError: a value that is neither a class nor a list of classes.
+    """
+    known = names or label_names(dataset, name) or ()
+    place = {plain(known_name): index for index, known_name in enumerate(known)}
     result = []
-    for row, value in enumerate(found):
+    for row, value in enumerate(dataset.select_columns([name])[:][name]):
         values = value if isinstance(value, list) else [value]
-        if isinstance(value, Mapping) or not all(isinstance(one, (int, bool)) for one in values):
-            raise ValueError(f"row {row}: label {value!r} is neither a class index nor a list of them")
+        values = [place.get(plain(one), one) if isinstance(one, str) else one for one in values]
+        if not all(isinstance(one, (int, bool)) for one in values):
+            raise ValueError(f"row {row}: {name} {value!r:.100} is neither a class index nor one of the classes")
         result.append([int(one) for one in values])
     return result
 
 
+def plain(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
 def label_names(dataset: datasets.Dataset, name: str) -> list[str] | None:
+    """The classes of a label column, where it knows them: those of a ClassLabel, or the strings that occur, sorted."""
     feature = dataset.features[name]
     feature = getattr(feature, "feature", feature)
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        return None
+    rows = dataset.select_columns([name])[:][name]
+    return sorted({one for value in rows for one in (value if isinstance(value, list) else [value]) if one})
 
 
 def captions(dataset: datasets.Dataset, name: str) -> list[list[str]]:
@@ -131,10 +159,10 @@ def captions(dataset: datasets.Dataset, name: str) -> list[list[str]]:
     for row, value in enumerate(dataset.select_columns([name])[:][name]):
         texts = value.splitlines() if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"row {row}: {value!r:.100} is neither a caption nor a list of captions")
+            raise ValueError(f"row {row}: {name} is {value!r:.100}, neither a caption nor a list of captions")
         texts = [text for text in texts if text.strip()]
         if not texts:
-            raise ValueError(f"row {row} has no caption")
+            raise ValueError(f"row {row} has no caption in {name!r}")
         result.append(texts)
     return result
 

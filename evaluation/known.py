@@ -12,9 +12,9 @@ class Benchmark:
     """One known benchmark.
 
     Args:
-        task: the command it belongs to.
+        task: "zero-shot" (labels) or "retrieval" (captions).
         dataset: what `data.load` takes.
-        split: which part is evaluated.
+        split, train_split: which part is evaluated, and which the probes train on; None where there is none.
         image_column, label_column, caption_column: None where the usual names fit.
         class_names: "imagenet", or None for the dataset's own.
         templates: a name in `prompts/templates.json`, or None for the dataset's own.
@@ -25,6 +25,7 @@ class Benchmark:
     task: str
     dataset: str
     split: str = "test"
+    train_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
@@ -37,15 +38,22 @@ class Benchmark:
 _WDS = "hf://datasets/clip-benchmark/wds_"
 BENCHMARKS = {
     "imagenet": Benchmark(
-        "zero-shot", "ILSVRC/imagenet-1k", "validation", "image", "label", class_names="imagenet", central_crop=True
+        "zero-shot",
+        "ILSVRC/imagenet-1k",
+        "validation",
+        "train",
+        "image",
+        "label",
+        class_names="imagenet",
+        central_crop=True,
     ),
     # labels: real.json of google-research/reassessed-imagenet; rows without a label do not count
     "imagenet-real": Benchmark(
         "zero-shot",
         "ILSVRC/imagenet-1k",
         "validation",
-        "image",
-        "label",
+        image_column="image",
+        label_column="label",
         class_names="imagenet",
         labels_file=True,
         central_crop=True,
@@ -55,16 +63,27 @@ BENCHMARKS = {
     ),
     # 113 classes with names of their own, which the repository brings; ImageNet's through --label_map
     "objectnet": Benchmark("zero-shot", f"{_WDS}objectnet", label_column="cls"),
-    "cifar100": Benchmark("zero-shot", "uoft-cs/cifar100", "test", "img", "fine_label"),
-    "pets": Benchmark("zero-shot", f"{_WDS}vtab-pets", label_column="cls"),
+    "cifar100": Benchmark("zero-shot", "uoft-cs/cifar100", "test", "train", "img", "fine_label"),
+    "pets": Benchmark("zero-shot", f"{_WDS}vtab-pets", train_split="train", label_column="cls"),
     "coco": Benchmark("retrieval", f"{_WDS}mscoco_captions", caption_column="txt", templates=None),
     "flickr30k": Benchmark("retrieval", f"{_WDS}flickr30k", caption_column="txt", templates=None),
 }
 
 
+PROBES = ("few-shot", "linear-probe", "knn")
+
+
+def known_to(task: str) -> list[str]:
+    """The benchmarks of a command: probes take those with training rows, threshold those with captions."""
+    if task in PROBES:
+        return [name for name, one in BENCHMARKS.items() if one.train_split]
+    task = "retrieval" if task == "threshold" else task
+    return [name for name, one in BENCHMARKS.items() if one.task == task]
+
+
 def find(name: str, task: str) -> Benchmark:
     """Raises ValueError for an unknown name, or one of another command."""
-    known = [key for key, benchmark in BENCHMARKS.items() if benchmark.task == task]
+    known = known_to(task)
     if name not in known:
         raise ValueError(f"benchmark {name!r} is unknown to {task}; known are {', '.join(known) or 'none'}")
     return BENCHMARKS[name]

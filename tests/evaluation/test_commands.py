@@ -57,6 +57,7 @@ def folder(parts, tmp_path_factory) -> Path:
         {
             "image": datasets.Image(),
             "label": datasets.ClassLabel(names=NAMES),
+            "kind": datasets.Value("string"),
             "captions": datasets.List(datasets.Value("string")),
             "de": datasets.Value("string"),
             "ja": datasets.Value("string"),
@@ -65,6 +66,7 @@ def folder(parts, tmp_path_factory) -> Path:
     columns = {
         "image": IMAGES,
         "label": LABELS,
+        "kind": [NAMES[label] for label in LABELS],
         "captions": CAPTIONS,
         "de": [f"Bild {i}" for i in range(COUNT)],
         "ja": [f"写真 {i}" for i in range(COUNT)],
@@ -121,6 +123,17 @@ def test_zero_shot(parts, run, tmp_path):
     assert Image.open(tmp_path / "out" / "zero-shot-data.png").format == "PNG"
     several = run("zero-shot", "--templates", "clip_best", "--class_names", "imagenet")
     assert several["settings"] | {"classes": 1000, "template_count": 8} == several["settings"]
+
+
+def test_classes_may_be_strings(run, tmp_path):
+    """Not in the order of their names: the numbers of ClassLabel and of strings differ, the figures must not."""
+    numbers = run("zero-shot", "--templates", "none")
+    words = run("zero-shot", "--templates", "none", "--label_column", "kind")
+    assert words["metrics"] == pytest.approx(numbers["metrics"])
+    (tmp_path / "names.txt").write_text("\n".join(name.replace("_", " ") for name in NAMES))
+    given = run("zero-shot", "--templates", "none", "--label_column", "kind", "--class_names", f"{tmp_path}/names.txt")
+    assert given["metrics"] == numbers["metrics"]
+    assert run("knn", "--k", "1", "--label_column", "kind")["metrics"]["accuracy@1"] == 1  # its own neighbours
 
 
 def test_embeddings_are_computed_once_for_all_tasks(run, monkeypatch):
@@ -270,7 +283,12 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["zero-shot", "--label_column", "kind"], "no label column 'kind'; it has image, label"),
+        (["zero-shot", "--label_column", "sort"], "no label column 'sort'; it has image, label"),
+        (["zero-shot", "--label_column", "kind", "--class_names", "imagenet"], "neither a class index nor one of"),
+        (["knn", "--benchmark", "objectnet"], "unknown to knn; known are imagenet, cifar100, pets"),
+        (["knn", "--train_split", "dev"], "no split 'dev'; there are test, train"),
+        (["threshold", "--benchmark", "pets"], "unknown to threshold; known are coco, flickr30k"),
+        (["retrieval", "--caption_column", "de", "--model", "./nowhere"], "./nowhere"),
         (["zero-shot", "--benchmark", "imagenet-real"], "needs --labels"),
         (["zero-shot", "--benchmark", "coco"], "unknown to zero-shot; known are imagenet"),
         (["zero-shot", "--templates", "best"], "templates 'best' are unknown"),
@@ -285,6 +303,17 @@ def test_mistakes_are_named_in_one_line(folder, tmp_path, options, message):
         main([options[0], *arguments, "--output_dir", str(tmp_path), *options[1:]])
     assert message in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_needs_data_of_its_own(folder, tmp_path):
+    """From a single file both sets would be the same rows, and every probe near perfect."""
+    datasets.load_from_disk(str(folder / "data"))["train"].to_parquet(tmp_path / "rows.parquet")
+    for given, message in (
+        ([], "give --dataset or --benchmark"),
+        (["--dataset", str(tmp_path / "rows.parquet")], "has no splits"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["knn", "--model", str(folder / "model"), *given])
 
 
 @pytest.mark.slow

@@ -91,9 +91,9 @@ def test_captions_of_every_form(tmp_path):
     ]
     lists = datasets.Dataset.from_dict({"captions": [["a", "b"], ["c"]]})
     assert data.captions(lists, "captions") == [["a", "b"], ["c"]]
-    with pytest.raises(ValueError, match="row 1 has no caption"):
+    with pytest.raises(ValueError, match="row 1 has no caption in 'captions'"):
         data.captions(datasets.Dataset.from_dict({"captions": [["a"], [""]]}), "captions")
-    with pytest.raises(ValueError, match="row 0: 3 is neither a caption"):
+    with pytest.raises(ValueError, match="row 0: captions is 3, neither a caption"):
         data.captions(datasets.Dataset.from_dict({"captions": [3]}), "captions")
 
 
@@ -114,7 +114,7 @@ def test_what_is_missing_is_named(rows, tmp_path):
     with pytest.raises(ValueError, match="no split 'test'; there are train"):
         data.load(str(tmp_path / "splits"), split="test")
     with pytest.raises(ValueError, match="neither a class index"):
-        data.labels(datasets.Dataset.from_dict({"label": ["cat"]}), "label")
+        data.labels(datasets.Dataset.from_dict({"label": [0.5]}), "label")
 
 
 def test_crossmodal_3600_as_released(tmp_path):
