@@ -38,13 +38,21 @@ def remove_abandoned(out: Path) -> None:
 
 @contextmanager
 def drafts(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, gone at the end."""
+    """A folder beside `out`, gone at the end.
+
+    Raises:
+        FileExistsError: `out` exists.
+        OSError: There may be no folder there.
+    """
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another name or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is not None:
-        remove_abandoned(out)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=DRAFT, dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if fcntl is not None:
+            remove_abandoned(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=DRAFT, dir=out.parent))
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write in {out.parent}: {error.strerror}") from error
     descriptor = None if fcntl is None else lock(folder)
     try:
         yield folder

@@ -88,6 +88,12 @@ def choose_form(config: AnyConfig, form: str | None, zero_bias: bool = False) ->
     raise CheckpointError("the stock classes cannot express this model; leave --format out, or use --format ext")
 
 
+def auto_class(config: AnyConfig, native: bool) -> str:
+    """The class that `AutoModel` makes of a configuration in that form."""
+    with torch.device("meta"):
+        return type(AutoModel.from_config(native_config(config) if native else config)).__name__
+
+
 def write_config(config: AnyConfig, folder: Path, dtype: str, native: bool, loss_type: str | None) -> None:
     """Write `config.json`.
 

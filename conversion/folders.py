@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtVisionConfig
 
 from .arrays import LazyArray
@@ -50,7 +52,10 @@ def open_folder(path: str | Path) -> ModelFolder:
         model_type = json.loads(file.read_text())["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
-    if model_type not in CONFIGS:
+    if not isinstance(model_type, str) or model_type not in CONFIGS:
         raise CheckpointError(f"{file}: {model_type!r} is no SigLIP model; this converts {', '.join(CONFIGS)}")
-    config = CONFIGS[model_type].from_pretrained(path)
+    try:
+        config = CONFIGS[model_type].from_pretrained(path)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file} describes no model: {error}") from error
     return ModelFolder(path, config, read_safetensors(path), read_report(path))

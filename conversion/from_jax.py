@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   siglip-ext-convert from-jax gs://big_vision/siglip2/siglip2_so400m14_384.npz siglip2-so400m --dtype bfloat16
   siglip-ext-convert from-jax siglip2_b16_256.npz siglip2-b16-384 --image-size 384 --tokenizer gemma/tokenizer.json
   siglip-ext-convert from-jax my_run/checkpoint.bv my-siglip --text-rules v2 --tokenizer my-tokenizer
+  siglip-ext-convert from-jax my_softmax_run/checkpoint.npz my-clip --zero-bias
 """
 
 

@@ -14,9 +14,10 @@ from .errors import AnotherFileError, CheckpointError
 from .folders import open_folder
 from .from_jax import JaxCheckpoint, choose_entry, read_jax
 from .from_open_clip import read_open_clip
+from .npz import read_npz
 from .open_clip import is_open_clip
 from .plan import AnyConfig, plan_big_vision, vision_of
-from .remote import local
+from .remote import is_url, local, opened
 from .sources import Source, open_source
 
 
@@ -128,30 +129,48 @@ def read_named(source: Source, entry: Entry | None, known: Choices) -> JaxCheckp
         return read_jax(source, None, known)
 
 
-def inspect(path: Path, name: str, arguments: argparse.Namespace) -> list[str]:
-    """What to print about a checkpoint of any kind.
-
-    Args:
-        name: What the user calls it, a path or a URL.
+def source_lines(source: Source, arguments: argparse.Namespace) -> list[str]:
+    """What to print about a checkpoint.
 
     Raises:
         CheckpointError: Nothing that this package converts.
     """
-    if (path / "config.json").is_file():
-        folder = open_folder(path)
-        return other_lines("a model folder", folder.config, folder.tensors)
-    source, known = open_source(path), choices(arguments)
+    known = choices(arguments)
     if is_open_clip(source.arrays):
         config, _ = read_open_clip(source, arguments.image_heads, known.text_heads)
         return other_lines("a checkpoint of open_clip", config, source.arrays)
     if not any(name.endswith("img/embedding/kernel") for name in source.arrays):
         names = ", ".join(sorted(source.arrays)[:3])
-        raise CheckpointError(f"{path} holds {len(source.arrays)} arrays ({names}, …), but no big_vision image tower")
+        raise CheckpointError(
+            f"{source.name} holds {len(source.arrays)} arrays ({names}, …), but no big_vision image tower"
+        )
     read = read_named if arguments.name is None else read_jax
-    return report_lines(read(source, choose_entry(name, arguments.name), known))
+    return report_lines(read(source, choose_entry(arguments.checkpoint, arguments.name), known))
+
+
+def remote_lines(arguments: argparse.Namespace) -> list[str] | None:
+    """The same of an `.npz` file at a URL, of which only the headers travel; None where that is not possible."""
+    if not (is_url(arguments.checkpoint) and arguments.checkpoint.endswith(".npz")):
+        return None
+    with opened(arguments.checkpoint) as file:
+        if file is None:
+            return None
+        name = arguments.checkpoint.rsplit("/", 1)[-1]
+        return source_lines(Source(Path(name), name, read_npz(name, file)), arguments)
+
+
+def inspect(arguments: argparse.Namespace) -> list[str]:
+    """What to print about a checkpoint or a model folder, here or at a URL."""
+    found = remote_lines(arguments)
+    if found is not None:
+        return found
+    with local(arguments.checkpoint) as path:
+        if (path / "config.json").is_file():
+            folder = open_folder(path)
+            return other_lines("a model folder", folder.config, folder.tensors)
+        return source_lines(open_source(path), arguments)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with local(arguments.checkpoint) as path:
-        print("\n".join(inspect(path, arguments.checkpoint, arguments)))
+    print("\n".join(inspect(arguments)))
     return 0

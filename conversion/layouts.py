@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from .arrays import Arrays, LazyArray
+from .arrays import DTYPES, Arrays, LazyArray
 from .big_vision import ATTENTION
+from .errors import CheckpointError
+from .report import NAME
 
 
 IMAGE_POSITIONS = "img/pos_embedding"
@@ -18,6 +20,7 @@ TOKEN = "img/cls"
 TOKEN_POSITION = "img/cls position"  # not a name of any file: the first row of a table of k² + 1 positions
 TEXT_POSITIONS = "txt/pos_embedding"
 INNER_TEXT_POSITIONS = "txt/Encoder_0/pos_embedding"
+KEPT_TYPES = {**DTYPES, "float64": torch.float64}
 PREFIXES = ("params/", "opt/target/", "")  # beside an optimiser's state, inside one, or bare
 
 
@@ -82,8 +85,11 @@ def pack(tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def unpack(stored: dict[str, Any]) -> torch.Tensor:
-    data = torch.frombuffer(bytearray(base64.b64decode(stored["data"])), dtype=torch.uint8)
-    return data.view(getattr(torch, stored["dtype"])).reshape(stored["shape"])
+    try:
+        data = torch.frombuffer(bytearray(base64.b64decode(stored["data"], validate=True)), dtype=torch.uint8)
+        return data.view(KEPT_TYPES[stored["dtype"]]).reshape(stored["shape"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"an array that {NAME} keeps is damaged: {error}") from error
 
 
 def describe_legacy(params: Arrays) -> dict[str, Any] | None:

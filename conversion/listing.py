@@ -4,6 +4,7 @@ import argparse
 
 from .catalogue import Entry, entries, find
 from .command import add_command
+from .convert import auto_class, choose_form
 
 
 EXAMPLES = """examples:
@@ -21,6 +22,7 @@ def line(entry: Entry) -> str:
 
 def details(entry: Entry) -> str:
     size = "any size (NaFlex)" if entry.image_size is None else f"{entry.image_size} px"
+    config, stock = choose_form(entry.config(), None)
     rows = {
         "name": entry.name,
         "released at": entry.url or "Kaggle and the Hub, after consent to the licence",
@@ -29,6 +31,7 @@ def details(entry: Entry) -> str:
         "image tower": f"{entry.image}, {size}",
         "text tower": "" if entry.text is None else f"{entry.text}, {entry.text_length} tokens",
         "tokenizer": "" if entry.tokenizer is None else f"{entry.tokenizer.name}, as in {entry.tokenizer.repo}",
+        "becomes": f"{auto_class(config, stock)}, {'stock form' if stock else 'our form'}",
         "parameters": f"{entry.parameters:,}" if isinstance(entry.parameters, int) else entry.parameters or "",
         "published": ", ".join(f"{key} {value}" for key, value in entry.scores.items()),
     }

@@ -1,8 +1,10 @@
 """`.npz` files, one array at a time in either direction; nothing pickled is ever loaded."""
 
+import io
 import zipfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +16,7 @@ from .errors import CheckpointError
 
 
 BLOCK = 1 << 22  # bytes read at once
+HEADER = 1 << 14  # bytes of a member that are searched for its header; numpy takes none above 10,000
 # what zipfile and numpy raise about damaged files (RuntimeError: an encrypted one; NotImplementedError: an odd method)
 DAMAGE = (
     zipfile.BadZipFile,
@@ -30,32 +33,50 @@ DAMAGE = (
 )
 
 
-def read_header(stream: IO[bytes], member: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+@dataclass(frozen=True)
+class Header:
+    """What stands in front of a member's numbers, and how many bytes that takes."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    length: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of the numbers behind it."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+def parse_header(start: bytes, member: str) -> Header:
+    """The header in a member's first bytes; one that claims to be longer than those is refused by numpy."""
+    stream = io.BytesIO(start)
     version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = header(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError(f"{member} holds pickled objects, which are never loaded")
     if any(side < 0 for side in shape):
         raise ValueError(f"{member} claims the shape {shape}")
-    return shape, fortran_order, dtype
+    return Header(shape, fortran_order, dtype, stream.tell())
 
 
 def read_member(archive: zipfile.ZipFile, member: str) -> torch.Tensor:
     with archive.open(member) as stream:
-        shape, fortran_order, dtype = read_header(stream, member)
-        data = np.empty(int(np.prod(shape, dtype=object)) * dtype.itemsize, np.uint8)
-        filled = 0
-        while filled < len(data):
-            block = stream.read(min(BLOCK, len(data) - filled))
-            if not block:
-                raise EOFError(f"it ends after {filled} of {len(data)} bytes")
+        start = stream.read(HEADER)
+        header = parse_header(start, member)
+        data = np.empty(header.nbytes, np.uint8)
+        filled, block = 0, start[header.length :]
+        while block:  # to the very end, where zipfile checks the sum over all bytes
+            if filled + len(block) > len(data):
+                raise ValueError("it is longer than its header says")
             data[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
             filled += len(block)
-        if stream.read(1):  # also makes zipfile check the sum of the last bytes
-            raise ValueError("it is longer than its header says")
-    array = data.view(dtype)
-    return as_tensor(array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape))
+            block = stream.read(BLOCK)
+    if filled < len(data):
+        raise EOFError(f"it ends after {filled} of {len(data)} bytes")
+    array, shape = data.view(header.dtype), header.shape
+    return as_tensor(array.reshape(shape[::-1]).T if header.fortran_order else array.reshape(shape))
 
 
 def check_name(name: str, seen: set[str]) -> None:
@@ -65,8 +86,10 @@ def check_name(name: str, seen: set[str]) -> None:
         raise ValueError(f"{name!r} leads out of the archive")
 
 
-def index(path: Path) -> dict[str, LazyArray]:
-    archive = zipfile.ZipFile(path)  # stays open with the arrays: opening reads the whole list of members
+def index(path: Path, file: IO[bytes] | None) -> dict[str, LazyArray]:
+    # stays open with the arrays: opening reads the whole list of members
+    archive = zipfile.ZipFile(path if file is None else file)
+    size = path.stat().st_size if file is None else file.seek(0, io.SEEK_END)
 
     def load(member: str) -> torch.Tensor:
         try:
@@ -76,36 +99,36 @@ def index(path: Path) -> dict[str, LazyArray]:
 
     arrays: dict[str, LazyArray] = {}
     seen: set[str] = set()
-    claimed = 0
+    check_expansion(path, sum(info.file_size for info in archive.infolist()), size)
     for info in archive.infolist():
         check_name(info.orig_filename, seen)
         seen.add(info.orig_filename)
         if not info.filename.endswith(".npy"):
             raise ValueError(f"{info.orig_filename!r} is no array")
         with archive.open(info) as stream:
-            shape, _, dtype = read_header(stream, info.filename)
-            size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-            if stream.tell() + size != info.file_size:
-                raise ValueError(f"{info.filename} claims the shape {shape}, its {info.file_size} bytes do not fit")
-        claimed += size
+            header = parse_header(stream.read(HEADER), info.filename)
+        if header.length + header.nbytes != info.file_size:
+            raise ValueError(f"{info.filename} claims the shape {header.shape}, its {info.file_size} bytes do not fit")
         name = info.filename.removesuffix(".npy")
-        arrays[name] = LazyArray(shape, lambda member=info.filename: load(member), torch_dtype(dtype))
-    check_expansion(path, claimed, path.stat().st_size)
+        arrays[name] = LazyArray(header.shape, lambda member=info.filename: load(member), torch_dtype(header.dtype))
     return arrays
 
 
-def read_npz(path: str | Path) -> dict[str, LazyArray]:
+def read_npz(path: str | Path, file: IO[bytes] | None = None) -> dict[str, LazyArray]:
     """The arrays of an `.npz` file by name.
+
+    Args:
+        file: The file itself, where it is open already; `path` is then only what errors call it.
 
     Raises:
         FileNotFoundError: No such file.
         CheckpointError: Not an `.npz` file, a damaged one, one with pickled objects, or an archive bomb.
     """
     path = Path(path)
-    if not path.is_file():
+    if file is None and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     try:
-        arrays = index(path)
+        arrays = index(path, file)
     except CheckpointError:
         raise
     except DAMAGE as error:

@@ -137,9 +137,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text())
-        config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+        model = config["model_cfg"]
+        parts = [model, model["vision_cfg"], model["text_cfg"], config.get("preprocess_cfg", {})]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not all(isinstance(part, dict) for part in parts):
+        raise CheckpointError(f"{path} is damaged: one of its parts is no mapping")
     return config
 
 

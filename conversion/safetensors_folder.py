@@ -127,7 +127,7 @@ class SafetensorsWriter:
         self.places: dict[str, tuple[FileIO, int, int]] = {}
         for file, part in self.plan(folder, shapes, max_shard_size, filename).items():
             start, places = header(part, dtype)
-            opened = self.files.enter_context(open(folder / file, "xb", buffering=0))  # noqa: SIM115
+            opened = self.files.enter_context(open(folder / file, "xb", buffering=0))  # noqa: SIM115 - the stack closes it
             allocate(opened, max((first + length for first, length in places.values()), default=len(start)))
             write_at(opened, memoryview(start), 0)
             self.places |= {name: (opened, *place) for name, place in places.items()}

@@ -20,6 +20,7 @@ from .layouts import Outgoing, modern, outgoing, parameters, restore_legacy, unp
 from .name_map import Piece, Rule, array_shapes, pieces_by_array
 from .npz import NpzWriter, read_npz
 from .plan import AnyConfig
+from .report import NAME
 from .transfer import compare_back, mapped_back
 
 
@@ -40,9 +41,23 @@ DEFAULT_LAYOUT = {
 
 
 def layout_for(folder: ModelFolder) -> dict:
-    """How the arrays were called and stored before they became this folder, if they came from big_vision."""
-    layout = (folder.report or {}).get("layout", {})
-    return DEFAULT_LAYOUT | (layout if layout.get("kind") == "big_vision" else {})
+    """How the arrays were called and stored before they became this folder, if they came from big_vision.
+
+    Raises:
+        CheckpointError: The report says it in another form than `from-jax` does.
+    """
+    stored = (folder.report or {}).get("layout")
+    if not isinstance(stored, dict) or stored.get("kind") != "big_vision":
+        return DEFAULT_LAYOUT
+    layout = DEFAULT_LAYOUT | stored
+    damaged = [
+        key
+        for key, usual in DEFAULT_LAYOUT.items()
+        if not isinstance(layout[key], type(usual) if usual is not None else (str, dict, type(None)))
+    ]
+    if damaged:
+        raise CheckpointError(f"{folder.path / NAME} is damaged: layout, {', '.join(damaged)}")
+    return layout
 
 
 def unchanged(folder: ModelFolder, added: dict[str, torch.Tensor]) -> bool:

@@ -12,6 +12,7 @@ from modeling_siglip_ext.conversion.atomic import new_file, new_folder
 
 
 WORKER = Path(__file__).with_name("worker_interrupted.py")
+TWICE = Path(__file__).with_name("worker_targets.py")
 TIMEOUT = 300
 
 
@@ -81,18 +82,22 @@ def test_a_file_size_limit_is_reported_and_leaves_nothing(interrupted):
     assert "the file is too large" in errors
 
 
-def test_a_full_disk_is_reported_and_leaves_nothing(checkpoints, tmp_path):
-    """A file system of 200 kB, where the machine lets a test mount one."""
+def test_a_full_disk_and_one_that_cannot_be_written_are_reported_and_left_empty(checkpoints, tmp_path):
+    """File systems of 200 kB and without the right to write, where the machine lets a test mount some."""
     unshare = shutil.which("unshare")
     if unshare is None:
         pytest.skip("needs unshare")
-    inside = f"mount -t tmpfs -o size=200k none {tmp_path}"
+    full, locked = tmp_path / "full", tmp_path / "locked"
+    full.mkdir()
+    locked.mkdir()
+    mount = f"mount -t tmpfs -o size=200k none {full} && mount -t tmpfs -o ro none {locked}"
     enter = [unshare, "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*enter, inside], capture_output=True, timeout=TIMEOUT).returncode:
+    if subprocess.run([*enter, mount], capture_output=True, timeout=TIMEOUT).returncode:
         pytest.skip("needs user namespaces")
     source = checkpoints / "siglip1_mu16" / "checkpoint.npz"
-    convert = f"{sys.executable} -m modeling_siglip_ext.conversion from-jax {source} {tmp_path}/out"
-    script = f"{inside} && {{ {convert}; echo status $?; ls -A {tmp_path}; }}"
+    convert = f"{sys.executable} {TWICE} {source} {full}/out {locked}/out"
+    script = f"{mount} && {{ {convert}; ls -A {full} {locked}; }}"
     done = subprocess.run([*enter, script], capture_output=True, text=True, timeout=TIMEOUT, check=True)
-    assert done.stdout == "status 2\n"
+    assert done.stdout.split() == ["2", "2", f"{full}:", f"{locked}:"]
     assert "the disk is full" in done.stderr
+    assert f"cannot write in {locked}: Read-only file system" in done.stderr

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zipfile
 import zlib
 
@@ -118,6 +119,28 @@ def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path):
         for _ in range(size * 4 // len(block)):
             stream.write(block)
     with pytest.raises(CheckpointError, match="no checkpoint shrinks like that"):
+        read_npz(tmp_path / "x.npz")
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    """Zeros that unpack to less than what is never held against a file, claimed as one array's header."""
+    zeros = bytes(1 << 26)
+    member = b"\x93NUMPY\x02\x00" + struct.pack("<I", len(zeros)) + zeros
+    path = archive(tmp_path / "x.npz", {"x.npy": member}, zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="not a sound"):
+            read_npz(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_truncated_archive_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", **ARRAYS)
+    data = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(data[: len(data) // 2])  # as of a download that broke off
+    with pytest.raises(CheckpointError, match=r"not a sound \.npz file: File is not a zip file"):
         read_npz(tmp_path / "x.npz")
 
 

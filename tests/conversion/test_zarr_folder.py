@@ -1,11 +1,15 @@
 """tensorstore folders through their pointer, and damaged ones."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.errors import CheckpointError
@@ -64,3 +68,42 @@ def test_a_folder_that_claims_petabytes_is_refused(unpacked):
 def test_a_folder_without_arrays_is_no_checkpoint(tmp_path, capsys):
     assert main(["from-jax", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "no zarr arrays" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A folder of two arrays, compressed as big_vision's are."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, array in {"params~t": np.ones(1, np.float32), "params~x": np.arange(12, dtype=np.float32)}.items():
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder / name)}}
+        metadata = {"compressor": {"id": "zstd", "level": 1}, "shape": array.shape, "dtype": "<f4"}
+        tensorstore.open({**spec, "metadata": metadata}, create=True).result().write(array).result()
+    return folder
+
+
+FILES = ("params~t/.zarray", "params~t/0", "params~x/.zarray", "params~x/0")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    file=st.sampled_from(FILES),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    cut=st.one_of(st.none(), st.floats(0, 1)),
+)
+def test_fuzzed_folders_give_arrays_or_one_clear_error(file, edits, cut, small, tmp_path):
+    data = bytearray((small / file).read_bytes())
+    for place, value in edits:
+        data[int(place * len(data))] = value
+    if cut is not None:
+        data = data[: int(cut * len(data))]
+    folder = tmp_path / "fuzzed"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(small, folder)
+    (folder / file).write_bytes(data)
+    try:
+        arrays = read_tensorstore(folder)
+        tensors = {name: array.load() for name, array in arrays.items()}
+    except CheckpointError:
+        return  # any other exception fails the test
+    for name, tensor in tensors.items():
+        assert tuple(tensor.shape) == arrays[name].shape
