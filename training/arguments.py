@@ -90,6 +90,13 @@ class SiglipExtTrainingArguments(TrainingArguments):
     text_lr_factor: float | None = field(
         default=None, metadata={"help": "Factor on the learning rate of the text tower."}
     )
+    head_lr_factor: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor on the learning rate of temperature and bias. In a short run they get nowhere at the "
+            "towers' rate: Adam moves the logarithm of the temperature by at most the rate at a step."
+        },
+    )
     vision_weight_decay: float | None = field(
         default=None, metadata={"help": "Weight decay of the image tower; 0 for a pretrained one. Else weight_decay."}
     )
@@ -192,7 +199,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
             raise ValueError(f"mini_batch_size={size} must divide per_device_train_batch_size={batch}")
         if size is not None and self.deepspeed is not None:
             raise ValueError("mini_batch_size does not work with DeepSpeed: use DDP or FSDP2")
-        for name in ("vision_lr_factor", "text_lr_factor", "layer_decay"):
+        for name in ("vision_lr_factor", "text_lr_factor", "head_lr_factor", "layer_decay"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}; to stop a tower's training use lock_towers")

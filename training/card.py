@@ -30,6 +30,7 @@ SETTINGS = (
     "lock_towers",
     "vision_lr_factor",
     "text_lr_factor",
+    "head_lr_factor",
     "layer_decay",
     "ema_decay",
     "seed",

@@ -25,9 +25,9 @@ CONVENTIONS = ("torch", "big_vision")
 class GroupSettings:
     """How learning rate and weight decay vary over a dual model.
 
-    `lr_factors` and `weight_decays` go by tower ("vision", "text"); a tower that is not named has factor 1 and the
-    general weight decay. With `layer_decay` the layer below the top one learns `layer_decay` times as fast, the next
-    `layer_decay`² times, down to the embeddings.
+    `lr_factors` and `weight_decays` go by tower ("vision", "text"), and "head" is `logit_scale` and `logit_bias`; what
+    is not named has factor 1 and the general weight decay. With `layer_decay` the layer below the top one learns
+    `layer_decay` times as fast, the next `layer_decay`² times, down to the embeddings.
     """
 
     learning_rate: float
@@ -39,16 +39,15 @@ class GroupSettings:
 
     @classmethod
     def of(cls, args: "SiglipExtTrainingArguments") -> "GroupSettings":
-        def by_tower(field: str) -> dict[str, float]:
-            values = {tower: getattr(args, f"{tower}_{field}") for tower in ("vision", "text")}
-            return {tower: value for tower, value in values.items() if value is not None}
+        def given(**values: float | None) -> dict[str, float]:
+            return {part: value for part, value in values.items() if value is not None}
 
         return cls(
             learning_rate=args.learning_rate,
             weight_decay=args.weight_decay,
             convention=args.weight_decay_convention,
-            lr_factors=by_tower("lr_factor"),
-            weight_decays=by_tower("weight_decay"),
+            lr_factors=given(vision=args.vision_lr_factor, text=args.text_lr_factor, head=args.head_lr_factor),
+            weight_decays=given(vision=args.vision_weight_decay, text=args.text_weight_decay),
             layer_decay=args.layer_decay,
         )
 
@@ -70,7 +69,9 @@ def kernel_names(model: nn.Module) -> list[str]:
 
 
 def parameter_groups(model: nn.Module, kernels: list[str], settings: GroupSettings) -> list[dict]:
-    """Groups for a torch optimiser: each {"params", "lr", "weight_decay"}, the fastest first.
+    """Groups for a torch optimiser: each {"params", "lr", "weight_decay"}, the fastest tower's first.
+
+    Logs show the learning rate of the first group; the loss head, which may learn faster by far, comes last.
 
     Args:
         model: its parameters that require no gradient are left out.
@@ -80,16 +81,19 @@ def parameter_groups(model: nn.Module, kernels: list[str], settings: GroupSettin
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     factors = _layer_factors([name for name, _ in model.named_parameters()], settings.layer_decay)
     decayed = set(kernels)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in trained:
-        tower = _tower(name)
+        tower = _tower(name) or ("head" if name.endswith(("logit_scale", "logit_bias")) else None)
         lr = settings.learning_rate * settings.lr_factors.get(tower, 1.0) * factors.get(name, 1.0)
         decay = settings.weight_decays.get(tower, settings.weight_decay) if name in decayed else 0.0
         if settings.convention == "big_vision" and lr > 0:
             decay /= lr  # torch multiplies by it again
-        groups.setdefault((lr, decay), []).append(parameter)
-    fastest_first = sorted(groups.items(), key=lambda item: (-item[0][0], -item[0][1]))
-    return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in fastest_first]
+        own_rate = tower == "head" and "head" in settings.lr_factors
+        groups.setdefault((own_rate, -lr, -decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": -lr, "weight_decay": -decay}
+        for (_, lr, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
 
 
 def _tower(name: str) -> str | None:

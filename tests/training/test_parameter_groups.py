@@ -40,6 +40,14 @@ def test_towers_have_their_own_rate_and_decay(our_model):
     assert found["logit_scale"] == found["logit_bias"] == (1.0, 0.0)
 
 
+def test_the_loss_head_has_its_own_rate_and_is_not_what_logs_show(our_model):
+    found = by_name(our_model, lr_factors={"head": 5.0})
+    assert found["logit_scale"] == found["logit_bias"] == (5.0, 0.0)
+    assert {lr for name, (lr, _) in found.items() if "_model." in name} == {1.0}
+    settings = GroupSettings(1.0, 0.5, "torch", {"head": 5.0}, {}, None)
+    assert [group["lr"] for group in parameter_groups(our_model, kernel_names(our_model), settings)] == [1.0, 1.0, 5.0]
+
+
 def test_layer_decay(our_model):
     found = {name: lr for name, (lr, _) in by_name(our_model, layer_decay=0.5).items()}
     for tower in ("vision", "text"):
@@ -120,7 +128,8 @@ def test_weight_decay_conventions(our_model, arguments, rows, processor, convent
 
 def test_the_logged_rate_is_the_peak_one(our_model, arguments, rows, processor):
     dataset = ImageTextDataset(rows)
-    args = arguments(max_steps=1, vision_lr_factor=0.1, lr_scheduler_type="constant", layer_decay=0.5)
+    factors = {"vision_lr_factor": 0.1, "head_lr_factor": 5.0, "layer_decay": 0.5}
+    args = arguments(max_steps=1, lr_scheduler_type="constant", **factors)
     trainer = SiglipExtTrainer(
         model=our_model, args=args, train_dataset=dataset, data_collator=ImageTextCollator(processor)
     )
