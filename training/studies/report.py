@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from .runs import Runs
@@ -43,7 +44,7 @@ def render_tables(study: Study, figures: list[Figure]) -> str:
     ]
     for figure in figures:
         lines += ["", f"## {figure.title}", ""]
-        lines += _table(figure.x_label, figure.ours, lambda values: _mean(values))
+        lines += _table(figure.x_label, _with_difference(figure.ours), _mean)
         if figure.paper:
             lines += ["", f"Published: {figure.paper_title}", ""]
             lines += _table(figure.x_label, figure.paper, lambda value: f"{value:.1f}")
@@ -81,13 +82,23 @@ def draw(figures: list[Figure], path: Path) -> None:
     temporary.replace(path)
 
 
-def _table(x_label: str, lines: dict[str, dict], cell) -> list[str]:
+def _table(x_label: str, lines: dict[str, dict], cell: Callable[..., str]) -> list[str]:
     places = list(dict.fromkeys(x for line in lines.values() for x in line))
     rows = [f"| {x_label} | {' | '.join(lines)} |", "|---|" + "---:|" * len(lines)]
     for x in places:
         cells = [cell(line[x]) if line.get(x) not in (None, []) else "" for line in lines.values()]
         rows.append(f"| {x} | {' | '.join(cells)} |")
     return rows
+
+
+def _with_difference(lines: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
+    """Two lines and their difference at each place, seed by seed: a seed starts both from the same weights and gives
+    them the same batches."""
+    if len(lines) != 2:
+        return lines
+    (name, one), (other_name, other) = lines.items()
+    both = {x: [b - a for a, b in zip(one[x], other[x])] for x in one if len(one[x]) == len(other.get(x, []))}
+    return {**lines, f"{other_name} − {name}, by seed": both}
 
 
 def _mean(values: list[float]) -> str:

@@ -12,7 +12,7 @@ SWEEP_SEED = 1000
 # Chosen among these for each loss, batch size and optimizer, on the validation part.
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 TEMPERATURES = (10.0, 20.0)
-BASE_BATCH = 64
+BASE_BATCH = 32
 
 
 @dataclass

@@ -64,6 +64,14 @@ def test_intervals_and_tables(tmp_path):
     assert "| 1 | 50.0 |" in lines
 
 
+def test_two_lines_are_compared_seed_by_seed(tmp_path):
+    figure = Figure("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}}, "")
+    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
+    _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    assert "| x | one | other | other − one, by seed |" in table.read_text()
+    assert table.read_text().splitlines()[-1].endswith("| 2.0 ± 0.0 (3) |")
+
+
 def quick(runs: Runs, seeds: int) -> list[Settings]:
     return [Settings(batch_size=16, examples=32, seed=seed) for seed in range(seeds)]
 
