@@ -42,15 +42,19 @@ def confusion_matrix(
     fonts = caption_fonts(shown)
     axes.set_xticks(range(len(chosen)), shown, rotation=90, fontsize=7.5, fontfamily=fonts)
     axes.set_yticks(range(len(chosen)), shown, fontsize=7.5, fontfamily=fonts)
-    axes.set_xlabel("predicted", color=_MUTED)
-    axes.set_ylabel("right", color=_MUTED)
+    axes.set_xlabel("chosen class", color=_MUTED)
+    axes.set_ylabel("right class", color=_MUTED)
     axes.tick_params(length=0, colors=_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_FAINT)
     axes.set_title(title, fontsize=11, loc="left", color=_INK, fontweight="bold")
     if len(chosen) <= 12:
         for row, column in np.ndindex(*shares.shape):
-            colour = "white" if shares[row, column] > 0.5 else _MUTED
-            axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=colour, size=8)
+            share = shares[row, column]
+            colour = "white" if share > 0.55 else _INK if share >= 0.005 else _FAINT
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, format=lambda value, _: f"{100 * value:.0f} %")
+    bar.ax.tick_params(length=0, colors=_MUTED, labelsize=8)
     bar.outline.set_visible(False)
     return _save(figure, path)
 
@@ -68,7 +72,7 @@ def language_bars(
         values = [100 * of_language[name][key] for name in languages]
         axes.bar(places + offset, values, width=0.38, color=colour, label=f"{label}, mean {np.mean(values):.1f} %")
         axes.axhline(np.mean(values), color=colour, linewidth=0.9, linestyle="--")
-    axes.set_xticks(places, languages, rotation=90, fontsize=8)
+    axes.set_xticks(places, languages, rotation=90 if len(languages) > 12 else 0, fontsize=8)
     axes.yaxis.set_major_formatter("{x:g} %")
     _quiet(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK)

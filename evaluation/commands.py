@@ -129,10 +129,14 @@ def zero_shot(args: argparse.Namespace) -> None:
         raise ValueError(f"benchmark {args.benchmark} needs --labels, the file with its labels")
     column = None if args.labels else label_column(args, rows, benchmark)
     names, names_from = class_names_of(args, benchmark, rows, column)
-    labels = labels_from_file(args.labels, rows, image) if args.labels else data.labels(rows, column, names)
+    if args.labels:
+        labels = labels_from_file(args.labels, rows, image)
+    else:  # a label map is what leads from the data set's classes to those that the model chooses from
+        labels = data.labels(rows, column, None if args.label_map else names)
     templates, templates_from = templates_of(args, benchmark)
     if args.label_map:
-        labels, names = map_labels(json.loads(Path(args.label_map).read_text(encoding="utf-8")), labels, names)
+        label_map = json.loads(Path(args.label_map).read_text(encoding="utf-8"))
+        labels, names = map_labels(label_map, labels, names, data.label_names(rows, column) if column else None)
     shown_names = names
     if args.central_crop is None:
         args.central_crop = benchmark is not None and benchmark.central_crop
@@ -162,7 +166,7 @@ def zero_shot(args: argparse.Namespace) -> None:
             [one[0] for one in own],
             predicted.tolist(),
             shown_names,
-            title=f"{about['benchmark'] or about['source']}",
+            title=f"{about['benchmark'] or Path(about['source']).name}: share of each class's images",
         )
     else:
         metrics = accuracies(zero_shot_ranks(images, classes, own, first_of=first_of), len(classes))
@@ -182,26 +186,36 @@ def zero_shot(args: argparse.Namespace) -> None:
 
 
 def map_labels(
-    label_map: dict[str, Any], labels: list[list[int]], names: Sequence[str]
+    label_map: dict[str, Any],
+    labels: list[list[int]],
+    names: Sequence[str],
+    label_names: Sequence[str] | None = None,
 ) -> tuple[list[list[int]], list[str]]:
     """Labels of a dataset as classes of another, as ObjectNet's as ImageNet's.
 
     Args:
-        label_map: the dataset's label to one class or several, by index or name. Labels that it lacks do not count.
+        label_map: the dataset's label to one class or several, all by index or name. Labels that it lacks do not
+            count.
         labels: the dataset's labels.
         names: all classes.
+        label_names: the dataset's names of its labels, where it has any.
 
     Returns:
         New labels, and the names of the classes that the map mentions: only among these a model chooses.
     """
     place = {name: index for index, name in enumerate(names)}
+    number = {name: index for index, name in enumerate(label_names or ())}
     targets = {}
     for label, value in label_map.items():
         found = value if isinstance(value, list) else [value]
         unknown = [one for one in found if (one not in place if isinstance(one, str) else not 0 <= one < len(names))]
         if unknown:
             raise ValueError(f"the label map sends {label!r} to {unknown[0]!r}, which is no class")
-        targets[int(label)] = [place[one] if isinstance(one, str) else one for one in found]
+        if label not in number and not label.isdecimal():
+            raise ValueError(f"the label map's {label!r} is neither a number nor one of the data set's labels")
+        targets[number[label] if label in number else int(label)] = [
+            place[one] if isinstance(one, str) else one for one in found
+        ]
     used = sorted({one for found in targets.values() for one in found})
     new = {old: index for index, old in enumerate(used)}
     mapped = [[new[one] for label in own for one in targets.get(label, [])] for own in labels]

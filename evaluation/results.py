@@ -68,6 +68,7 @@ def compare(paths: Sequence[str | Path]) -> str:
         result = json.loads(path.read_text(encoding="utf-8"))
         dataset = result.get("dataset", {})
         name = dataset.get("benchmark") or dataset.get("source", "")
+        result["folder"] = path.resolve().parent.name
         groups.setdefault((result["task"], f"{name} {dataset.get('split') or ''}".strip()), []).append(result)
     lines = ["# Results"]
     for (task, dataset), results in sorted(groups.items()):
@@ -86,11 +87,14 @@ def compare(paths: Sequence[str | Path]) -> str:
 
 
 def column_names(results: Sequence[Mapping]) -> list[str]:
-    """Short names of the models where they differ, otherwise with the date."""
+    """Short names of the models; where they are the same with the folder of the result, or its date."""
     names = [short_name(result.get("model", {}).get("name", "?")) for result in results]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{name} ({result.get('date', '?')})" for name, result in zip(names, results)]
+    for detail in ("folder", "date"):
+        if len(set(names)) == len(names):
+            break
+        detailed = [f"{name} ({result.get(detail, '?')})" for name, result in zip(names, results)]
+        names = detailed if detail == "date" or len(set(detailed)) == len(names) else names
+    return names
 
 
 def is_number(value: Any) -> bool:

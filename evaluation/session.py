@@ -41,15 +41,18 @@ class Session:
     @classmethod
     def open(cls, args: argparse.Namespace) -> "Session":
         started = time.monotonic()
+        if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
+            raise FileNotFoundError(f"{args.model} is no folder")
+        accelerator = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        device = checked_device(args.device or accelerator)
         options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
         model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).eval()
         if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
             raise ValueError(f"{args.model} is a {type(model).__name__}, not a model of images and texts")
-        accelerator = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         processor = AutoProcessor.from_pretrained(args.model, **options)
         if getattr(args, "central_crop", False):
             crop_centre(processor.image_processor)
-        return cls(args, model.to(args.device or accelerator), processor, store.weights_fingerprint(model), started)
+        return cls(args, model.to(device), processor, store.weights_fingerprint(model), started)
 
     @property
     def first(self) -> bool:
@@ -132,6 +135,15 @@ class Session:
                 print(f"{key:40s} {value:.4f}")
         print(path)
         return path
+
+
+def checked_device(name: str) -> str:
+    """Raises ValueError where torch cannot compute on it, before a large model is loaded."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise ValueError(f"--device {name}: {error}") from error
+    return name
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -177,8 +177,21 @@ def test_a_label_map_restricts_the_choice():
     labels, names = commands.map_labels({"0": [4, 2], "1": "e"}, [[0], [1], [9]], list("abcdef"))
     assert names == ["c", "e"]
     assert labels == [[1, 0], [1], []]
+    assert commands.map_labels({"cat": "b", "1": 0}, [[0], [1]], ["a", "b"], ["cat", "dog"])[0] == [[1], [0]]
     with pytest.raises(ValueError, match="sends '0' to 'z', which is no class"):
         commands.map_labels({"0": "z"}, [[0]], ["a"])
+    with pytest.raises(ValueError, match="'bird' is neither a number nor one of the data set's labels"):
+        commands.map_labels({"bird": "a"}, [[0]], ["a"], ["cat"])
+
+
+def test_a_label_map_leads_from_the_datas_classes_to_others(run, tmp_path):
+    """As ObjectNet's to ImageNet's; the third class has no counterpart and does not count."""
+    (tmp_path / "map.json").write_text(json.dumps({"red square": ["tench", "goldfish"], "blue_circle": 2}))
+    options = ["--class_names", "imagenet", "--templates", "none", "--label_map", str(tmp_path / "map.json")]
+    results = [run("zero-shot", *options, "--label_column", column) for column in ("label", "kind")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["settings"]["classes"] == 3
+    assert results[0]["dataset"]["evaluated"] == 16
 
 
 def test_retrieval_with_several_captions(parts, run, tmp_path):
@@ -288,7 +301,8 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
         (["knn", "--benchmark", "objectnet"], "unknown to knn; known are imagenet, cifar100, pets"),
         (["knn", "--train_split", "dev"], "no split 'dev'; there are test, train"),
         (["threshold", "--benchmark", "pets"], "unknown to threshold; known are coco, flickr30k"),
-        (["retrieval", "--caption_column", "de", "--model", "./nowhere"], "./nowhere"),
+        (["retrieval", "--caption_column", "de", "--model", "./nowhere"], "./nowhere is no folder"),
+        (["retrieval", "--caption_column", "de", "--device", "cuda:99"], "--device cuda:99: "),
         (["zero-shot", "--benchmark", "imagenet-real"], "needs --labels"),
         (["zero-shot", "--benchmark", "coco"], "unknown to zero-shot; known are imagenet"),
         (["zero-shot", "--templates", "best"], "templates 'best' are unknown"),
