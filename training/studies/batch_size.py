@@ -24,12 +24,16 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
 
 def figures(runs: Runs, seeds: int) -> list[Figure]:
     ours: dict[str, dict[str, list[float]]] = {loss: {} for loss in LOSSES}
+    choices = []
     for loss in LOSSES:
         for batch_size in BATCH_SIZES:
             _, chosen = base_sweep(runs, loss, batch_size)
             if chosen is not None:
                 ours[loss][str(batch_size)] = recall(runs, chosen, seeds)
-    return [Figure("Batch size", "batch size", ours, "ImageNet 0-shot, B/16, 3B examples seen", PAPER)]
+                choices.append(f"{loss} at {batch_size} {chosen.learning_rate:g} and {chosen.temperature:g}")
+    note = f"Chosen on validation, learning rate and initial temperature: {', '.join(choices)}."
+    title = "ImageNet 0-shot, B/16, 3B examples seen"
+    return [Figure("Batch size", "batch size", ours, title, PAPER, note if choices else "")]
 
 
 STUDY = Study("batch-size", "sigmoid and softmax over the batch size", wanted, figures)

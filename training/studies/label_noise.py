@@ -5,7 +5,7 @@ from dataclasses import replace
 from .experiment import Settings
 from .noise import KINDS
 from .runs import Runs
-from .study import BASE_BATCH, Figure, Study, base_sweep, recall
+from .study import BASE_BATCH, DRAWN_ONLY, Figure, Study, base_sweep, recall
 
 
 LOSSES = ("sigmoid", "softmax")
@@ -36,7 +36,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
                 one = settings_of(runs, loss, kind, share)
                 if one is not None:
                     ours[loss][f"{share:.1f}"] = recall(runs, one, seeds)
-        panels.append(Figure(f"Noise: {kind.replace('_', ', ')}", "probability", ours, ""))
+        panels.append(Figure(f"Noise: {kind.replace('_', ', ')}", "probability", ours, note=DRAWN_ONLY))
     return panels
 
 

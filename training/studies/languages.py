@@ -8,6 +8,7 @@ from .study import Figure, Study, base_sweep, recall, seeded
 
 
 BATCH_SIZES = (32, 64, 256)
+NOTE = "The paper reports XM3600: text to image and image to text 34.9 and 47.4 at a batch of 32k, and no gain above."
 LANGUAGES = {"1 language": ("en",), "4 languages": ("en", "de", "ja", "ar")}
 
 
@@ -32,7 +33,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
             one = settings_of(runs, languages, size)
             if one is not None:
                 ours[label][str(size)] = recall(runs, one, seeds)
-    return [Figure("Languages and batch size", "batch size", ours, "")]
+    return [Figure("Languages and batch size", "batch size", ours, note=NOTE)]
 
 
 STUDY = Study("languages", "one and four languages over the batch size", wanted, figures)

@@ -6,7 +6,7 @@ from modeling_siglip_ext.losses.negatives import CHOICES
 
 from .experiment import Settings
 from .runs import Runs
-from .study import Figure, Study, base_sweep, recall, seeded
+from .study import DRAWN_ONLY, Figure, Study, base_sweep, recall, seeded
 
 
 # More negatives to take away from than at the base batch size.
@@ -34,7 +34,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
             one = settings_of(runs, choice, share)
             if one is not None:
                 ours[choice][f"1:{round(share * (BATCH - 1))}"] = recall(runs, one, seeds)
-    return [Figure("Negatives to a positive", "ratio", ours, "")]
+    return [Figure("Negatives to a positive", "ratio", ours, note=DRAWN_ONLY)]
 
 
 STUDY = Study("negatives", "a share of the negative pairs, chosen in three ways", wanted, figures)

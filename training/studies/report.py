@@ -44,10 +44,15 @@ def render_tables(study: Study, figures: list[Figure]) -> str:
     ]
     for figure in figures:
         lines += ["", f"## {figure.title}", ""]
-        lines += _table(figure.x_label, _with_difference(figure.ours), _mean)
-        if figure.paper:
-            lines += ["", f"Published: {figure.paper_title}", ""]
-            lines += _table(figure.x_label, figure.paper, lambda value: f"{value:.1f}")
+        ours, paper = _cells(_with_difference(figure.ours), _mean), _cells(figure.paper, lambda value: f"{value:.1f}")
+        if paper and _places(paper) <= _places(ours):
+            lines += _table(
+                figure.x_label, {**ours, **{f"{figure.paper_title}, paper": line for line in paper.values()}}
+            )
+        else:
+            lines += _table(figure.x_label, ours)
+            lines += ["", f"Published: {figure.paper_title}", "", *_table(figure.x_label, paper)] if paper else []
+        lines += ["", figure.note] if figure.note else []
     return "\n".join(lines) + "\n"
 
 
@@ -82,13 +87,18 @@ def draw(figures: list[Figure], path: Path) -> None:
     temporary.replace(path)
 
 
-def _table(x_label: str, lines: dict[str, dict], cell: Callable[..., str]) -> list[str]:
+def _cells(lines: dict[str, dict], text: Callable[..., str]) -> dict[str, dict[str, str]]:
+    return {label: {x: text(value) for x, value in line.items() if value != []} for label, line in lines.items()}
+
+
+def _places(lines: dict[str, dict]) -> set[str]:
+    return {x for line in lines.values() for x in line}
+
+
+def _table(x_label: str, lines: dict[str, dict[str, str]]) -> list[str]:
     places = list(dict.fromkeys(x for line in lines.values() for x in line))
     rows = [f"| {x_label} | {' | '.join(lines)} |", "|---|" + "---:|" * len(lines)]
-    for x in places:
-        cells = [cell(line[x]) if line.get(x) not in (None, []) else "" for line in lines.values()]
-        rows.append(f"| {x} | {' | '.join(cells)} |")
-    return rows
+    return rows + [f"| {x} | {' | '.join(line.get(x, '') for line in lines.values())} |" for x in places]
 
 
 def _with_difference(lines: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from .experiment import Settings
 from .runs import Runs
-from .study import BASE_BATCH, Figure, Study, base_sweep, recall, seeded
+from .study import BASE_BATCH, DRAWN_ONLY, Figure, Study, base_sweep, recall, seeded
 
 
 LOSSES = ("sigmoid", "softmax")
@@ -32,7 +32,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
                 one = settings_of(runs, loss, rate, decay)
                 if one is not None:
                     ours[loss][f"{rate:g}"] = recall(runs, one, seeds)
-        panels.append(Figure(f"Weight decay {decay:g}", "learning rate", ours, ""))
+        panels.append(Figure(f"Weight decay {decay:g}", "learning rate", ours, note=DRAWN_ONLY))
     return panels
 
 

@@ -15,19 +15,23 @@ TEMPERATURES = (10.0, 20.0)
 BASE_BATCH = 32
 
 
+DRAWN_ONLY = "The paper draws its values and prints none."
+
+
 @dataclass
 class Figure:
     """Lines over a common axis.
 
     `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones, of
-    another model, data and metric: only their order and shape can be compared.
+    another model, data and metric: only their order and shape can be compared. `note` says what else is to know.
     """
 
     title: str
     x_label: str
     ours: dict[str, dict[str, list[float]]]
-    paper_title: str
+    paper_title: str = ""
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -50,22 +50,34 @@ def test_intervals_and_tables(tmp_path):
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert interval(values) == pytest.approx((high - low) / 2)
     assert interval([1.0]) == math.inf
-    figure = Figure("A", "x", {"ours": {"1": values, "2": [5.0], "3": []}}, "elsewhere", {"theirs": {"1": 50.0}})
+    figure = Figure("A", "x", {"ours": {"1": values, "2": [5.0], "3": []}}, "elsewhere", {"theirs": {"7": 50.0}})
     study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
-    empty = Study(
-        "empty", "not begun", lambda runs, seeds: [], lambda runs, seeds: [Figure("A", "x", {"ours": {}}, "")]
-    )
+    empty = Study("empty", "not begun", lambda runs, seeds: [], lambda runs, seeds: [Figure("A", "x", {"ours": {}})])
     write_report(empty, Runs(tmp_path / "none"), 3, tmp_path)
     data, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert json.loads(data.read_text())[0]["ours"]["ours"]["1"] == values
     lines = table.read_text().splitlines()
     assert f"| 1 | 13.0 ± {interval(values):.1f} (3) |" in lines
     assert "| 2 | 5.0 (1) |" in lines
-    assert "| 1 | 50.0 |" in lines
+    assert "| 7 | 50.0 |" in lines
+
+
+def test_the_papers_figures_stand_beside_ours(tmp_path):
+    beside = Figure("A", "x", {"ours": {"a": [1.0], "b": [2.0]}}, "there", {"paper": {"b": 3.0}}, note="A note.")
+    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [beside])
+    _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    assert table.read_text().splitlines()[-6:] == [
+        "| x | ours | there, paper |",
+        "|---|---:|---:|",
+        "| a | 1.0 (1) |  |",
+        "| b | 2.0 (1) | 3.0 |",
+        "",
+        "A note.",
+    ]
 
 
 def test_two_lines_are_compared_seed_by_seed(tmp_path):
-    figure = Figure("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}}, "")
+    figure = Figure("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}})
     study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
     _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert "| x | one | other | other − one, by seed |" in table.read_text()
