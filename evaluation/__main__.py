@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import commands
+from .card import card as add_to_card
 from .known import PROBES, known_to
 
 
@@ -126,6 +127,11 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("--embeddings", required=True, metavar="FOLDER", help="folder written by embed")
     added.add_argument("--threshold", type=float, default=0.95, help="cosine from which two are duplicates")
     added.add_argument("--output", default="duplicates.json", metavar="FILE", help="the groups")
+
+    added = command("card", "results ... --model FOLDER", add_to_card)
+    added.add_argument("results", nargs="+", help="result files, or folders with them")
+    added.add_argument("--model", required=True, help="model folder with a card")
+    added.add_argument("--trust_remote_code", action="store_true")
 
     added = command("report", "results ...", commands.report)
     added.add_argument("results", nargs="+", help="result files, or folders with them")

@@ -1,7 +1,7 @@
 """What a model card must know of a model to say how it is used: read from its folder or its configuration."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -11,6 +11,7 @@ from .configuration_siglip_ext import SiglipExtConfig, SiglipExtVisionConfig
 
 # the length that the zero-shot pipeline of transformers pads texts to
 STOCK_TEXT_LENGTH = 64
+STOCK_PATCH = 16
 HELD_OUT = "held_out"
 CONFIGS = {
     "siglip": SiglipExtConfig,
@@ -38,6 +39,7 @@ class ModelFacts:
         pooled: whether an image becomes one vector, or one a patch.
         softmax: whether the model was trained with the softmax loss of CLIP.
         padding_matters: whether the text tower attends to padding, as SigLIP's do.
+        odd_patch: pixels of a NaFlex patch, where it is not the 16 that the stock processor insists on.
     """
 
     pair: bool
@@ -50,6 +52,7 @@ class ModelFacts:
     pooled: bool = True
     softmax: bool = False
     padding_matters: bool = True
+    odd_patch: int | None = None
 
     @property
     def task(self) -> str:
@@ -110,6 +113,7 @@ def facts_of_config(
         pooled=getattr(vision, "pooling", None) != "none" or pair,
         softmax=pair and config.loss_type == "softmax",
         padding_matters=pair and "siglip" in config.text_config.model_type,
+        odd_patch=vision.patch_size if naflex and vision.patch_size != STOCK_PATCH else None,
     )
 
 
@@ -128,13 +132,17 @@ def facts_of(folder: str | Path) -> ModelFacts:
     if model_type not in CONFIGS:
         raise ValueError(f"{file}: {model_type!r} is none of {', '.join(CONFIGS)}")
     config = CONFIGS[model_type].from_pretrained(folder)
-    length, settings = None, folder / "tokenizer_config.json"
+    length, settings, images = None, folder / "tokenizer_config.json", folder / "processor_config.json"
     if settings.is_file() and "siglip" not in getattr(getattr(config, "text_config", None), "model_type", "siglip"):
         found = _json(settings).get("model_max_length")
         length = found if isinstance(found, int) and found < 1_000_000 else None
-    return facts_of_config(
+    facts = facts_of_config(
         config, stock="siglip_ext" not in model_type, text_length=length, tokenizer=settings.is_file()
     )
+    if facts.naflex and images.is_file():  # how many patches an image gets is the processor's choice
+        found = _json(images).get("image_processor", {}).get("max_num_patches")
+        facts = replace(facts, max_patches=found or facts.max_patches)
+    return facts
 
 
 def example_of(folder: str | Path) -> Example:

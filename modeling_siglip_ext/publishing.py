@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -223,7 +222,7 @@ def check_loads(folder: Path) -> None:
     kind = AutoProcessor if facts.pair else AutoImageProcessor
     if facts.pair and not facts.tokenizer:
         raise RefusedError(
-            f"{folder} has no tokenizer, so nobody could give the model a text: convert with --tokenizer"
+            f"{folder} has no tokenizer, so nobody could give the model a text: convert it with --tokenizer"
         )
     try:
         kind.from_pretrained(folder)
@@ -325,7 +324,7 @@ def refuse(remote: Remote, repo_id: str, *, private: bool | None = None, overwri
     if content and not remote.ours and not overwrite:
         raise RefusedError(
             f"{repo_id} has {'a card' if CARD in remote.files else 'files'} that siglip-ext did not write: choose "
-            "another name, or push over it with --overwrite (its history keeps what is there)"
+            "another name, or push over it with --overwrite (in training: hub_overwrite); its history keeps what was"
         )
     if private and remote.exists and not remote.private:
         raise RefusedError(f"{repo_id} exists and is public: make it private on the Hub first, or leave --private out")
@@ -438,7 +437,9 @@ def _as_ours(api: HfApi, upload: Upload, now: Remote, message: str, revision: st
     if now.stale(upload):
         raise PublishError(MESSAGES[412].format(repo=upload.repo_id))
     address = f"{api.endpoint}/{upload.repo_id}/commit/{now.head}"
-    return CommitInfo(commit_url=address, commit_message=message, commit_description="", oid=now.head)
+    return CommitInfo(
+        commit_url=address, commit_message=message, commit_description="", oid=now.head, _endpoint=api.endpoint
+    )
 
 
 def _same(file: RepoFile, operation: CommitOperationAdd) -> bool:
@@ -463,13 +464,13 @@ def _call(call: Callable[[], T], repo_id: str, *, attempts: int = ATTEMPTS) -> T
     wait = 1.0
     for attempt in range(1, attempts + 1):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return call()
+            return call()
         except RepositoryNotFoundError:
             raise
         except (HTTPError, RuntimeError, json.JSONDecodeError) as error:
             cause = _of_the_net(error)
+            if cause is None and type(error) is RuntimeError:  # what the newer protocol raises
+                raise PublishError(f"the upload failed ({error}): publish again, what was sent is kept") from error
             if cause is None:
                 raise
             status = getattr(getattr(cause, "response", None), "status_code", None)

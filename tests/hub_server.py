@@ -12,6 +12,7 @@ Failures are ordered by POST /-/control, one JSON object:
     {"faults": [{"method": "PUT", "path": "", "drop": "before", "times": 1}]}     # or "after": handled, no answer
     {"cut": 1000, "pid": 4711}     # after so many more bytes in bodies: kill the process, answer nobody any more
     {"heal": true}                 # no faults, no cut
+    {"reset": true}                # and no repositories
 
 GET /-/log gives what was asked: [{"method", "path", "status", "bytes"}].
 """
@@ -53,12 +54,18 @@ class Store:
     def __init__(self, folder: Path, lfs: bool):
         self.folder, self.lfs = folder, lfs
         self.objects = folder / ".objects"
-        self.objects.mkdir(parents=True, exist_ok=True)
-        self.repositories: dict[str, dict] = {}
+        self.clear()
         self.lock = threading.RLock()
         self.log: list[dict] = []
         self.faults: list[dict] = []
         self.received, self.cut, self.pid, self.down = 0, None, None, False
+
+    def clear(self) -> None:
+        """Forget all repositories and objects."""
+        for path in self.folder.glob("*"):
+            shutil.rmtree(path)
+        self.objects.mkdir(parents=True, exist_ok=True)
+        self.repositories: dict[str, dict] = {}
 
     def put(self, content: bytes) -> str:
         name = hashlib.sha256(content).hexdigest()
@@ -110,13 +117,15 @@ class Hub(BaseHTTPRequestHandler):
     store: Store
 
     def handle_any(self) -> None:
-        self.size, self.status = 0, None
         url = urlparse(self.path)
+        # noted before the answer: who has it may clear the log at once
+        self.entry = {"method": self.command, "path": url.path, "status": None, "bytes": 0}
         self.parts = [unquote(part) for part in url.path.strip("/").split("/")]
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
         try:
             if self.parts[0] == "-" and self.parts[1] in ("control", "log"):
                 return self.control()
+            self.store.log.append(self.entry)
             if self.store.down:
                 raise LostLine
             fault = self.store.fault(self.command, url.path)
@@ -132,10 +141,6 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(refusal.content, refusal.status, **code)
         except (LostLine, ConnectionError):
             self.drop()
-        finally:
-            if self.parts[:1] != ["-"] or self.parts[1:2] == ["lfs"]:
-                entry = {"method": self.command, "path": url.path, "status": self.status, "bytes": self.size}
-                self.store.log.append(entry)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
@@ -330,7 +335,9 @@ class Hub(BaseHTTPRequestHandler):
         etag = entry["sha256"] if entry["lfs"] else self.git_oid(entry)
         about |= {"ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(entry["size"])}
         if entry["lfs"]:
-            return self.send(302, b"", Location=f"{self.address()}/-/lfs/{entry['sha256']}", **about)
+            # another host, as on the Hub: the client takes what it must know of the file from this answer
+            elsewhere = f"http://localhost:{self.server.server_address[1]}/-/lfs/{entry['sha256']}"
+            return self.send(302, b"", Location=elsewhere, **about)
         self.send_file(self.store.objects / entry["sha256"], **about)
 
     def get_object(self, oid: str) -> None:
@@ -366,7 +373,7 @@ class Hub(BaseHTTPRequestHandler):
             if not part:
                 raise LostLine  # the client is gone
             found += part
-            self.size += len(part)
+            self.entry["bytes"] += len(part)
             self.store.count(len(part))
         return found
 
@@ -380,7 +387,7 @@ class Hub(BaseHTTPRequestHandler):
         if getattr(self, "silent", False):
             self.silent = False
             raise LostLine
-        self.status = status
+        self.entry["status"] = status
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -399,7 +406,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(self.store.log)
         order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.store.lock:
-            if order.get("heal"):
+            if order.get("reset"):
+                self.store.clear()
+            if order.get("heal") or order.get("reset"):
                 self.store.faults, self.store.cut, self.store.pid, self.store.down = [], None, None, False
             if "faults" in order:
                 self.store.faults = order["faults"]

@@ -47,6 +47,11 @@ class HubPushes(Trainer):
         )
         self.push_in_progress = None
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
+            self._finish_current_push()  # it reads the files that are replaced now
+        super().save_model(output_dir, _internal_call)
+
     def push_to_hub(
         self,
         commit_message: str | None = "End of training",
@@ -76,7 +81,6 @@ class HubPushes(Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        self._finish_current_push()
         options = self._push_options(commit_message, token, revision)
         if blocking:
             return publish(self.args.output_dir, self.hub_model_id, **options)
