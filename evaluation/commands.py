@@ -267,18 +267,21 @@ def retrieval_sets(
 
 
 def multilingual_retrieval(args: argparse.Namespace) -> None:
-    """Retrieval in each language, and the mean over the languages."""
+    """Retrieval in each language, and the mean over the languages.
+
+    In each language among the images that have a caption in it.
+    """
     rows, of_language, about = multilingual_rows(args)
     session = Session.open(args)
     embeds, errors = session.embed_images(rows, "image")
-    found, kept = {}, None
+    found, counts, kept = {}, {}, None
     for language, captions in of_language.items():
         # one language at a time: the captions of 36 together would take gigabytes
         texts = session.embed_texts([text for own in captions for text in own])
         if session.first:
             kept = readable(embeds, errors) if kept is None else kept
-            images, owner, chosen = retrieval_sets(embeds, captions, kept)
-            found[language] = retrieval_metrics(images, texts[chosen], owner)
+            images, owner, chosen = retrieval_sets(embeds, captions, kept[[bool(captions[row]) for row in kept]])
+            found[language], counts[language] = retrieval_metrics(images, texts[chosen], owner), len(images)
     if not session.first:
         return
     keys = list(next(iter(found.values())))
@@ -288,7 +291,7 @@ def multilingual_retrieval(args: argparse.Namespace) -> None:
     name = result_name(args, "multilingual-retrieval")
     path = Path(args.output_dir) / f"{name}.png"
     language_bars(path, found)
-    about |= {"languages": list(found), "evaluated": len(kept), "unreadable": sorted(errors)}
+    about |= {"languages": counts, "evaluated": len(kept), "unreadable": sorted(errors)}
     session.finish("multilingual-retrieval", macro | {"languages": found}, about=about, settings={}, name=name)
 
 
@@ -309,7 +312,10 @@ def multilingual_rows(args) -> tuple[datasets.Dataset, dict[str, list[list[str]]
         raise ValueError("give --languages, the columns with the captions of each language")
     for language in args.languages:
         data.column(rows, language, (), "caption")
-    of_language = {language: data.captions(rows, language) for language in args.languages}
+    of_language = {language: data.captions(rows, language, optional=True) for language in args.languages}
+    empty = [language for language, captions in of_language.items() if not any(captions)]
+    if empty:
+        raise ValueError(f"no row has a caption in {', '.join(empty)}")
     return rows.rename_column(image, "image") if image != "image" else rows, of_language, about
 
 

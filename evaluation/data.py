@@ -153,15 +153,19 @@ def label_names(dataset: datasets.Dataset, name: str) -> list[str] | None:
     return sorted({one for value in rows for one in (value if isinstance(value, list) else [value]) if one})
 
 
-def captions(dataset: datasets.Dataset, name: str) -> list[list[str]]:
-    """One or several captions a row; a text of several lines is several captions, as in clip_benchmark's files."""
+def captions(dataset: datasets.Dataset, name: str, *, optional: bool = False) -> list[list[str]]:
+    """One or several captions a row; a text of several lines is several captions, as in clip_benchmark's files.
+
+    Raises:
+        ValueError: a value of another kind, or unless they are optional a row without a caption.
+    """
     result = []
     for row, value in enumerate(dataset.select_columns([name])[:][name]):
-        texts = value.splitlines() if isinstance(value, str) else value
+        texts = value.splitlines() if isinstance(value, str) else [] if value is None and optional else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"row {row}: {name} is {value!r:.100}, neither a caption nor a list of captions")
         texts = [text for text in texts if text.strip()]
-        if not texts:
+        if not texts and not optional:
             raise ValueError(f"row {row} has no caption in {name!r}")
         result.append(texts)
     return result

@@ -61,6 +61,7 @@ def folder(parts, tmp_path_factory) -> Path:
             "captions": datasets.List(datasets.Value("string")),
             "de": datasets.Value("string"),
             "ja": datasets.Value("string"),
+            "sw": datasets.Value("string"),
         }
     )
     columns = {
@@ -70,6 +71,7 @@ def folder(parts, tmp_path_factory) -> Path:
         "captions": CAPTIONS,
         "de": [f"Bild {i}" for i in range(COUNT)],
         "ja": [f"写真 {i}" for i in range(COUNT)],
+        "sw": [f"picha {i}" if i % 3 else None for i in range(COUNT)],
     }
     rows = datasets.Dataset.from_dict(columns, features=features)
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "data")
@@ -213,6 +215,15 @@ def test_multilingual_retrieval_is_the_mean_of_the_languages(run, tmp_path):
         assert result["metrics"][key] == pytest.approx((single[0][key] + single[1][key]) / 2)
     assert result["metrics"]["languages"]["ja"] == single[1]
     assert Image.open(tmp_path / "out" / "multilingual-retrieval-data.png").format == "PNG"
+
+
+def test_a_language_is_judged_on_the_images_that_have_a_caption_in_it(parts, run):
+    result = run("multilingual-retrieval", "--languages", "de", "sw")
+    kept = [i for i in range(COUNT) if i % 3]
+    scores = unit(parts, images=[IMAGES[i] for i in kept]) @ unit(parts, texts=[f"picha {i}" for i in kept]).T
+    found = result["metrics"]["languages"]["sw"]["image_to_text_recall@5"]
+    assert found == pytest.approx(np.mean(strict_ranks(scores, list(range(len(kept)))) < 5))
+    assert result["dataset"]["languages"] == {"de": COUNT, "sw": len(kept)}
 
 
 @pytest.mark.parametrize("command", ["few-shot", "linear-probe", "knn"])
