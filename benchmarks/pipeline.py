@@ -116,9 +116,10 @@ def stock(s: dict) -> dict:
 
 def two(s: dict) -> dict:
     image, labels = s["images"][0], s["labels"][:2]
-    return as_dict(
-        alternate(lambda: ours_cold(s, image, labels), lambda: s["stock"](image, candidate_labels=labels), rounds=60)
+    ratio = alternate(
+        lambda: ours_cold(s, image, labels), lambda: s["stock"](image, candidate_labels=labels), rounds=60
     )
+    return as_dict(ratio) | {"labels": len(labels)}
 
 
 def as_dict(ratio) -> dict:
@@ -180,7 +181,7 @@ def main() -> None:
     found["machine"] = machine()
     s = setting(args.labels, args.rounds)
     for name in args.only:
-        found[name] = LINES[name](s) | {"labels": args.labels}
+        found[name] = {"labels": args.labels} | LINES[name](s)
         print(name, found[name], flush=True)
         kept.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     (RESULTS / "pipeline.md").write_text(table(found))
