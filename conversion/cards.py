@@ -143,7 +143,7 @@ def summary(entry: Entry) -> str:
 def origin(entry: Entry) -> str:
     where = f"`{entry.url}`" if entry.url else f"`{shown(entry)}.npz`, which is released to those who accept its terms"
     task = " TASK stands for the task that the model was fine-tuned on." if "*" in entry.name else ""
-    return f"The original is {where}, a checkpoint of big_vision.{task}"
+    return f"The original is {where}, a checkpoint in big_vision's format.{task}"
 
 
 def parameters(entry: Entry) -> str:
@@ -151,12 +151,14 @@ def parameters(entry: Entry) -> str:
         return ""
     exact = isinstance(entry.parameters, int)
     count = f"{entry.parameters / 1e6:,.1f}" if exact else entry.parameters.removesuffix("M")
-    return f"It has {count} million parameters."
+    what = "Without the projection it has" if entry.family == "paligemma" else "It has"
+    return f"{what} {count} million parameters."
 
 
 def limits(entry: Entry) -> str:
     licence = "" if entry.licence else texts()["no_licence"]
-    return " ".join(filter(None, [texts()["web"], licence, texts()["unmeasured"] if entry.scores else ""]))
+    pairs = texts()["scores_of_pairs"] if entry.text else ""
+    return " ".join(filter(None, [texts()["data"], pairs, licence, texts()["unmeasured"] if entry.scores else ""]))
 
 
 def languages(entry: Entry) -> list[str]:
@@ -172,7 +174,9 @@ def preprocessing(entry: Entry) -> str:
     if entry.tokenizer is not None:
         rules = TOKENIZERS[entry.tokenizer.rules]
         tokenizer = rules.format(name=entry.tokenizer.name, size=entry.tokenizer.vocab_size)
-    resizing = "" if entry.image_size is None else RESIZING
+    resizing = "" if entry.image_size is None else "Resizing is bilinear."
+    if resizing and entry.family in ("siglip", "siglip2"):
+        resizing = RESIZING
     return " ".join(filter(None, [tokenizer, resizing, own]))
 
 
