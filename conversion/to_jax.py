@@ -55,6 +55,8 @@ def layout_for(folder: ModelFolder) -> dict:
         for key, usual in DEFAULT_LAYOUT.items()
         if not isinstance(layout[key], type(usual) if usual is not None else (str, dict, type(None)))
     ]
+    legacy = layout["legacy"] if isinstance(layout["legacy"], dict) else {"names": {}, "kept": {}}
+    damaged += [f"legacy {key}" for key in ("names", "kept") if not isinstance(legacy.get(key), dict)]
     if damaged:
         raise CheckpointError(f"{folder.path / NAME} is damaged: layout, {', '.join(damaged)}")
     return layout

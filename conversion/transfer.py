@@ -136,6 +136,11 @@ def mapped_back(tensors: Arrays, pieces: list[Piece], *, allow_nonfinite: bool =
         yield block
 
 
+def compare_pieces_back(tensors: Arrays, pieces: list[Piece], array: torch.Tensor) -> None:
+    for piece in pieces:
+        largest_difference(piece.torch_block(tensors[piece.rule.torch_name].load()), piece.to_torch(array))
+
+
 def compare_back(tensors: Arrays, results: Arrays, pieces_of: Mapping[str, list[Piece]]) -> None:
     """Compare the arrays of another format with the tensors they were made from, by the rules' other direction.
 
@@ -150,10 +155,7 @@ def compare_back(tensors: Arrays, results: Arrays, pieces_of: Mapping[str, list[
     if set(results) != set(pieces_of):
         raise VerificationError("the file has other arrays than were written")
     for name, pieces in tqdm(pieces_of.items(), desc="verifying", unit="array"):
-        array = results[name].load()
-        for piece in pieces:
-            tensor = piece.torch_block(tensors[piece.rule.torch_name].load())
-            try:
-                largest_difference(tensor, piece.to_torch(array))
-            except VerificationError as error:
-                raise VerificationError(f"{name}: {error}") from error
+        try:
+            compare_pieces_back(tensors, pieces, results[name].load())
+        except VerificationError as error:
+            raise VerificationError(f"{name}: {error}") from error
