@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             revision=arguments.revision,
         )
     except PublishError as error:
-        print(f"siglip-ext-convert: not published: {error}", file=sys.stderr)
+        # a bar of huggingface_hub may have been left in the middle of a line
+        print(f"\nsiglip-ext-convert: not published: {error}", file=sys.stderr)
         return 2
     return 0
