@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, EarlyStoppingCallback, Trainer
 
 from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.hub import HubPushes
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 
@@ -146,7 +147,7 @@ def test_the_hub_gets_whole_checkpoints(our_model, make, monkeypatch):
     trainer = make(our_model, max_steps=2, save_strategy="steps", save_steps=1)
     trainer.args.push_to_hub = True
     monkeypatch.setattr(
-        Trainer, "_push_from_checkpoint", lambda self, folder: seen.append((folder, sorted(os.listdir(folder))))
+        HubPushes, "_push_from_checkpoint", lambda self, folder: seen.append((folder, sorted(os.listdir(folder))))
     )
     monkeypatch.setattr(Trainer, "_finish_current_push", lambda self: None)
     trainer.train()
