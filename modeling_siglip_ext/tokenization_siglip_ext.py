@@ -51,10 +51,23 @@ def apply_text_rules(
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     # saved with it: beside a "siglip2" model it is loaded as Siglip2Tokenizer, whose default is the left
     tokenizer.init_kwargs["padding_side"] = "right"
-    tokenizer.model_max_length = max_length
+    set_text_length(tokenizer, max_length)
     # no mask: stock towers would apply it and hide the padding that they were trained with
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
     return tokenizer
+
+
+def set_text_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+    """Let a tokenizer pad and truncate to `length`, in a processor and after saving and loading, too.
+
+    A tokenizer.json keeps the truncation of the tokenizer's last call; loading turns that into a `max_length`, which
+    processors prefer to `model_max_length`.
+    """
+    tokenizer.model_max_length = length
+    tokenizer.init_kwargs.pop("max_length", None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: int = 64) -> PreTrainedTokenizerFast:
@@ -85,4 +98,4 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: in
     return apply_text_rules(fast, "v2", max_length)
 
 
-__all__ = ["apply_text_rules", "train_tokenizer"]
+__all__ = ["apply_text_rules", "set_text_length", "train_tokenizer"]

@@ -21,6 +21,7 @@ from modeling_siglip_ext import (
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
 from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_size, load_tower, source_config
 from modeling_siglip_ext.positions import resample_positions
+from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
 
 from .image_embeddings import EmbeddingTower
 from .recipe import ModelArguments
@@ -143,7 +144,7 @@ def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[st
     text = config.text_config
     if model.tokenizer_name_or_path is not None:
         tokenizer = AutoTokenizer.from_pretrained(model.tokenizer_name_or_path)
-        tokenizer.model_max_length = text.max_position_embeddings
+        set_text_length(tokenizer, text.max_position_embeddings)
     elif captions is None:
         raise ValueError(
             "a tokenizer for a new text tower cannot be trained on a stream: set tokenizer_name_or_path, or start "

@@ -7,7 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Siglip2ImageProcessorPil, SiglipImageProcessorPil
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Siglip2ImageProcessorPil,
+    SiglipImageProcessorPil,
+)
 
 from modeling_siglip_ext import (
     SiglipExtImageProcessor,
@@ -16,6 +22,7 @@ from modeling_siglip_ext import (
     apply_text_rules,
     train_tokenizer,
 )
+from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
 
 
 CAPTIONS = ["A red square", "a blue circle", "two green triangles on a white ground"]
@@ -145,6 +152,23 @@ def test_text_rules_survive_saving(tmp_path):
     text = "A Blue CIRCLE"
     settings = {"padding": "max_length", "truncation": True}
     assert dict(again(text, **settings)) == dict(tokenizer(text, **settings))
+
+
+def test_a_saved_processor_forgets_the_length_of_its_last_call(processor, tmp_path):
+    processor(text=["a red square"], max_length=5)
+    processor.save_pretrained(tmp_path)
+    assert len(AutoProcessor.from_pretrained(tmp_path)(text=["a"], padding="max_length").input_ids[0]) == 12
+
+
+def test_a_tokenizer_gets_another_length(processor, tmp_path):
+    processor.tokenizer("a red square", padding="max_length", max_length=5, truncation=True)
+    processor.tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    set_text_length(tokenizer, 20)
+    SiglipExtProcessor(processor.image_processor, tokenizer).save_pretrained(tmp_path / "processor")
+    for own in (SiglipExtProcessor(processor.image_processor, tokenizer), tmp_path / "processor"):
+        own = own if isinstance(own, SiglipExtProcessor) else AutoProcessor.from_pretrained(own)
+        assert len(own(text=["a red square"], padding="max_length").input_ids[0]) == 20
 
 
 def test_bad_tokenizers_are_refused():
