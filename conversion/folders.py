@@ -7,23 +7,13 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from modeling_siglip_ext import SiglipExtConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.model_facts import CONFIGS
 
 from .arrays import LazyArray
 from .errors import CheckpointError
 from .plan import AnyConfig
 from .report import read_report
 from .safetensors_folder import read_safetensors
-
-
-CONFIGS = {
-    "siglip": SiglipExtConfig,
-    "siglip2": SiglipExtConfig,
-    "siglip_ext": SiglipExtConfig,
-    "siglip_vision_model": SiglipExtVisionConfig,
-    "siglip2_vision_model": SiglipExtVisionConfig,
-    "siglip_ext_vision_model": SiglipExtVisionConfig,
-}
 
 
 @dataclass(frozen=True)

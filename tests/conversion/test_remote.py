@@ -111,7 +111,7 @@ def test_by_https(serve, files, tmp_path):
     """The certificate is checked: one that nobody vouches for is refused."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("needs openssl")
+        pytest.skip("the certificate is made with the openssl command, which is not here")
     key, public = tmp_path / "key.pem", tmp_path / "public.pem"
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]

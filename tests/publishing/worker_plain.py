@@ -39,7 +39,7 @@ for card, snippets in cards.items():
         values: dict = {"__name__": "__main__", "print": lambda *args: None}
         try:
             exec(compile(snippet, f"{card}, snippet {number}", "exec"), values)
-        except Exception as error:
+        except Exception as error:  # whatever a snippet raises, said with its card and text
             raise RuntimeError(f"{card}, snippet {number}:\n{snippet}") from error
         results[card].append(found(values))
 if "modeling_siglip_ext" in sys.modules:
