@@ -144,7 +144,7 @@ def model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", required=True, help="name on the Hub or folder")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
     group.add_argument("--trust_remote_code", action="store_true", help="run code that the model brings")
-    group.add_argument("--device", help="where to compute (default: cuda where there is one, otherwise cpu)")
+    group.add_argument("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
     group.add_argument("--batch_size", type=int, default=64, metavar="N", help="inputs in one forward pass")
     group.add_argument(

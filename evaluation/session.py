@@ -43,8 +43,7 @@ class Session:
         started = time.monotonic()
         if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
             raise FileNotFoundError(f"{args.model} is no folder")
-        accelerator = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        device = checked_device(args.device or accelerator)
+        device = checked_device(args.device or default_device())
         options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
         model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).eval()
         if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
@@ -135,6 +134,12 @@ class Session:
                 print(f"{key:40s} {value:.4f}")
         print(path)
         return path
+
+
+def default_device() -> str:
+    """The accelerator of this process, if there is one."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else f"{accelerator.type}:{os.environ.get('LOCAL_RANK', 0)}"
 
 
 def checked_device(name: str) -> str:

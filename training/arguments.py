@@ -143,6 +143,17 @@ class SiglipExtTrainingArguments(TrainingArguments):
             "first; a pretrained one can start with 0."
         },
     )
+    xla_spmd: bool = field(
+        default=False,
+        metadata={
+            "help": "On TPUs with torch_xla: one process a host for all devices, among which the compiler shares the "
+            "work. per_device_train_batch_size is then the batch of all of them."
+        },
+    )
+    xla_shard_parameters: bool = field(
+        default=False,
+        metadata={"help": "With xla_spmd: spread the parameters over the devices, for models that do not fit on one."},
+    )
     hub_overwrite: bool = field(
         default=False,
         metadata={"help": "With push_to_hub: also push over files whose card this package did not write."},
@@ -156,6 +167,8 @@ class SiglipExtTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.xla_spmd:
+            _use_spmd()
         own = self.optim if self.optim in OPTIMIZERS else None
         if own is not None:
             self.optim = TrainingArguments.optim  # transformers refuses names that are not its own
@@ -224,3 +237,11 @@ class SiglipExtTrainingArguments(TrainingArguments):
             if self.warmup_steps not in (None, 0, steps):
                 raise ValueError("warmup_examples and warmup_steps both give the warm-up: set one of them")
             self.warmup_steps = steps
+
+
+def _use_spmd() -> None:
+    try:
+        from .xla import use_spmd
+    except ImportError as error:
+        raise ImportError('xla_spmd needs torch_xla: pip install "siglip-ext[tpu]"') from error
+    use_spmd()

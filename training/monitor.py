@@ -39,7 +39,7 @@ class Monitor:
     @torch.no_grad()
     def embeddings(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
         """From normalised embeddings (B, D): sums that add up over processes."""
-        dtype = torch.float32 if image_embeds.device.type == "mps" else torch.float64
+        dtype = torch.float32 if image_embeds.device.type in ("mps", "xla") else torch.float64
         images, texts = (embeds.detach().sum(0, dtype=dtype) for embeds in (image_embeds, text_embeds))
         positives = (image_embeds.detach() * text_embeds.detach()).sum(dtype=dtype)
         self.sums = torch.cat([images, texts, positives[None], positives.new_full((1,), len(image_embeds))])

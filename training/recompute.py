@@ -34,7 +34,8 @@ class _Recomputing:
         mlp = self.mlp
         entering = mlp.fc1(hidden_states)
         activated = mlp.activation_fn(entering)
-        if torch.compiler.is_compiling() or not activated.requires_grad:
+        # XLA tensors have no memory to be told apart by.
+        if torch.compiler.is_compiling() or not activated.requires_grad or activated.device.type == "xla":
             return mlp.fc2(activated)
         # The hooks live as long as the graph and must not hold `activated`.
         storage, count = activated.untyped_storage().data_ptr(), activated.numel()

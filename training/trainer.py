@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
                 f"args must be SiglipExtTrainingArguments, got {type(args).__name__}: plain TrainingArguments drop "
                 "the image and caption columns and pad the last batch with repeated samples"
             )
+        self._xla = _xla_module(args)
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs in one process mean nn.DataParallel, which computes the loss on each GPU's slice "
@@ -104,6 +106,8 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
                 "max_seconds works in one process only, as clocks differ between processes; set max_steps or "
                 "num_train_epochs instead"
             )
+        if self._xla is not None:
+            self._xla.check_launch(args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters)
         if kwargs.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
             raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
@@ -212,6 +216,10 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
             inputs["pixel_values"] = normalised(inputs["pixel_values"], self._image_processor())
         return inputs
 
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        inputs = super()._prepare_inputs(inputs)
+        return inputs if self._xla is None else self._xla.shard_batch(inputs)
+
     def _image_processor(self):
         for owner in (self.processing_class, getattr(self.data_collator, "processor", None)):
             if hasattr(owner, "image_processor"):
@@ -235,9 +243,12 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, Any]:
         if args.optim not in OPTIMIZERS:
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
-        kind, settings = optimizer_class(args.optim, args.adam_beta1, args.adam_beta2, args.adam_epsilon)
-        return kind, {"lr": args.learning_rate, **settings}
+            kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        else:
+            kind, settings = optimizer_class(args.optim, args.adam_beta1, args.adam_beta2, args.adam_epsilon)
+            settings = {"lr": args.learning_rate, **settings}
+        xla = _xla_module(args)
+        return kind, settings if xla is None else xla.unfused(settings)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -263,8 +274,9 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
 
     def _measure_gradients(self) -> None:
         step, args = self.state.global_step + 1, self.args
-        every_step = args.logging_strategy == "epoch" or (step == 1 and args.logging_first_step)
-        if every_step or (args.logging_strategy == "steps" and step % self.state.logging_steps == 0):
+        # On XLA a step that does more than the others would be another graph, to be compiled as well.
+        always = args.logging_strategy == "epoch" or (step == 1 and args.logging_first_step) or self._xla is not None
+        if always or (args.logging_strategy == "steps" and step % self.state.logging_steps == 0):
             scaler = self.accelerator.scaler
             self._monitor.gradients(self._core_model(), 1.0 if scaler is None else scaler.get_scale())
 
@@ -336,7 +348,7 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
         finally:
             args.dataloader_drop_last, self.data_collator = drop_last, collator
         if is_training and args.mini_batch_size is not None and not isinstance(dataset, IterableDataset):
-            return one_batch_at_a_time(loader)
+            return one_batch_at_a_time(loader if self._xla is None else self._xla.on_the_host(loader))
         return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -453,6 +465,15 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
             )
 
 
+def _xla_module(args: TrainingArguments) -> ModuleType | None:
+    """What training on XLA devices needs, if it runs on one; torch_xla is there for nobody else."""
+    if args.device.type != "xla":
+        return None
+    from . import xla
+
+    return xla
+
+
 class _Hooks(TrainerCallback):
     """The moments of a run at which this Trainer has something to do."""
 
@@ -460,6 +481,8 @@ class _Hooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.trainer._xla is not None:
+            self.trainer._xla.begin(self.trainer._core_model(), self.trainer.optimizer, args.xla_shard_parameters)
         self.trainer._loss_sums.apply()
         self.trainer._monitor.start(self.trainer._examples_seen())
 
@@ -472,6 +495,8 @@ class _Hooks(TrainerCallback):
         samplers once batches have been skipped.
         """
         epoch = int(state.epoch or 0)
+        if self.trainer._xla is not None:
+            train_dataloader = self.trainer._xla.on_the_host(train_dataloader)
         dataset = getattr(train_dataloader, "dataset", None)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
@@ -483,6 +508,12 @@ class _Hooks(TrainerCallback):
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.trainer._average is not None:
             self.trainer._average.update()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.trainer._xla is not None:
+            self.trainer._xla.sync()
+
+    on_substep_end = on_step_end
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.trainer._average is not None:

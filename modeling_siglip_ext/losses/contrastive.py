@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.distributed as dist
@@ -66,9 +67,11 @@ def sigmoid_loss(
     if logit_bias is None:
         raise ValueError("logit_bias is None: the sigmoid loss needs one, a zero if it is to do nothing")
     arguments = image_embeds, text_embeds, logit_scale, logit_bias
-    name = communicator_name(group, distribution)
+    name = _communicator_name(group, distribution, image_embeds)
     check_arguments(name, *arguments, pair_ids, distribution, implementation)
     if _choose(implementation, name, image_embeds) == "tiled":
+        if image_embeds.device.type == "xla":
+            return _on_xla().sigmoid_loss(*arguments, _int64(pair_ids), name, distribution)
         return tiled_sigmoid_loss(*arguments, _int64(pair_ids), needed(arguments), name, distribution)[0]
     first, gather, share = _global_batch("eager sigmoid", name, image_embeds, pair_ids, distribution)
     return eager.sigmoid_sum(*arguments, _int64(pair_ids), first, gather, share)
@@ -95,14 +98,32 @@ def softmax_loss(
     Yang et al., "Unified Contrastive Learning in Image-Text-Label Space", section 3.2.
     """
     arguments = image_embeds, text_embeds, logit_scale
-    name = communicator_name(group, distribution)
+    name = _communicator_name(group, distribution, image_embeds)
     check_arguments(name, *arguments, logit_bias, pair_ids, distribution, implementation)
     if _choose(implementation, name, image_embeds) == "tiled":
-        loss = tiled_softmax_loss(*arguments, _int64(pair_ids), needed(arguments), name, distribution)[0]
+        if image_embeds.device.type == "xla":
+            loss = _on_xla().softmax_loss(*arguments, _int64(pair_ids), name, distribution)
+        else:
+            loss = tiled_softmax_loss(*arguments, _int64(pair_ids), needed(arguments), name, distribution)[0]
     else:
         first, gather, share = _global_batch("eager softmax", name, image_embeds, pair_ids, distribution)
         loss = eager.softmax_sum(*arguments, _int64(pair_ids), first, gather) * share
     return loss if logit_bias is None else loss + 0 * logit_bias.sum()
+
+
+def _communicator_name(group: dist.ProcessGroup | None, distribution: str, image_embeds: torch.Tensor) -> str:
+    if image_embeds.device.type == "xla":
+        from . import xla
+
+        return xla.communicator_name(group, distribution)
+    return communicator_name(group, distribution)
+
+
+def _on_xla() -> ModuleType:
+    """The losses with a loop in the graph. Imported late, as torch_xla is there for nobody else."""
+    from . import xla_losses
+
+    return xla_losses
 
 
 def _choose(implementation: str, name: str, image_embeds: torch.Tensor) -> str:

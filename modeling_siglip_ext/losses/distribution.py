@@ -6,7 +6,7 @@ that a rank never holds more than a few local batches. Whatever is accumulated f
 their log-sum-exp) travels with the block or is reduced on the way home.
 
 Everything is written against `Communicator`, four small methods. Here torch.distributed stands behind it, with
-whatever backend the group was made with; another runtime needs only these four.
+whatever backend the group was made with, and torch_xla in `xla.py`; another runtime needs only these four.
 """
 
 from __future__ import annotations
@@ -118,6 +118,10 @@ def communicator_name(group: dist.ProcessGroup | None, distribution: str) -> str
 def communicator(name: str) -> Communicator:
     if name == "":
         return Alone()
+    if name == "xla":
+        from .xla import XlaDevices
+
+        return XlaDevices()
     return TorchDistributed(dist.distributed_c10d._resolve_process_group(name))
 
 

@@ -2,7 +2,7 @@
 
 from .experiment import Settings
 from .runs import Runs
-from .study import Figure, Study, base_sweep, recall, seeded
+from .study import Figure, Study, choice, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
@@ -14,12 +14,9 @@ PAPER = {
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = []
-    for batch_size in BATCH_SIZES:
-        for loss in LOSSES:
-            candidates, chosen = base_sweep(runs, loss, batch_size)
-            settings += candidates if chosen is None else [*candidates, *seeded(chosen, seeds)]
-    return settings
+    found = [tuned_loss(runs, loss, batch_size) for batch_size in BATCH_SIZES for loss in LOSSES]
+    sweeps = [one for candidates, _ in found for one in candidates]
+    return sweeps + seed_by_seed((chosen for _, chosen in found), seeds)
 
 
 def figures(runs: Runs, seeds: int) -> list[Figure]:
@@ -27,10 +24,10 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
     choices = []
     for loss in LOSSES:
         for batch_size in BATCH_SIZES:
-            _, chosen = base_sweep(runs, loss, batch_size)
+            _, chosen = tuned_loss(runs, loss, batch_size)
             if chosen is not None:
                 ours[loss][str(batch_size)] = recall(runs, chosen, seeds)
-                choices.append(f"{loss} at {batch_size} {chosen.learning_rate:g} and {chosen.temperature:g}")
+                choices.append(f"{loss} at {batch_size} {choice(chosen)}")
     note = f"Chosen on validation, learning rate and initial temperature: {', '.join(choices)}."
     title = "ImageNet 0-shot, B/16, 3B examples seen"
     return [Figure("Batch size", "batch size", ours, title, PAPER, note if choices else "")]

@@ -40,6 +40,7 @@ class Settings:
     warmup: float = 0.1
     temperature: float = 10.0
     bias: float | None = None  # None: -log(batch size), where the loss of a new model is smallest
+    learns_bias: bool = True
     noise: str | None = None
     noise_share: float = 0.0
     negatives: str | None = None
@@ -93,7 +94,10 @@ def build_model(settings: Settings, data: StudyData) -> SiglipExtModel:
         logit_scale_init=math.log(settings.temperature),
         logit_bias_init=bias if settings.loss == "sigmoid" else None,
     )
-    return SiglipExtModel(config)
+    model = SiglipExtModel(config)
+    if model.logit_bias is not None:
+        model.logit_bias.requires_grad_(settings.learns_bias)  # one that stays 0 is none
+    return model
 
 
 def steps_of(settings: Settings) -> int:

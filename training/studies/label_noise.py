@@ -5,26 +5,24 @@ from dataclasses import replace
 from .experiment import Settings
 from .noise import KINDS
 from .runs import Runs
-from .study import BASE_BATCH, DRAWN_ONLY, Figure, Study, base_sweep, recall
+from .study import DRAWN_ONLY, Figure, Study, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
-SHARES = (0.0, 0.4)
+SHARES = (0.0, 0.2, 0.4)
 
 
 def settings_of(runs: Runs, loss: str, kind: str, share: float) -> Settings | None:
-    _, chosen = base_sweep(runs, loss, BASE_BATCH)
+    _, chosen = tuned_loss(runs, loss)
     if chosen is None or share == 0:
         return chosen
     return replace(chosen, noise=kind, noise_share=share)
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    settings = [one for loss in LOSSES for one in base_sweep(runs, loss, BASE_BATCH)[0]]
-    # seed by seed, so that an unfinished study has a seed of everything
-    found = [settings_of(runs, loss, kind, share) for share in SHARES for kind in KINDS for loss in LOSSES]
-    known = dict.fromkeys(one for one in found if one is not None)
-    return settings + [replace(one, seed=seed) for seed in range(seeds) for one in known]
+    sweeps = [one for loss in LOSSES for one in tuned_loss(runs, loss)[0]]
+    points = [settings_of(runs, loss, kind, share) for share in SHARES for kind in KINDS for loss in LOSSES]
+    return sweeps + seed_by_seed(points, seeds)
 
 
 def figures(runs: Runs, seeds: int) -> list[Figure]:

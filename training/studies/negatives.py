@@ -6,35 +6,39 @@ from modeling_siglip_ext.losses.negatives import CHOICES
 
 from .experiment import Settings
 from .runs import Runs
-from .study import DRAWN_ONLY, Figure, Study, base_sweep, recall, seeded
+from .study import DRAWN_ONLY, Figure, Study, choice, recall, seed_by_seed, tuned
 
 
-# More negatives to take away from than at the base batch size.
-BATCH = 256
-SHARES = (1.0, 0.25, 0.0625, 0.015625)
+# More negatives to take away from than at the base batch size, and examples for as many steps as a batch of 64 has.
+BASE = Settings(batch_size=256, examples=48_000)
+NEGATIVES = BASE.batch_size - 1
+KEPT = (NEGATIVES, 64, 16, 4, 1)
 
 
-def settings_of(runs: Runs, choice: str, share: float) -> Settings | None:
-    _, chosen = base_sweep(runs, "sigmoid", BATCH)
-    if chosen is None or share == 1:
+def settings_of(runs: Runs, way: str, kept: int) -> Settings | None:
+    _, chosen = tuned(runs, BASE)
+    if chosen is None or kept == NEGATIVES:
         return chosen
-    return replace(chosen, negatives=choice, negatives_share=share)
+    return replace(chosen, negatives=way, negatives_share=kept / NEGATIVES)
 
 
 def wanted(runs: Runs, seeds: int) -> list[Settings]:
-    found = [settings_of(runs, choice, share) for share in SHARES for choice in CHOICES]
-    known = dict.fromkeys(one for one in found if one is not None)
-    return base_sweep(runs, "sigmoid", BATCH)[0] + [one for chosen in known for one in seeded(chosen, seeds)]
+    points = [settings_of(runs, way, kept) for kept in KEPT for way in CHOICES]
+    return tuned(runs, BASE)[0] + seed_by_seed(points, seeds)
 
 
 def figures(runs: Runs, seeds: int) -> list[Figure]:
-    ours: dict[str, dict[str, list[float]]] = {choice: {} for choice in CHOICES}
-    for choice in CHOICES:
-        for share in SHARES:
-            one = settings_of(runs, choice, share)
+    ours: dict[str, dict[str, list[float]]] = {way: {} for way in CHOICES}
+    for way in CHOICES:
+        for kept in KEPT:
+            one = settings_of(runs, way, kept)
             if one is not None:
-                ours[choice][f"1:{round(share * (BATCH - 1))}"] = recall(runs, one, seeds)
-    return [Figure("Negatives to a positive", "ratio", ours, note=DRAWN_ONLY)]
+                ours[way][f"1:{kept}"] = recall(runs, one, seeds)
+    note = f"Batch {BASE.batch_size}, {BASE.examples:,} examples seen. {DRAWN_ONLY}"
+    _, chosen = tuned(runs, BASE)
+    if chosen is not None:
+        note += f" Learning rate and initial temperature, chosen with all negatives: {choice(chosen)}."
+    return [Figure("Negatives to a positive", "ratio", ours, note=note, reference=f"1:{NEGATIVES}")]
 
 
 STUDY = Study("negatives", "a share of the negative pairs, chosen in three ways", wanted, figures)

@@ -5,9 +5,17 @@ import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .runs import Runs
 from .study import Figure, Study
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+COLUMNS = 3  # of panels
 
 
 def write_report(study: Study, runs: Runs, seeds: int, folder: Path) -> list[Path]:
@@ -44,47 +52,83 @@ def render_tables(study: Study, figures: list[Figure]) -> str:
     ]
     for figure in figures:
         lines += ["", f"## {figure.title}", ""]
-        ours, paper = _cells(_with_difference(figure.ours), _mean), _cells(figure.paper, lambda value: f"{value:.1f}")
+        ours, paper = _cells(_with_difference(figure), _mean), _cells(figure.paper, lambda value: f"{value:.1f}")
+        unit = "" if figure.y_label == Figure.y_label else f" ({figure.y_label})"
         if paper and _places(paper) <= _places(ours):
-            lines += _table(
-                figure.x_label, {**ours, **{f"{figure.paper_title}, paper": line for line in paper.values()}}
-            )
+            beside = {f"{figure.paper_title}, paper": line for line in paper.values()}
+            lines += _table(figure.x_label, {**ours, **beside})
         else:
-            lines += _table(figure.x_label, ours)
+            lines += _table(f"{figure.x_label}{unit}".strip(), ours)
             lines += ["", f"Published: {figure.paper_title}", "", *_table(figure.x_label, paper)] if paper else []
         lines += ["", figure.note] if figure.note else []
     return "\n".join(lines) + "\n"
 
 
 def draw(figures: list[Figure], path: Path) -> None:
-    """A row of panels: ours with intervals and single runs, the paper's beside them where it has figures."""
+    """Panels on a common scale: ours with intervals and single runs, and the paper's where it has figures."""
     from matplotlib.figure import Figure as Canvas
 
     panels = [(figure, kind) for figure in figures for kind in ("ours", "paper") if kind == "ours" or figure.paper]
-    canvas = Canvas(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    for axes, (figure, kind) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels):
-        lines = figure.ours if kind == "ours" else figure.paper
-        places = list(dict.fromkeys(x for line in lines.values() for x in line))
-        for label, line in lines.items():
-            xs = [x for x in places if x in line and line[x] != []]
-            at = [places.index(x) for x in xs]
-            if kind == "paper":
-                axes.plot(at, [line[x] for x in xs], "o-", label=label)
-                continue
-            means = [statistics.fmean(line[x]) for x in xs]
-            bars = [0.0 if math.isinf(interval(line[x])) else interval(line[x]) for x in xs]
-            drawn = axes.errorbar(at, means, bars, fmt="o-", capsize=3, label=label)
-            single = [(place, value) for place, x in zip(at, xs) for value in line[x]]
-            axes.plot(*zip(*single), ".", color=drawn[0].get_color(), alpha=0.4) if single else None
-        axes.set_xticks(range(len(places)), places, rotation=20 if max(map(len, places), default=0) > 8 else 0)
-        axes.set_xlabel(figure.x_label)
-        axes.set_ylabel("held-out recall@1, %" if kind == "ours" else "%")
-        axes.set_title(figure.title if kind == "ours" else f"Paper: {figure.paper_title}", fontsize=10)
-        if len(lines) > 1:
-            axes.legend(fontsize=8)
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    canvas = Canvas(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
+    grid = list(canvas.subplots(rows, columns, squeeze=False).flat)
+    tops: dict[str, float] = {}
+    drawn = []
+    for axes, (figure, kind) in zip(grid, panels):
+        if kind == "paper":
+            _draw_paper(axes, figure)
+            continue
+        _draw_ours(axes, figure)
+        tops[figure.y_label] = max(tops.get(figure.y_label, 0.0), axes.get_ylim()[1])
+        drawn.append((axes, figure))
+    for axes, figure in drawn:
+        axes.set_ylim(0, tops[figure.y_label])  # no recall is below 0, though an interval around it may reach there
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     temporary = path.with_name(f"{path.stem}.tmp.png")
     canvas.savefig(temporary, dpi=110)
     temporary.replace(path)
+
+
+def _draw_ours(axes: "Axes", figure: Figure) -> None:
+    places = _axis(axes, figure, figure.ours)
+    for number, (label, line) in enumerate(figure.ours.items()):
+        shift = 0.12 * (number - (len(figure.ours) - 1) / 2)  # intervals side by side
+        xs = [x for x in places if line.get(x)]
+        at = [places.index(x) + shift for x in xs]
+        means = [statistics.fmean(line[x]) for x in xs]
+        bars = [0.0 if math.isinf(interval(line[x])) else interval(line[x]) for x in xs]
+        style = "o" if figure.categories else "o-"
+        points = axes.errorbar(at, means, bars, fmt=style, markersize=5, capsize=3, linewidth=1.2, label=label)
+        single = [(place + 0.06, value) for place, x in zip(at, xs) for value in line[x]]
+        axes.plot(*zip(*single), ".", markersize=3, color=points[0].get_color(), alpha=0.5) if single else None
+    axes.set_ylabel(figure.y_label)
+    axes.set_title(figure.title, fontsize=10)
+    if len(figure.ours) > 1:
+        axes.legend(fontsize=8)
+
+
+def _draw_paper(axes: "Axes", figure: Figure) -> None:
+    places = _axis(axes, figure, figure.paper)
+    for label, line in figure.paper.items():
+        at = [places.index(x) for x in line]
+        axes.plot(at, list(line.values()), "s" if figure.categories else "s--", markersize=5, label=label)
+    axes.set_ylabel("%")
+    axes.set_title(f"Paper: {figure.paper_title}", fontsize=10)
+    if len(figure.paper) > 1:
+        axes.legend(fontsize=8)
+
+
+def _axis(axes: "Axes", figure: Figure, lines: dict[str, dict]) -> list[str]:
+    """Label the horizontal axis; returns its places from left to right."""
+    places = list(dict.fromkeys(x for line in lines.values() for x in line))
+    names = [x.replace(", ", ",\n").replace("-", "-\n" if len(x) > 12 else "-") for x in places]
+    axes.set_xticks(range(len(places)), names, fontsize=8 if figure.categories else None)
+    axes.set_xlim(-0.5, max(len(places), 1) - 0.5)
+    axes.set_xlabel(figure.x_label)
+    axes.grid(axis="y", alpha=0.3)
+    return places
 
 
 def _cells(lines: dict[str, dict], text: Callable[..., str]) -> dict[str, dict[str, str]]:
@@ -101,14 +145,30 @@ def _table(x_label: str, lines: dict[str, dict[str, str]]) -> list[str]:
     return rows + [f"| {x} | {' | '.join(line.get(x, '') for line in lines.values())} |" for x in places]
 
 
-def _with_difference(lines: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
-    """Two lines and their difference at each place, seed by seed: a seed starts both from the same weights and gives
-    them the same batches."""
+def _with_difference(figure: Figure) -> dict[str, dict[str, list[float]]]:
+    """The lines and what they differ by, seed by seed: a seed starts all from the same weights and gives them the same
+    batches, as far as these are of one size.
+
+    Two lines are compared with each other, more or one with their own values at the figure's `reference`.
+    """
+    lines = figure.ours
+    if figure.reference:
+        base = {label: line.get(figure.reference, []) for label, line in lines.items()}
+        own = {
+            f"{label}, less that at {figure.reference}": {
+                x: _less(line[x], base[label]) for x in line if x != figure.reference
+            }
+            for label, line in lines.items()
+        }
+        return {**lines, **own}
     if len(lines) != 2:
         return lines
     (name, one), (other_name, other) = lines.items()
-    both = {x: [b - a for a, b in zip(one[x], other[x])] for x in one if len(one[x]) == len(other.get(x, []))}
-    return {**lines, f"{other_name} − {name}, by seed": both}
+    return {**lines, f"{other_name} − {name}, by seed": {x: _less(other.get(x, []), one[x]) for x in one}}
+
+
+def _less(values: list[float], others: list[float]) -> list[float]:
+    return [a - b for a, b in zip(values, others)] if len(values) == len(others) else []
 
 
 def _mean(values: list[float]) -> str:

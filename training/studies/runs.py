@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,13 +47,3 @@ class Runs:
     def values(self, settings: Iterable[Settings], figure: str) -> list[float]:
         """One figure of those runs that are finished."""
         return [self.figures[one][figure] for one in settings if one in self.figures]
-
-    def best(self, candidates: list[Settings], score: Callable[[dict], float] | None = None) -> Settings | None:
-        """The candidate with the highest validation score, mean reciprocal rank unless given; None until all ran."""
-        if not all(one in self for one in candidates):
-            return None
-        return max(candidates, key=lambda one: (score or _validation_mrr)(self.figures[one]))
-
-
-def _validation_mrr(figures: dict[str, float]) -> float:
-    return figures["validation_mrr"]

@@ -1,17 +1,18 @@
 """What a study is: which runs it wants, and what it shows of them beside the paper's figures."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from .experiment import Settings
 from .runs import Runs
 
 
-# Settings are chosen with a seed of their own, which is not among those that are reported.
-SWEEP_SEED = 1000
-# Chosen among these for each loss, batch size and optimizer, on the validation part.
+# Settings are chosen with seeds of their own, which are not among those that are reported.
+SWEEP_SEEDS = (1000, 1001)
+# Where a sweep begins; it goes on, by factors of two, until the best value lies between others.
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
-TEMPERATURES = (10.0, 20.0)
+TEMPERATURES = (5.0, 10.0, 20.0)
 BASE_BATCH = 32
 
 
@@ -23,7 +24,8 @@ class Figure:
     """Lines over a common axis.
 
     `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones, of
-    another model, data and metric: only their order and shape can be compared. `note` says what else is to know.
+    another model, data and metric: only their order and shape can be compared. With `reference`, a place on the axis,
+    the table gives each line's differences from it. `note` says what else is to know.
     """
 
     title: str
@@ -32,6 +34,9 @@ class Figure:
     paper_title: str = ""
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
+    reference: str = ""
+    categories: bool = False  # the places have no order: no line is drawn between them
+    y_label: str = "held-out recall@1, %"
 
 
 @dataclass(frozen=True)
@@ -49,26 +54,58 @@ def seeded(settings: Settings, seeds: int) -> list[Settings]:
     return [replace(settings, seed=seed) for seed in range(seeds)]
 
 
-def sweep(base: Settings, **grid: tuple) -> list[Settings]:
-    """Every combination of the values given for some fields, with the seed of sweeps."""
-    candidates = [replace(base, seed=SWEEP_SEED)]
-    for name, values in grid.items():
-        candidates = [replace(one, **{name: value}) for one in candidates for value in values]
-    return candidates
+def seed_by_seed(points: Iterable[Settings | None], seeds: int) -> list[Settings]:
+    """The runs of all points that are known, the first seed of each before the second of any: an unfinished study has
+    something of everything."""
+    known = list(dict.fromkeys(point for point in points if point is not None))
+    return [replace(point, seed=seed) for seed in range(seeds) for point in known]
 
 
-def base_sweep(runs: Runs, loss: str, batch_size: int) -> tuple[list[Settings], Settings | None]:
-    """The runs that choose learning rate and temperature of a loss at a batch size, and the choice once all are there.
+def sweep(
+    runs: Runs, base: Settings, field_name: str, values: Iterable[float]
+) -> tuple[list[Settings], Settings | None]:
+    """The runs that choose the value of a field, and the choice, once it is known.
 
-    First the learning rate at the paper's temperature, then the other temperatures at that rate.
+    The best value is that with the highest reciprocal rank on the validation part, in the mean of `SWEEP_SEEDS`. Where
+    it is the smallest or the largest that was tried, half of it or its double is tried, too.
     """
-    base = Settings(loss=loss, batch_size=batch_size, temperature=TEMPERATURES[0])
-    candidates = sweep(base, learning_rate=LEARNING_RATES)
-    chosen = runs.best(candidates)
+    values = sorted(values)
+    while True:
+        points = [replace(base, **{field_name: value}) for value in values]
+        wanted = [replace(point, seed=seed) for point in points for seed in SWEEP_SEEDS]
+        if not all(one in runs for one in wanted):
+            return wanted, None
+        scores = [validation_score(runs, point) for point in points]
+        best = scores.index(max(scores))
+        if best == 0:
+            values.insert(0, values[0] / 2)
+        elif best == len(values) - 1:
+            values.append(values[-1] * 2)
+        else:
+            return wanted, points[best]
+
+
+def validation_score(runs: Runs, point: Settings) -> float:
+    return statistics.fmean(runs.values([replace(point, seed=seed) for seed in SWEEP_SEEDS], "validation_mrr"))
+
+
+def tuned(runs: Runs, base: Settings) -> tuple[list[Settings], Settings | None]:
+    """The runs that choose learning rate and temperature, and the choice.
+
+    First the learning rate at the temperature of `base`, the paper's, then the temperature at that rate.
+    """
+    wanted, chosen = sweep(runs, base, "learning_rate", LEARNING_RATES)
     if chosen is None:
-        return candidates, None
-    candidates += sweep(chosen, temperature=TEMPERATURES[1:])
-    return candidates, runs.best(candidates)
+        return wanted, None
+    more, chosen = sweep(runs, chosen, "temperature", TEMPERATURES)
+    return wanted + more, chosen
+
+
+def tuned_loss(
+    runs: Runs, loss: str = "sigmoid", batch_size: int = BASE_BATCH
+) -> tuple[list[Settings], Settings | None]:
+    """`tuned` for a loss at a batch size."""
+    return tuned(runs, Settings(loss=loss, batch_size=batch_size))
 
 
 def recall(runs: Runs, settings: Settings, seeds: int) -> list[float]:
@@ -77,3 +114,8 @@ def recall(runs: Runs, settings: Settings, seeds: int) -> list[float]:
         runs.values(seeded(settings, seeds), f"held_out_{way}_recall@1") for way in ("image_to_text", "text_to_image")
     )
     return [50 * (a + b) for a, b in zip(one, other)]
+
+
+def choice(settings: Settings) -> str:
+    """What a sweep chose, for a note."""
+    return f"{settings.learning_rate:g} and {settings.temperature:g}"

@@ -59,6 +59,13 @@ def test_losses(data):
         assert (model.logit_bias is None) == (settings.loss == "softmax")
 
 
+def test_a_bias_that_is_not_learnt_stays(data):
+    for learns in (True, False):
+        figures = run(replace(QUICK, examples=48, bias=0.0, learns_bias=learns))
+        assert (figures["bias"] == 0) == (not learns)
+        assert figures["temperature"] != 10
+
+
 @pytest.mark.slow
 def test_a_run_learns():
     """Far above chance, 0.2 %; with all texts shuffled, at chance."""

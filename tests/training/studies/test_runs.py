@@ -34,12 +34,3 @@ def test_a_whole_line_without_its_end(tmp_path):
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     Runs(path).add(Settings(seed=2), {"loss": 2.0})
     assert list(Runs(path).figures) == [Settings(seed=1), Settings(seed=2)]
-
-
-def test_the_best_is_chosen_on_validation_and_when_all_are_there(tmp_path):
-    runs = Runs(tmp_path / "runs.jsonl")
-    candidates = [Settings(learning_rate=rate) for rate in (1e-3, 2e-3)]
-    runs.add(candidates[0], {"validation_mrr": 0.3, "held_out_mrr": 0.1})
-    assert runs.best(candidates) is None
-    runs.add(candidates[1], {"validation_mrr": 0.2, "held_out_mrr": 0.9})
-    assert runs.best(candidates) == candidates[0]
