@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,43 +30,52 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "optimizers"
 WORKER = Path(__file__).with_name("optimizer_worker.py")
 
 
+def clipped(fixture, step: int, names: list[str], config: dict) -> dict[str, torch.Tensor]:
+    """A fixture's gradients, clipped as big_vision does: by the norm itself, torch's clip_grad_norm_ adds 1e-6."""
+    grads = {name: torch.from_numpy(fixture[f"step{step}/grad/{name}"]) for name in names}
+    norm = torch.stack([grad.double().square().sum() for grad in grads.values()]).sum().sqrt()
+    return {name: grad * (config["grad_clip_norm"] / norm).clamp(max=1).float() for name, grad in grads.items()}
+
+
 def steps_of(optimizer, parameters: dict, fixture, config: dict):
     """Feed a fixture's gradients, clipped; yields the number of each step after it was made."""
     for step, factor in enumerate(fixture["lr"]):
-        grads = {name: torch.from_numpy(fixture[f"step{step}/grad/{name}"]) for name in parameters}
-        # big_vision divides by the norm itself, torch's clip_grad_norm_ by the norm + 1e-6
-        norm = torch.stack([grad.double().square().sum() for grad in grads.values()]).sum().sqrt()
-        for name, parameter in parameters.items():
-            parameter.grad = grads[name] * (config["grad_clip_norm"] / norm).clamp(max=1).float()
+        for name, grad in clipped(fixture, step, list(parameters), config).items():
+            parameters[name].grad = grad.to(parameters[name].dtype)
         for group in optimizer.param_groups:
             group["lr"] = config["lr"] * float(factor)
         optimizer.step()
         yield step
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("name", "kind"), [("scaling_vit_adafactor", ScalingViTAdafactor), ("adam_bf16_momentum", AdamWBf16)]
 )
-def test_the_steps_of_big_vision(name, kind):
-    """Eight steps, parameter by parameter. Where float32 rounds a first moment to the other of two bfloat16 numbers,
-    that element, and no more than one of a parameter, is off by a little more than the rest."""
+def test_the_steps_of_big_vision(name, kind, dtype):
+    """Eight steps, each parameter to 1e-6 by norm (measured: 1.5e-7).
+
+    Single elements cannot be pinned closer than the fixture's own float32 rounded: where a first moment lies within a
+    last bit of the middle between two bfloat16 numbers, it may go to the other one. That puts one element off by
+    1.0e-6 of the largest in float32, and another one by 1.3e-6 in float64; see the test below.
+    """
     fixture = np.load(FIXTURES / f"{name}.npz")
     config = json.loads((FIXTURES / f"{name}.json").read_text())["config"]
     names = [key.removeprefix("init/") for key in fixture.files if key.startswith("init/")]
-    parameters = {name: torch.nn.Parameter(torch.from_numpy(fixture[f"init/{name}"])) for name in names}
+    parameters = {name: torch.nn.Parameter(torch.from_numpy(fixture[f"init/{name}"]).to(dtype)) for name in names}
     decay = {name: config["wd"] / config["lr"] if name.endswith("/kernel") else 0.0 for name in names}
     groups = [{"params": [parameter], "weight_decay": decay[name]} for name, parameter in parameters.items()]
     for step in steps_of(kind(groups), parameters, fixture, config):
         for name, parameter in parameters.items():
-            expected = torch.from_numpy(fixture[f"step{step}/param/{name}"])
+            expected = torch.from_numpy(fixture[f"step{step}/param/{name}"]).to(dtype)
             error = parameter.detach() - expected
             assert error.norm() <= 1e-6 * expected.norm(), (step, name)
             assert (error.abs() > 1e-6 * expected.abs().max()).sum() <= 1, (step, name)
             assert error.abs().max() <= 2e-6 * expected.abs().max(), (step, name)
 
 
-def adafactor(weight: np.ndarray, grads: list[np.ndarray], lr: float, factored: bool) -> np.ndarray:
-    """ScalingViT-Adafactor in float64 numpy for a matrix, but for the bfloat16 of the first moment."""
+def adafactor_moments(grads: list[np.ndarray], factored: bool) -> Iterator[np.ndarray]:
+    """First moments of ScalingViT-Adafactor for a matrix, in float64 numpy, before they become bfloat16."""
     first, square, rows, columns = (np.zeros(1) for _ in range(4))
     for step, grad in enumerate(grads, start=1):
         beta2 = min(0.95, 1 - step**-0.8)
@@ -73,11 +83,37 @@ def adafactor(weight: np.ndarray, grads: list[np.ndarray], lr: float, factored: 
         columns = beta2 * columns + (1 - beta2) * (grad**2).mean(0, keepdims=True)
         square = beta2 * square + (1 - beta2) * grad**2
         estimate = rows * columns / columns.mean() if factored else square
-        decayed = torch.from_numpy(first * 0.8984375).bfloat16().double().numpy()
-        update = 0.1 * grad / np.sqrt(estimate) + decayed
-        first = torch.from_numpy(update).float().bfloat16().double().numpy()
+        update = 0.1 * grad / np.sqrt(estimate) + bfloat16(first * 0.8984375)
+        first = bfloat16(update)
+        yield update
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(values).float().bfloat16().double().numpy()
+
+
+def adafactor(weight: np.ndarray, grads: list[np.ndarray], lr: float, factored: bool) -> np.ndarray:
+    """ScalingViT-Adafactor in float64 numpy for a matrix, but for the bfloat16 of the first moment."""
+    for update in adafactor_moments(grads, factored):
         weight = weight - lr * (update + 0.1 * weight)
     return weight
+
+
+@pytest.mark.parametrize(("name", "place"), [("table/embedding", (64, 2)), ("dense/kernel", (46, 16))])
+def test_where_the_fixture_rounds_to_the_other_neighbour(name, place):
+    """The elements that are off by more than the rest: at some step the exact moment lies within a last bit of float32
+    of the middle between two bfloat16 numbers, so that float32 may round it either way."""
+    fixture = np.load(FIXTURES / "scaling_vit_adafactor.npz")
+    config = json.loads((FIXTURES / "scaling_vit_adafactor.json").read_text())["config"]
+    names = [key.removeprefix("init/") for key in fixture.files if key.startswith("init/")]
+    grads = [clipped(fixture, step, names, config)[name].double().numpy() for step in range(8)]
+    gaps = []
+    for moment in adafactor_moments(grads, factored=True):
+        mantissa, _ = np.frexp(np.abs(moment))
+        gaps.append(np.abs(mantissa * 2**8 % 1 - 0.5) * 2**16)  # times 2**8 bfloat16 are whole, 2**24 float32
+    gaps = np.stack(gaps).min(0)  # in last bits of float32
+    assert gaps[place] < 1
+    assert np.median(gaps) > 100
 
 
 @settings(max_examples=20, deadline=None)
