@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoModel
 
 from modeling_siglip_ext import SiglipExtModel
@@ -71,3 +72,17 @@ def test_every_recipe_runs(name, tmp_path):
     assert len(losses) == 12
     loader = SiglipExtModel if name.startswith(("siglit", "msiglip")) else AutoModel
     assert loader.from_pretrained(tmp_path / "out").num_parameters() < 200_000
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_numbers(tmp_path):
+    weights, losses = [], []
+    for name in ("one", "two"):
+        main(["siglip_b16", "--smoke", "--output_dir", str(tmp_path / name)])
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        losses.append([(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry])
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        torch.rand(3)  # the state of the global generator does not matter
+    assert len(losses[0]) == 12
+    assert losses[0] == losses[1]
+    assert weights[0] == weights[1]

@@ -30,7 +30,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
                 choices.append(f"{loss} at {batch_size} {choice(chosen)}")
     note = f"Chosen on validation, learning rate and initial temperature: {', '.join(choices)}."
     title = "ImageNet 0-shot, B/16, 3B examples seen"
-    return [Figure("Batch size", "batch size", ours, title, PAPER, note if choices else "")]
+    return [Figure("Batch size", "batch size", ours, title, PAPER, note=note if choices else "")]
 
 
 STUDY = Study("batch-size", "sigmoid and softmax over the batch size", wanted, figures)

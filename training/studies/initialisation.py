@@ -40,10 +40,16 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
     ours = {"sigmoid": {label: recall(runs, one, seeds) for label, one in points.items()}}
     rates = {f"{one.learning_rate:g}" for one in points.values()}
     note = f"Batch 32, learning rate {', '.join(rates)}, chosen with b = -log B." if rates else ""
-    title = "ImageNet 0-shot"
     return [
         Figure(
-            "Bias and temperature at the start", "start", ours, title, PAPER, note, "b = 0, t = 10", categories=True
+            "Bias and temperature at the start",
+            "start",
+            ours,
+            "ImageNet 0-shot",
+            PAPER,
+            note=note,
+            reference="b = 0, t = 10",
+            categories=True,
         )
     ]
 

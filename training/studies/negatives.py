@@ -12,7 +12,7 @@ from .study import DRAWN_ONLY, Figure, Study, choice, recall, seed_by_seed, tune
 # More negatives to take away from than at the base batch size, and examples for as many steps as a batch of 64 has.
 BASE = Settings(batch_size=256, examples=48_000)
 NEGATIVES = BASE.batch_size - 1
-KEPT = (NEGATIVES, 64, 16, 4, 1)
+KEPT = (NEGATIVES, 32, 4, 1)
 
 
 def settings_of(runs: Runs, way: str, kept: int) -> Settings | None:

@@ -15,6 +15,7 @@ OPTIMIZERS = {
     "Lion": ("lion", 0.95, (2.5e-4, 5e-4, 1e-3)),
 }
 PAPER = {"paper": {"AdamW, β2 0.95": 70.3, "ScalingViT-Adafactor": 70.1}}
+PAPER_INTERVAL = {"paper": {"AdamW, β2 0.95": 0.1, "ScalingViT-Adafactor": 0.2}}
 
 
 def swept(runs: Runs, label: str) -> tuple[list[Settings], Settings | None]:
@@ -41,8 +42,19 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
             rates = sorted({one.learning_rate for one in candidates})
             choices.append(f"{label} {chosen.learning_rate:g} (of {rates[0]:g} to {rates[-1]:g})")
     note = f"Learning rates chosen on validation: {'; '.join(choices)}." if choices else ""
-    title, reference = "ImageNet 0-shot", next(iter(OPTIMIZERS))
-    return [Figure("Optimisers", "optimiser", {"sigmoid": ours}, title, PAPER, note, reference, categories=True)]
+    return [
+        Figure(
+            "Optimisers",
+            "optimiser",
+            {"sigmoid": ours},
+            "ImageNet 0-shot",
+            PAPER,
+            PAPER_INTERVAL,
+            note,
+            reference=next(iter(OPTIMIZERS)),
+            categories=True,
+        )
+    ]
 
 
 STUDY = Study("optimizers", "AdamW, ScalingViT-Adafactor and Lion", wanted, figures)

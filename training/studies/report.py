@@ -52,7 +52,7 @@ def render_tables(study: Study, figures: list[Figure]) -> str:
     ]
     for figure in figures:
         lines += ["", f"## {figure.title}", ""]
-        ours, paper = _cells(_with_difference(figure), _mean), _cells(figure.paper, lambda value: f"{value:.1f}")
+        ours, paper = _cells(_with_difference(figure), _mean), _published(figure)
         unit = "" if figure.y_label == Figure.y_label else f" ({figure.y_label})"
         if paper and _places(paper) <= _places(ours):
             beside = {f"{figure.paper_title}, paper": line for line in paper.values()}
@@ -113,7 +113,12 @@ def _draw_paper(axes: "Axes", figure: Figure) -> None:
     places = _axis(axes, figure, figure.paper)
     for label, line in figure.paper.items():
         at = [places.index(x) for x in line]
-        axes.plot(at, list(line.values()), "s" if figure.categories else "s--", markersize=5, label=label)
+        bars = [figure.paper_interval.get(label, {}).get(x, 0.0) for x in line]
+        style = "s" if figure.categories else "s--"
+        axes.errorbar(at, list(line.values()), bars, fmt=style, markersize=5, capsize=3, linewidth=1.2, label=label)
+    low, high = axes.get_ylim()
+    room = max(0.0, 2.0 - (high - low)) / 2  # two points at least: less would make much of tenths
+    axes.set_ylim(low - room, high + room)
     axes.set_ylabel("%")
     axes.set_title(f"Paper: {figure.paper_title}", fontsize=10)
     if len(figure.paper) > 1:
@@ -129,6 +134,16 @@ def _axis(axes: "Axes", figure: Figure, lines: dict[str, dict]) -> list[str]:
     axes.set_xlabel(figure.x_label)
     axes.grid(axis="y", alpha=0.3)
     return places
+
+
+def _published(figure: Figure) -> dict[str, dict[str, str]]:
+    return {
+        label: {
+            x: f"{value:.1f}" + (f" ± {figure.paper_interval[label][x]:.1f}" if label in figure.paper_interval else "")
+            for x, value in line.items()
+        }
+        for label, line in figure.paper.items()
+    }
 
 
 def _cells(lines: dict[str, dict], text: Callable[..., str]) -> dict[str, dict[str, str]]:

@@ -9,7 +9,7 @@ from .study import DRAWN_ONLY, Figure, Study, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
-RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+RATES = (5e-4, 2e-3, 8e-3)
 DECAYS = (1e-4, 1e-3, 1e-2)
 
 

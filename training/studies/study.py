@@ -23,8 +23,9 @@ DRAWN_ONLY = "The paper draws its values and prints none."
 class Figure:
     """Lines over a common axis.
 
-    `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones, of
-    another model, data and metric: only their order and shape can be compared. With `reference`, a place on the axis,
+    `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones
+    and `paper_interval` what they are given ± of, of another model, data and metric: only their order and shape can be
+    compared. With `reference`, a place on the axis,
     the table gives each line's differences from it. `note` says what else is to know.
     """
 
@@ -33,6 +34,7 @@ class Figure:
     ours: dict[str, dict[str, list[float]]]
     paper_title: str = ""
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    paper_interval: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
     reference: str = ""
     categories: bool = False  # the places have no order: no line is drawn between them
