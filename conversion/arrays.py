@@ -10,7 +10,9 @@ from .errors import CheckpointError
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CHUNK = 1 << 24  # values that are cast or compared at once
+# Values that are cast or compared at once. What is made of so few stays small enough for the allocator to use again;
+# freed blocks of tens of megabytes would stay in the process, one beside the other.
+CHUNK = 1 << 18
 # How much larger than the file its arrays may claim to be. Compressed zeros shrink 1000-fold, but weights do not.
 EXPANSION = 50
 SLACK = 1 << 30  # bytes that are never held against a file
