@@ -88,7 +88,7 @@ def resized_uint8(images: Sequence[PILImage], image_processor: BaseImageProcesso
     pixels = image_processor(
         [image.convert("RGB") for image in images], do_rescale=False, do_normalize=False, return_tensors="pt"
     )["pixel_values"]
-    return pixels.float().round().clamp(0, 255).to(torch.uint8)
+    return pixels if pixels.dtype == torch.uint8 else pixels.float().round().clamp(0, 255).to(torch.uint8)
 
 
 def normalised(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
