@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TPU_VENV := .venv-tpu
+TPU_INSTALLED := $(TPU_VENV)/.installed
 
-.PHONY: demo test test-all lint bench wheel-test clean
+.PHONY: demo test test-all test-tpu lint bench wheel-test clean
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +24,17 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/pytest -n auto
+
+# torch_xla needs a torch of its own: 8 GB and a few minutes to install. No TPU needed: its CPU devices stand for it.
+$(TPU_INSTALLED): setup.cfg pyproject.toml constraints-tpu.txt
+	test -x $(TPU_VENV)/bin/python || $(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-tpu.txt \
+		-e ".[tpu,eval]" pytest hypothesis
+	touch $@
+
+test-tpu: $(TPU_INSTALLED)
+	PJRT_DEVICE=CPU $(TPU_VENV)/bin/pytest tests/tpu
+	USE_TORCH_XLA=0 $(TPU_VENV)/bin/pytest tests/losses tests/modeling/test_parity.py -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -46,4 +59,4 @@ wheel-test: $(INSTALLED)
 	$(BIN)/python tests/house/wheel.py
 
 clean:
-	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TPU_VENV) build dist demo-output *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -49,6 +49,8 @@ class Monitor:
         if self.first_bad is None:
             self.first_bad = torch.full((), -1, dtype=torch.int64, device=value.device)
         bad = ~torch.isfinite(value.detach()).all() & (self.first_bad < 0)
+        if value.device.type == "xla":  # a number would be part of the graph wherever another number equals it
+            step = torch.tensor([step]).to(value.device)[0]
         self.first_bad = torch.where(bad, step, self.first_bad)
 
     @torch.no_grad()

@@ -93,10 +93,12 @@ def softmax_loss(
         dtype = accumulator_dtype(images.dtype)
         scale = logit_scale.to(dtype).exp().view(())
 
-        weights = torch.ones(images.shape[0], dtype=dtype, device=images.device)
+        rows = [layout.split(images.to(dtype)), layout.split(_ids(pair_ids, first_image, images))]
+        weights = torch.ones_like(rows[1], dtype=dtype)
         if pair_ids is not None:  # the positives of a row share its target
-            weights /= (pair_ids[:, None] == gather_rows(comm, pair_ids, sizes)).sum(1)
-        rows = [layout.split(x) for x in (images.to(dtype), _ids(pair_ids, first_image, images), weights)]
+            everybody = layout.replicated([gather_rows(comm, pair_ids, sizes)])
+            weights = weights / scan(_occurrences_body, everybody, [], rows[1:])[1][0]
+        rows.append(weights)
         seen: list[torch.Tensor] = []
 
         def find_lse(first_text: int, block: list[torch.Tensor], text_lse: torch.Tensor) -> None:
@@ -104,8 +106,8 @@ def softmax_loss(
             constants = [texts.to(dtype), _ids(*(text_ids or [None]), first_text, texts), scale]
             carried = [layout.zeros(text_lse) - torch.inf]
             (columns,), (row_lse, targets) = scan(_lse_body, layout.replicated(constants), carried, rows)
-            text_lse.copy_(torch.logaddexp(text_lse, columns.logsumexp(0)))
-            seen[:] = [torch.logaddexp(seen[0], row_lse), seen[1] + targets] if seen else [row_lse, targets]
+            text_lse.copy_(_logaddexp(text_lse, columns.logsumexp(0)))
+            seen[:] = [_logaddexp(seen[0], row_lse), seen[1] + targets] if seen else [row_lse, targets]
 
         wanted = needs[0] or (needs[2] and not needs[1]), needs[1]
         totals: list[torch.Tensor] = []
@@ -120,7 +122,7 @@ def softmax_loss(
             totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
 
         block = [texts] if pair_ids is None else [texts, pair_ids]
-        text_lse = sweep(comm, distribution, sizes, block, LogSumExps(scale), find_lse)
+        text_lse = sweep(comm, distribution, sizes, block, _LogSumExps(scale), find_lse)
         image_lse, targets = seen
         text_sums = None
         if any(needs):
@@ -156,13 +158,18 @@ def _sigmoid_body(gradients: bool, of_images: bool, of_texts: bool) -> Body:
     return body
 
 
+def _occurrences_body(constants: Sequence, carried: Sequence, rows: Sequence) -> tuple[list, list]:
+    """How often each id is among all ids."""
+    return [], [(rows[0][..., None] == constants[0]).sum(-1)]
+
+
 def _lse_body(constants: Sequence, carried: Sequence, rows: Sequence) -> tuple[list, list]:
     """Log-sum-exp of each image and (carried) of each text, and the mean logit of an image's positives."""
     (texts, text_ids, scale), (images, image_ids, weights) = constants, rows
     z = (images @ texts.mT) * scale
     positive = image_ids[..., None] == text_ids
     targets = torch.where(positive, z, torch.zeros_like(z)).sum(-1) * weights
-    return [torch.logaddexp(carried[0], z.logsumexp(1))], [z.logsumexp(-1), targets]
+    return [_logaddexp(carried[0], z.logsumexp(1))], [z.logsumexp(-1), targets]
 
 
 @cache
@@ -220,7 +227,19 @@ class _Layout:
         if self.mesh is None:
             return tensor
         spec = tuple(DATA_AXIS if place == dimension else None for place in range(tensor.ndim))
-        return xs.mark_sharding(tensor.clone(), self.mesh, spec)
+        marked = tensor.clone()
+        xs.annotate_custom_sharding(marked, self.mesh, spec)
+        return marked
+
+
+def _logaddexp(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """log(exp(one) + exp(other)), at least one of them finite. For `torch.logaddexp` XLA would go through the host."""
+    return torch.maximum(one, other) + (-(one - other).abs()).exp().log1p()
+
+
+class _LogSumExps(LogSumExps):
+    def merge(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return _logaddexp(one, other)
 
 
 def _ids(given: torch.Tensor | None, first: int, rows: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 
 import torch
 import torch_xla
@@ -37,13 +37,13 @@ def scan(
         What the last run carried, and the outputs of all runs, stacked (n, ...).
     """
     arguments = [list(constants), list(carried), list(rows)]
-    count = rows[0].shape[0]
+    runs = rows[0].shape[0]
     kinds = tuple(
         tuple((tensor.shape[skip:], tensor.dtype) for tensor in part) for part, skip in zip(arguments, (0, 0, 1))
     )
-    loop, outputs = _loop(body, count, *kinds)
+    loop, outputs = _loop(body, runs, *kinds)
     device = rows[0].device
-    stacked = [torch.zeros((count, *shape), dtype=dtype, device=device) for shape, dtype in outputs]
+    stacked = [torch.zeros((runs, *shape), dtype=dtype, device=device) for shape, dtype in outputs]
     start = torch.zeros((), dtype=torch.int64, device=device)
     state = torch_xla._XLAC._xla_user_computation("siglip_ext::scan", [start, *chain(*arguments), *stacked], loop)
     first = 1 + len(constants)
@@ -52,7 +52,7 @@ def scan(
 
 @lru_cache(maxsize=64)
 def _loop(
-    body: Body, count: int, constants: tuple[Kind, ...], carried: tuple[Kind, ...], rows: tuple[Kind, ...]
+    body: Body, runs: int, constants: tuple[Kind, ...], carried: tuple[Kind, ...], rows: tuple[Kind, ...]
 ) -> tuple[object, list[Kind]]:
     """The loop as an XLA computation over (index, constants, carried, rows, outputs), and the kinds of the outputs."""
     computation, order, outputs = _traced(body, constants, carried, rows)
@@ -60,7 +60,7 @@ def _loop(
         (torch.Size(), torch.int64),
         *constants,
         *carried,
-        *((torch.Size((count, *shape)), dtype) for shape, dtype in (*rows, *outputs)),
+        *((torch.Size((runs, *shape)), dtype) for shape, dtype in (*rows, *outputs)),
     ]
     builder = xb.create_builder("siglip_ext_scan")
     parameters = [xb.mkparam(builder, place, _shape(*kind)) for place, kind in enumerate(kinds)]
@@ -72,7 +72,7 @@ def _loop(
         return [list(state[start:end]) for start, end in pairwise(edges)]
 
     def unfinished(index: xb.Op, *_: xb.Op) -> xb.Op:
-        return index < xb.Op.scalar(index.builder(), count, dtype=xb.Type.S64)
+        return index < xb.Op.scalar(index.builder(), runs, dtype=xb.Type.S64)
 
     def run(*state: xb.Op) -> tuple[xb.Op, ...]:
         (index,), fixed, carry, inputs, stacks = parts(state)
@@ -91,8 +91,11 @@ def _traced(
 ) -> tuple[object, list[int], list[Kind]]:
     """One run as an XLA computation, the places of the arguments that it takes, in order, and the kinds of outputs."""
     device = torch_xla.device()
+    # Different numbers: equal ones may become one parameter, and 0 and 1 none.
+    number = count(2)
     parts = [
-        [torch.zeros(shape, dtype=dtype).to(device) for shape, dtype in part] for part in (constants, carried, rows)
+        [torch.full(shape, next(number), dtype=dtype).to(device) for shape, dtype in part]
+        for part in (constants, carried, rows)
     ]
     carry, outputs = body(*parts)
     if [(tensor.shape, tensor.dtype) for tensor in carry] != list(carried):
