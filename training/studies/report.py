@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,8 @@ def draw(figures: list[Figure], path: Path) -> None:
         tops[figure.y_label] = max(tops.get(figure.y_label, 0.0), axes.get_ylim()[1])
         drawn.append((axes, figure))
     for axes, figure in drawn:
-        axes.set_ylim(0, tops[figure.y_label])  # no recall is below 0, though an interval around it may reach there
+        # no recall is below 0, though an interval around it may reach there
+        axes.set_ylim(-0.03 * tops[figure.y_label], tops[figure.y_label])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     temporary = path.with_name(f"{path.stem}.tmp.png")
@@ -128,7 +130,7 @@ def _draw_paper(axes: "Axes", figure: Figure) -> None:
 def _axis(axes: "Axes", figure: Figure, lines: dict[str, dict]) -> list[str]:
     """Label the horizontal axis; returns its places from left to right."""
     places = list(dict.fromkeys(x for line in lines.values() for x in line))
-    names = [x.replace(", ", ",\n").replace("-", "-\n" if len(x) > 12 else "-") for x in places]
+    names = [re.sub(r"(?<=\w)-(?=\w)", "-\n", x.replace(", ", ",\n")) for x in places]  # in lines, to fit
     axes.set_xticks(range(len(places)), names, fontsize=8 if figure.categories else None)
     axes.set_xlim(-0.5, max(len(places), 1) - 0.5)
     axes.set_xlabel(figure.x_label)

@@ -10,7 +10,7 @@ from .study import DRAWN_ONLY, Figure, Study, recall, seed_by_seed, tuned_loss
 
 LOSSES = ("sigmoid", "softmax")
 RATES = (5e-4, 2e-3, 8e-3)
-DECAYS = (1e-4, 1e-3, 1e-2)
+DECAYS = (1e-4, 1e-2)
 
 
 def settings_of(runs: Runs, loss: str, rate: float, decay: float) -> Settings | None:

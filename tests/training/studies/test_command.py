@@ -74,6 +74,9 @@ def test_the_papers_figures_stand_beside_ours(tmp_path):
         "",
         "A note.",
     ]
+    beside.paper_interval = {"paper": {"b": 0.5}}
+    _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    assert "| b | 2.0 (1) | 3.0 ± 0.5 |" in table.read_text().splitlines()
 
 
 def test_two_lines_are_compared_seed_by_seed(tmp_path):
