@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .graph_input import graph_input
+
 
 FILE = "ema.safetensors"
 
@@ -38,7 +40,7 @@ class WeightAverage:
         self.steps += 1
         for name, parameter in self.parameters.items():
             average = self.average[name]
-            average.lerp_(parameter.detach().to(average.dtype), 1 - decay)
+            average.lerp_(parameter.detach().to(average.dtype), graph_input(1 - decay, average))
 
     @torch.no_grad()
     def copy_to_model(self) -> None:

@@ -33,10 +33,21 @@ class RandomState:
 
     def __init__(self, tensors: Sequence[torch.Tensor]):
         self.cpu = torch.get_rng_state()
+        self.xla: int | None = None
+        if any(tensor.device.type == "xla" for tensor in tensors):  # of which torch knows no generator
+            from .xla import get_rng_state
+
+            self.xla = get_rng_state()
+            return
         self.devices, self.states = get_device_states(*tensors)
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
+        if self.xla is not None:
+            from .xla import set_rng_state
+
+            set_rng_state(self.xla)
+            return
         set_device_states(self.devices, self.states)
 
 

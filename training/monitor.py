@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from .graph_input import graph_input
+
 
 NAMES_KEPT = 8
 
@@ -49,9 +51,7 @@ class Monitor:
         if self.first_bad is None:
             self.first_bad = torch.full((), -1, dtype=torch.int64, device=value.device)
         bad = ~torch.isfinite(value.detach()).all() & (self.first_bad < 0)
-        if value.device.type == "xla":  # a number would be part of the graph wherever another number equals it
-            step = torch.tensor([step]).to(value.device)[0]
-        self.first_bad = torch.where(bad, step, self.first_bad)
+        self.first_bad = torch.where(bad, graph_input(step, self.first_bad), self.first_bad)
 
     @torch.no_grad()
     def gradients(self, model: nn.Module, scale: float = 1.0) -> None:

@@ -199,7 +199,7 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
                 core,
                 split_batch(kept, self.args.mini_batch_size),
                 loss,
-                prepare=lambda chunk: self._forward_inputs(self._prepare_inputs(chunk)),
+                prepare=self._prepare_chunk,
                 backward=self.accelerator.backward,
                 weight=1 / self.current_gradient_accumulation_steps,
                 sync=self.accelerator.sync_gradients,
@@ -208,6 +208,12 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
         inputs["pixel_values"] = inputs["pixel_values"].new_empty(0)
         self._observe(step.image_embeds, step.text_embeds, step.loss)
         return step.loss / self.current_gradient_accumulation_steps
+
+    def _prepare_chunk(self, chunk: dict) -> dict:
+        if self._xla is not None:
+            # In one graph XLA would find that a chunk's two forwards are the same, and keep all activations.
+            self._xla.sync()
+        return self._forward_inputs(self._prepare_inputs(chunk))
 
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalised on their device."""

@@ -14,6 +14,7 @@ Two ways to use several devices:
 import numpy as np
 import torch
 import torch_xla
+import torch_xla.core.xla_model as xm
 import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import nn
@@ -80,7 +81,7 @@ def _spread(matrices: list[torch.Tensor]) -> None:
     """Over the devices along the longest side that they divide; vectors and what fits none stay on all devices."""
     shape = matrices[0].shape
     for side in sorted(range(len(shape)), key=lambda side: -shape[side]) if len(shape) > 1 else []:
-        if all([_shard(matrix, side) for matrix in matrices]):
+        if all(_shard(matrix, side) for matrix in matrices):  # of one shape: all or none
             return
 
 
@@ -117,6 +118,15 @@ def check_equal_weights(model: nn.Module) -> None:
 def sync() -> None:
     """End the graph here and run it. Without this, what is traced grows from step to step."""
     torch_xla.sync()
+
+
+def get_rng_state() -> int:
+    """The seed that random numbers on the device follow from; known to the host."""
+    return xm.get_rng_state()
+
+
+def set_rng_state(seed: int) -> None:
+    xm.set_rng_state(seed)
 
 
 def unfused(settings: dict) -> dict:

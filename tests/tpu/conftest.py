@@ -12,13 +12,13 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def needs_torch_xla():
     if importlib.util.find_spec("torch_xla") is None:
         pytest.skip("torch_xla is not installed: `make test-tpu` makes an environment for it")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
     """Run a script of this folder on XLA:CPU devices and give its lines; it must end without an error."""
 
@@ -33,7 +33,7 @@ def run():
         }
         command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
         done = subprocess.run(
-            command, env=os.environ | settings, capture_output=True, text=True, timeout=600, check=False
+            command, env=os.environ | settings, capture_output=True, text=True, timeout=1800, check=False
         )
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return done.stdout.splitlines()

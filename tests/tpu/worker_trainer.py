@@ -101,7 +101,7 @@ def trainer_for(case: str, output: Path, **changes) -> SiglipExtTrainer:
         }
     )
     assert args.device.type == ("xla" if XLA else "cpu")
-    return SiglipExtTrainer(model=build(), args=args, train_dataset=examples(43), data_collator=collate)
+    return SiglipExtTrainer(model=build(), args=args, train_dataset=examples(51), data_collator=collate)
 
 
 def train(case: str, output: Path) -> None:
