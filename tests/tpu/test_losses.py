@@ -17,7 +17,8 @@ def test_threads_equal_one_torch_process(run):
     """Gather for real; the ring with its one instruction, which XLA:CPU lacks, put together from a gather."""
     lines = run("worker_losses.py", "threads", devices=4)
     assert lines[-1] == "all agree"
-    assert {line.split()[1] for line in lines[:-1]} == {"0", "1", "2", "3"}
+    for rank in range(4):
+        assert f"rank {rank} refuses other weights" in lines
 
 
 def test_processes_that_do_not_see_each_other_are_refused():

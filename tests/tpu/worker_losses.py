@@ -2,8 +2,10 @@
 
 import itertools
 import sys
+import threading
 
 import cases
+import pytest
 import torch
 import torch_xla
 import torch_xla.core.xla_model as xm
@@ -14,6 +16,7 @@ from modeling_siglip_ext.losses import xla, xla_losses
 
 
 TOLERANCE = 1e-6
+TOGETHER = threading.Barrier(4)
 
 
 def check(case: str, got: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = TOLERANCE) -> None:
@@ -122,9 +125,29 @@ def on_one_of_several(index: int) -> None:
         # the means over the devices, as accelerate takes them: of a row's gradient only its own device has a part
         value, images, texts, *head = everybody
         got = [value.mean(), images / world, texts / world, *(number.mean()[None] for number in head)]
+        TOGETHER.wait()  # XLA:CPU ends a process whose devices come to a collective more than 10 s apart
         torch_xla.sync()
         check(f"rank {rank} {name} ids {ids is not None} {implementation} {distribution}", got, expected)
     check_nothing_went_through_the_host()
+    weights(rank, device)
+
+
+def weights(rank: int, device: torch.device) -> None:
+    """The Trainer's check before the first step: one device with weights of its own stops all of them."""
+    from modeling_siglip_ext.training.xla import check_equal_weights
+
+    layer = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(6).view(2, 3))
+        layer.bias.zero_()
+    TOGETHER.wait()
+    check_equal_weights(layer.to(device))
+    with torch.no_grad():
+        layer.bias[1] += rank == 2
+    TOGETHER.wait()
+    with pytest.raises(RuntimeError, match=r"^bias differs between the devices"):
+        check_equal_weights(layer)
+    print(f"rank {rank} refuses other weights", flush=True)
 
 
 if __name__ == "__main__":
