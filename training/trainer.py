@@ -59,6 +59,7 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
       the run at the logging step, before anything is saved.
     - Bad samples are skipped and counted up to `max_bad_fraction` (`samples.py`).
     - What is pushed to the Hub is the model with its card, never optimiser state or pickles (`hub.py`).
+    - On TPUs with torch_xla it runs under SPMD or with a process for each device (`xla.py`).
     - Checkpoints appear whole or not at all, and a resumed run is the uninterrupted one bit for bit, streams included
       (`checkpoint.py`, `streaming.py`). A checkpoint that lacks a parameter is an error.
 

@@ -19,6 +19,7 @@ import torch_xla.distributed.spmd as xs
 import torch_xla.runtime as xr
 from torch import nn
 from torch.utils.data import DataLoader
+from torch_xla.utils.checkpoint import checkpoint
 
 from modeling_siglip_ext.losses.xla import XlaDevices, check_world_size
 from modeling_siglip_ext.losses.xla_losses import DATA_AXIS
@@ -68,6 +69,7 @@ def begin(model: nn.Module, optimizer: torch.optim.Optimizer, shard_parameters: 
         RuntimeError: where the devices of a launch start from different weights.
     """
     check_equal_weights(model)
+    _checkpoint_activations(model)
     _steps_to_host(optimizer)
     if shard_parameters:
         for parameter in model.parameters():
@@ -137,6 +139,16 @@ def unfused(settings: dict) -> dict:
 def on_the_host(loader: DataLoader) -> DataLoader:
     """The loader inside the one of torch_xla, which moves batches to the device."""
     return getattr(loader, "dataloader", loader)
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Let gradient checkpointing, if it is on, go by torch_xla's function: torch's fails on XLA devices.
+
+    XLA would also see that what is computed twice is the same, and keep it; torch_xla puts a barrier between.
+    """
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module._gradient_checkpointing_func = checkpoint
 
 
 def _steps_to_host(optimizer: torch.optim.Optimizer) -> None:

@@ -1,6 +1,7 @@
 """Batches and expected results that the workers of this folder share. Expected values come from torch on the CPU."""
 
 import itertools
+import math
 import re
 
 import torch
@@ -43,6 +44,12 @@ def errors(got: list[torch.Tensor], expected: list[torch.Tensor]) -> dict[str, f
         name: float((one.cpu().double() - other).norm() / other.norm().clamp(min=0 if other.ndim > 1 else 1))
         for name, one, other in zip(NAMES, got, expected)
     }
+
+
+def largest_array(hlo: str) -> int:
+    """Elements of the largest array in a graph."""
+    shapes = re.findall(r"\b(?:f32|f64|bf16|s32|s64|pred)\[([\d,]+)\]", hlo)
+    return max(math.prod(int(size) for size in shape.split(",")) for shape in shapes)
 
 
 def instructions(hlo: str) -> int:

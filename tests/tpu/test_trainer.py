@@ -7,7 +7,19 @@ import torch
 from safetensors.torch import load_file
 
 
-ONE = ["sgd", "adamw", "own-adamw", "adamw-bf16", "adafactor", "accumulation", "cache", "average", "bf16", "resumed"]
+TORCH = [
+    "sgd",
+    "adamw",
+    "own-adamw",
+    "adamw-bf16",
+    "adafactor",
+    "accumulation",
+    "cache",
+    "checkpointing",
+    "average",
+    "bf16",
+]
+ONE = [*TORCH, "resumed"]
 SPMD = ["spmd", "spmd-sharded", "spmd-cache", "spmd-resumed"]
 FIGURES = ("losses", "eval_loss", "positive_logit", "grad_norm_vision", "temperature")
 
@@ -15,7 +27,7 @@ FIGURES = ("losses", "eval_loss", "positive_logit", "grad_norm_vision", "tempera
 @pytest.fixture(scope="module")
 def torch_runs(run, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("torch")
-    run("worker_trainer.py", folder, *[case for case in ONE if case != "resumed"], USE_TORCH_XLA="0")
+    run("worker_trainer.py", folder, *TORCH, USE_TORCH_XLA="0")
     return folder
 
 
@@ -46,7 +58,7 @@ def difference(one: Path, other: Path, but: tuple[str, ...] = ()) -> float:
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in names)
 
 
-@pytest.mark.parametrize("case", ["sgd", "accumulation", "cache", "average"])
+@pytest.mark.parametrize("case", ["sgd", "accumulation", "cache", "checkpointing", "average"])
 def test_twenty_sgd_steps_on_one_device(case, one_device, torch_runs):
     assert difference(one_device / f"{case}.safetensors", torch_runs / f"{case}.safetensors") <= 1e-5
 

@@ -29,6 +29,7 @@ CASES = {
     "adamw-bf16": {**ADAM, "optim": "adamw_bf16"},
     "accumulation": {**SGD, "gradient_accumulation_steps": 2},
     "cache": {**SGD, "mini_batch_size": 4},
+    "checkpointing": {**SGD, "gradient_checkpointing": True},
     "average": {**SGD, "ema_decay": 0.9},
     "bf16": {**SGD, "bf16": True},
     "spmd": {**SGD, "xla_spmd": True},
