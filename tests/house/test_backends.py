@@ -64,3 +64,23 @@ def test_the_backend_test_sees_offenders(tmp_path):
         assert named_backends(path), line
     path.write_text('"""Works on cuda."""\n\n\ndef f():\n    """With gloo, too."""\n    return 1  # nccl\n')
     assert named_backends(path) == []
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Last and first names of the modules that a file imports when it is imported itself."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_torch_xla_is_imported_late(room):
+    """Only by modules called xla..., which the others import when they have met a tensor on an XLA device."""
+    files = [path for path in (REPOSITORY / room).rglob("*.py") if not path.stem.startswith("xla")]
+    late = {"torch_xla", *(path.stem for room in ROOMS for path in (REPOSITORY / room).rglob("xla*.py"))}
+    assert {"xla", "xla_losses"} <= late
+    assert {str(path): found for path in files if (found := imported_at_once(path) & late)} == {}
