@@ -146,6 +146,10 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
             self._budget = TimeBudget(args.max_seconds)
             self.add_callback(self._budget)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        with nullcontext() if self._xla is None else self._xla.unchanged_float32():
+            super().create_accelerator_and_postprocess()
+
     def _core_model(self) -> nn.Module:
         """The model without the wrappers of DDP, torch.compile or PEFT."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

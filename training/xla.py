@@ -11,6 +11,10 @@ Two ways to use several devices:
   gradients; the weights must be equal from the start, which is checked.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import torch_xla
@@ -31,6 +35,22 @@ def use_spmd() -> None:
     if xs.get_global_mesh() is None:
         devices = xr.global_runtime_device_count()
         xs.set_global_mesh(xs.Mesh(np.arange(devices), (devices,), (DATA_AXIS,)))
+
+
+@contextmanager
+def unchanged_float32() -> Iterator[None]:
+    """Undo what accelerate does on a TPU for bf16=True: a setting that turns all float32 into bfloat16.
+
+    Weights and the optimiser's state would lose most of their digits, and the logits of the loss theirs. Autocast,
+    which bf16=True means everywhere else, is there as well.
+    """
+    names = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def check_launch(batch_size: int, mini_batch_size: int | None, shard_parameters: bool) -> None:

@@ -35,7 +35,8 @@ def run():
         done = subprocess.run(
             command, env=os.environ | settings, capture_output=True, text=True, timeout=1800, check=False
         )
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        timeouts = "\n".join(line for line in done.stderr.splitlines() if "Termination timeout" in line)
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\n{timeouts}"
         return done.stdout.splitlines()
 
     return start

@@ -14,8 +14,18 @@ def test_spmd_equals_one_torch_process(run):
 
 
 def test_threads_equal_one_torch_process(run):
-    """Gather for real; the ring with its one instruction, which XLA:CPU lacks, put together from a gather."""
-    lines = run("worker_losses.py", "threads", devices=4)
+    """Gather for real; the ring with its one instruction, which XLA:CPU lacks, put together from a gather.
+
+    XLA:CPU ends a process whose devices come to a collective more than 10 s apart, which compiling on a busy machine
+    may take. Then, and only then, the test tries again.
+    """
+    for attempt in range(5):
+        try:
+            lines = run("worker_losses.py", "threads", devices=4)
+            break
+        except AssertionError as error:
+            if attempt == 4 or "Termination timeout" not in str(error):
+                raise
     assert lines[-1] == "all agree"
     for rank in range(4):
         assert f"rank {rank} refuses other weights" in lines

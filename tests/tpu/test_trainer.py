@@ -108,3 +108,9 @@ def test_bfloat16(one_device, torch_runs):
     expected = load_file(torch_runs / "sgd.safetensors")["losses"]
     torch.testing.assert_close(losses, expected, rtol=0.02, atol=0)
     assert not torch.equal(losses, expected)
+
+
+def test_bfloat16_as_accelerate_treats_it_on_a_tpu(run, tmp_path, one_device):
+    """There it has torch_xla make all float32 bfloat16; the Trainer undoes that before a tensor is on the device."""
+    run("worker_trainer.py", tmp_path, "bf16", AS_ON_A_TPU="1")
+    assert difference(tmp_path / "bf16.safetensors", one_device / "bf16.safetensors") <= 1e-6

@@ -116,7 +116,7 @@ def on_one_of_several(index: int) -> None:
     devices, xm.collective_permute = xla.XlaDevices(), permuted
     pairs = cases.PAIRS // world
     own = slice(rank * pairs, (rank + 1) * pairs)
-    ways = [("eager", "gather"), ("tiled", "gather"), ("tiled", "ring"), ("auto", "auto")]
+    ways = [("eager", "gather"), ("tiled", "gather"), ("tiled", "ring")]
     for (name, ids, expected), (implementation, distribution) in itertools.product(cases.cases(), ways):
         images, texts, *head = (argument.to(device) for argument in cases.batch())
         options = {"implementation": implementation, "distribution": distribution}
@@ -127,7 +127,7 @@ def on_one_of_several(index: int) -> None:
         # the means over the devices, as accelerate takes them: of a row's gradient only its own device has a part
         value, images, texts, *head = everybody
         got = [value.mean(), images / world, texts / world, *(number.mean()[None] for number in head)]
-        TOGETHER.wait()  # XLA:CPU ends a process whose devices come to a collective more than 10 s apart
+        TOGETHER.wait()  # so that they compile side by side and come to the collectives at about the same time
         torch_xla.sync()
         check(f"rank {rank} {name} ids {ids is not None} {implementation} {distribution}", got, expected)
     check_nothing_went_through_the_host()

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import accelerate
 import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
@@ -82,6 +83,10 @@ class Compilations(TrainerCallback):
         import torch_xla.debug.metrics as met
 
         self.counts.append(met.counter_value("UncachedCompile") or 0)
+
+
+if os.environ.get("AS_ON_A_TPU"):  # accelerate asks what it runs on when it deals with bf16
+    accelerate.state.is_torch_xla_available = lambda *args, **kwargs: True
 
 
 def trainer_for(case: str, output: Path, **changes) -> SiglipExtTrainer:
