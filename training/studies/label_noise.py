@@ -9,7 +9,7 @@ from .study import DRAWN_ONLY, Figure, Study, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
-SHARES = (0.0, 0.4)
+SHARES = (0.0, 0.2, 0.4)
 
 
 def settings_of(runs: Runs, loss: str, kind: str, share: float) -> Settings | None:

@@ -85,7 +85,7 @@ def draw(figures: list[Figure], path: Path) -> None:
         drawn.append((axes, figure))
     for axes, figure in drawn:
         # no recall is below 0, though an interval around it may reach there
-        axes.set_ylim(-0.03 * tops[figure.y_label], tops[figure.y_label])
+        axes.set_ylim(-0.03 * tops[figure.y_label], 1.15 * tops[figure.y_label])  # with room for the legend
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     temporary = path.with_name(f"{path.stem}.tmp.png")
