@@ -109,6 +109,8 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
             )
         if self._xla is not None:
             self._xla.check_launch(args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters)
+        elif args.xla_shard_parameters:
+            raise ValueError(f"xla_shard_parameters spreads parameters over XLA devices; this run is on {args.device}")
         if kwargs.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
             raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
         if isinstance(kwargs.get("train_dataset"), IterableDataset):

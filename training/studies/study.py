@@ -23,10 +23,10 @@ DRAWN_ONLY = "The paper draws its values and prints none."
 class Figure:
     """Lines over a common axis.
 
-    `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones
-    and `paper_interval` what they are given ± of, of another model, data and metric: only their order and shape can be
-    compared. With `reference`, a place on the axis,
-    the table gives each line's differences from it. `note` says what else is to know.
+    `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones and
+    `paper_interval` what they are given ± of, of another model, data and metric: only their order and shape can be
+    compared. With `reference`, a place on the axis, the table gives each line's differences from it. `note` says what
+    else is to know.
     """
 
     title: str
