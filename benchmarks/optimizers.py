@@ -2,6 +2,7 @@
 
     python benchmarks/optimizers.py              # one thread and all, about two minutes
     python benchmarks/optimizers.py --threads 1
+    python benchmarks/optimizers.py scaling_vit_adafactor --without-numba    # the step as tensor operations
 
 Times are medians of 10 alternating pairs with 95 % intervals (`timing.py`). All parameters have random gradients; the
 groups are those of training, with weight decay on kernels. Results are kept in benchmarks/results/optimizers.json; the
@@ -11,6 +12,7 @@ table beside it is drawn from that.
 import argparse
 import json
 import platform
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,13 +81,17 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all unless given")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--without-numba", action="store_true", help="as where it is not installed")
     arguments = parser.parse_args()
+    if arguments.without_numba:
+        sys.modules["numba"] = None
     store = RESULTS / "optimizers.json"
     results = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
     for name in arguments.names or names:
         for threads in arguments.threads:
-            results[f"{name} {threads}"] = one = measure(name, threads, arguments.rounds)
-            print(name, threads, one["text"], f"state {one['state']:.3f}", flush=True)
+            label = f"{name}, without numba" if arguments.without_numba else name
+            results[f"{label} {threads}"] = one = measure(name, threads, arguments.rounds)
+            print(label, threads, one["text"], f"state {one['state']:.3f}", flush=True)
             store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "optimizers.md").write_text(render(results), encoding="utf-8")
 

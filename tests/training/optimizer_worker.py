@@ -20,13 +20,15 @@ from modeling_siglip_ext.training.optimizers import build_optimizer
 
 # Rows that no number of processes divides, a matrix with more rows than columns and one with fewer, and no matrix.
 SHAPES = ((64, 40), (37, 64), (33, 33), (2, 50), (41,))
+# By norm. In float32 sums over parts end differently, and a few moments are rounded to the other bfloat16.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 class Parameters(nn.Module):
-    def __init__(self):
+    def __init__(self, dtype: torch.dtype):
         super().__init__()
         torch.manual_seed(0)
-        self.all = nn.ParameterList([nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in SHAPES])
+        self.all = nn.ParameterList([nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in SHAPES])
 
     def forward(self, step: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(step)
@@ -44,10 +46,10 @@ def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(name, [{"params": list(model.parameters()), "lr": 0.01, "weight_decay": 0.1}])
 
 
-def check(name: str, mesh) -> None:
-    whole = Parameters()
+def check(name: str, dtype: torch.dtype, mesh) -> None:
+    whole = Parameters(dtype)
     train(whole, optimizer_of(name, whole), range(6))
-    model = Parameters()
+    model = Parameters(dtype)
     fully_shard(model, mesh=mesh)
     optimizer = optimizer_of(name, model)
     train(model, optimizer, range(3))
@@ -65,7 +67,8 @@ def check(name: str, mesh) -> None:
             assert torch.equal(one, two), (name, key)
     train(model, again, range(3, 6))
     for shape, one, two in zip(SHAPES, whole.parameters(), model.parameters()):
-        torch.testing.assert_close(two.full_tensor(), one.detach(), rtol=1e-12, atol=1e-12, msg=f"{name} {shape}")
+        error = two.full_tensor() - one.detach()
+        assert error.norm() <= TOLERANCE[dtype] * one.norm(), (name, shape, dtype, error.abs().max())
 
 
 def main() -> None:
@@ -73,7 +76,8 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     names = ("adamw_bf16", "scaling_vit_adafactor")
     for name in names:
-        check(name, mesh)
+        for dtype in TOLERANCE:
+            check(name, dtype, mesh)
     if dist.get_rank() == 0:
         (Path(sys.argv[1]) / "equal").write_text(" ".join(names))
     dist.destroy_process_group()

@@ -21,6 +21,7 @@ from modeling_siglip_ext.training.optimizers import (
     ScalingViTAdafactor,
     build_optimizer,
     momentum,
+    scaling_vit_adafactor,
 )
 from modeling_siglip_ext.training.optimizers.scaling_vit_adafactor import factored_dims
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
@@ -49,16 +50,19 @@ def steps_of(optimizer, parameters: dict, fixture, config: dict):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("numba", [True, False])
 @pytest.mark.parametrize(
     ("name", "kind"), [("scaling_vit_adafactor", ScalingViTAdafactor), ("adam_bf16_momentum", AdamWBf16)]
 )
-def test_the_steps_of_big_vision(name, kind, dtype):
+def test_the_steps_of_big_vision(name, kind, numba, dtype, monkeypatch):
     """Eight steps, each parameter to 1e-6 by norm (measured: 1.5e-7).
 
     Single elements cannot be pinned closer than the fixture's own float32 rounded: where a first moment lies within a
     last bit of the middle between two bfloat16 numbers, it may go to the other one. That puts one element off by
     1.0e-6 of the largest in float32, and another one by 1.3e-6 in float64; see the test below.
     """
+    if not numba:
+        monkeypatch.setattr(scaling_vit_adafactor, "imported_kernels", lambda: None)
     fixture = np.load(FIXTURES / f"{name}.npz")
     config = json.loads((FIXTURES / f"{name}.json").read_text())["config"]
     names = [key.removeprefix("init/") for key in fixture.files if key.startswith("init/")]
@@ -117,18 +121,25 @@ def test_where_the_fixture_rounds_to_the_other_neighbour(name, place):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(6, 14), st.integers(0, 2**31))
-def test_matrices_of_any_shape_in_blocks_of_any_size(rows, columns, block, seed):
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(6, 14),
+    st.integers(0, 2**31),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_matrices_of_any_shape_in_blocks_of_any_size(rows, columns, block, seed, dtype):
+    """In float64 by tensor operations, in float32 by compiled loops."""
     generator = np.random.default_rng(seed)
     start, *grads = generator.standard_normal((4, rows, columns))
     expected = adafactor(start, grads, 0.01, factored=min(rows, columns) >= 32)
-    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    parameter = torch.nn.Parameter(torch.from_numpy(start).to(dtype, copy=True))
     optimizer = ScalingViTAdafactor([parameter], lr=0.01, weight_decay=0.1)
     before = momentum.BLOCK
     momentum.BLOCK = 2**block
     try:
         for grad in grads:
-            parameter.grad = torch.from_numpy(grad)
+            parameter.grad = torch.from_numpy(grad).to(dtype)
             optimizer.step()
     finally:
         momentum.BLOCK = before

@@ -6,6 +6,7 @@ by a fused kernel. Elsewhere a block is the whole parameter.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import repeat
 
 import torch
@@ -107,7 +108,13 @@ def decayed_moment_(moment: torch.Tensor, momentum: float, out: torch.Tensor) ->
 
     As in optax, the factor and the product are rounded to bfloat16, too: 0.9 is 0.8984 there. `moment` is overwritten.
     """
-    return out.copy_(moment.mul_(torch.tensor(momentum, dtype=torch.bfloat16).item()))
+    return out.copy_(moment.mul_(bfloat16(momentum)))
+
+
+@cache
+def bfloat16(number: float) -> float:
+    """The nearest number that bfloat16 can hold."""
+    return torch.tensor(number, dtype=torch.bfloat16).item()
 
 
 def descend_(parameter: torch.Tensor, update: torch.Tensor, lr: float, weight_decay: float) -> None:
