@@ -1,7 +1,7 @@
 """The step of ScalingViT-Adafactor on a CPU as loops compiled by numba.
 
 Written as tensor operations a step passes ten times over each matrix, and takes three times as long as torch's fused
-AdamW; here it passes twice. numba compiles the loops at their first call (some seconds) and keeps them on disk.
+AdamW; here it passes twice. numba compiles the loops at their first call, which takes some seconds.
 """
 
 import numba
@@ -117,7 +117,7 @@ def _add_squares(values: np.ndarray, sums: np.ndarray) -> np.float32:
     return total
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True)
 def _square_sums(grad: np.ndarray, by_row: np.ndarray, by_column: np.ndarray) -> None:
     """`by_column` has a row of sums for every `ROWS` rows."""
     for part in numba.prange(by_column.shape[0]):
@@ -126,7 +126,7 @@ def _square_sums(grad: np.ndarray, by_row: np.ndarray, by_column: np.ndarray) ->
             by_row[row] = _add_squares(grad[row], by_column[part])
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True)
 def _descend_factored(
     weight: np.ndarray,
     grad: np.ndarray,
@@ -149,7 +149,7 @@ def _descend_factored(
             weight[row, i] = kept * weight[row, i] - lr * update
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True)
 def _descend_whole(
     weight: np.ndarray,
     grad: np.ndarray,
