@@ -2,6 +2,8 @@
 
 Written as tensor operations a step passes ten times over each matrix, and takes three times as long as torch's fused
 AdamW; here it passes twice. numba compiles the loops at their first call, which takes some seconds.
+
+All tensors are contiguous ones on the CPU, in float32 but for the moment, which is bfloat16.
 """
 
 import numba
@@ -11,12 +13,6 @@ import torch
 
 # Rows that one thread takes at a time. Fixed, so that sums do not depend on the number of threads.
 ROWS = 256
-
-
-def fits(*tensors: torch.Tensor) -> bool:
-    """Whether the loops take these weights and gradients: float32 on the CPU, contiguous, outside of torch.compile."""
-    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    return plain and not torch.compiler.is_compiling()
 
 
 def square_sums(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,14 +42,15 @@ def descend_factored(
 
     Args:
         weight, grad: (rows, columns); the weight is overwritten.
-        moment: bfloat16, (rows, columns), overwritten.
-        by_row, by_column: float32, (rows, 1) and (1, columns).
+        moment: (rows, columns), overwritten.
+        by_row, by_column: (rows, 1) and (1, columns).
         momentum: a number that bfloat16 can hold.
         row_first: whether the gradient is multiplied by `by_row` first, which decides on last bits.
     """
     _with_torchs_threads()
-    arrays = weight.detach().numpy(), grad.numpy(), _bits(moment), by_row.view(-1).numpy(), by_column.view(-1).numpy()
-    _descend_factored(*arrays, *map(np.float32, (momentum, 1 - lr * weight_decay, lr)), row_first)
+    arrays = (tensor.numpy() for tensor in (weight.detach(), grad, moment.view(torch.uint16)))
+    factors = by_row.view(-1).numpy(), by_column.view(-1).numpy()
+    _descend_factored(*arrays, *factors, *map(np.float32, (momentum, 1 - lr * weight_decay, lr)), row_first)
 
 
 def descend_whole(
@@ -72,21 +69,17 @@ def descend_whole(
 
     Args:
         weight, grad, square: of one shape; weight and square are overwritten.
-        moment: bfloat16, of that shape, overwritten.
+        moment: of that shape, overwritten.
         momentum: a number that bfloat16 can hold.
     """
     _with_torchs_threads()
-    arrays = (array.reshape(-1) for array in (weight.detach().numpy(), grad.numpy(), _bits(moment), square.numpy()))
+    arrays = (tensor.view(-1).numpy() for tensor in (weight.detach(), grad, moment.view(torch.uint16), square))
     scalars = (beta2, 1 - beta2, eps, momentum, grad_factor, 1 - lr * weight_decay, lr)
     _descend_whole(*arrays, *map(np.float32, scalars))
 
 
 def _with_torchs_threads() -> None:
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-
-def _bits(moment: torch.Tensor) -> np.ndarray:
-    return moment.view(torch.uint16).numpy()
 
 
 # numba makes 64 bits of sums and shifts of 32, hence the casts.

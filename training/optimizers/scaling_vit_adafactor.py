@@ -153,14 +153,14 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
 
 
 def cpu_kernels(*tensors: torch.Tensor) -> ModuleType | None:
-    """The compiled loops, where they take these tensors."""
-    kernels = imported_kernels()
-    return kernels if kernels and kernels.fits(*tensors) else None
+    """The compiled loops, if they take these: float32 on the CPU, contiguous, and outside of torch.compile."""
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    return imported_kernels() if plain and not torch.compiler.is_compiling() else None
 
 
 @cache
 def imported_kernels() -> ModuleType | None:
-    """The compiled loops for a CPU, imported when first needed; None without numba."""
+    """None without numba. Importing it takes half a second, which nobody should pay for who trains elsewhere."""
     try:
         from . import cpu_kernels
     except ModuleNotFoundError as error:
