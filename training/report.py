@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset
+from transformers import TrainerState
 
 from modeling_siglip_ext.evaluation.plots import loss_curve, retrieval_contact_sheet
 from modeling_siglip_ext.model_card import Card, Figure, Results, today, write_card
@@ -39,7 +40,7 @@ def write_report(run: "Run", metrics: dict[str, float], embeddings: tuple[np.nda
     name = folder.resolve().name
     pictures = {}
     if any("loss" in entry for entry in trainer.state.log_history):  # a run can end before the first log
-        loss_curve(folder / "loss_curve.png", trainer.state.log_history, title=name)
+        loss_curve(folder / "loss_curve.png", _with_final_figures(trainer.state, metrics), title=name)
         pictures["Loss and held-out recall over training"] = "loss_curve.png"
     if embeddings is not None:
         captions = [trainer.eval_dataset.captions[i][0] for i in range(len(trainer.eval_dataset))]
@@ -193,3 +194,9 @@ def _recipe_text(recipe: Recipe) -> str:
 def _shown(name: str) -> str:
     """A name of the Hub as it is; of a path on this machine, which says nothing elsewhere, its last part."""
     return Path(name).name if Path(name).exists() else name
+
+
+def _with_final_figures(state: TrainerState, metrics: dict[str, float]) -> list[dict[str, float]]:
+    """The history of a run up to its end, which a run that ends by the clock does not evaluate by itself."""
+    history = [entry for entry in state.log_history if "eval_loss" not in entry or entry["step"] < state.global_step]
+    return [*history, {"step": state.global_step, **{f"eval_{key}": value for key, value in metrics.items()}}]

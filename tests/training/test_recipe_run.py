@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.training import report
 from modeling_siglip_ext.training.__main__ import main
 
 
@@ -101,6 +102,29 @@ def test_the_card(trained, folder_of_images):
     assert 0 <= results["image_to_text_recall@1"] <= results["image_to_text_recall@5"] <= 1
     assert str(folder_of_images.parent) not in card.content, "a card names no path of this machine"
     assert "learning_rate: 0.001" in card.content
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("steps", [2, 3]), ("no", [3])])
+def test_the_curve_ends_with_the_figures_of_the_card(strategy, steps, folder_of_images, tmp_path, monkeypatch):
+    """Whether or not the Trainer evaluates the last step, which it does not where the clock ends a run."""
+    drawn = []
+    draw = report.loss_curve
+    monkeypatch.setattr(report, "loss_curve", lambda *args, **kwargs: drawn.append(args[1]) or draw(*args, **kwargs))
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(QUICK.replace("max_steps: 4", "max_steps: 3"), encoding="utf-8")
+    main(
+        [
+            str(recipe),
+            f"--dataset={folder_of_images}",
+            f"--output_dir={tmp_path / 'out'}",
+            f"--eval_strategy={strategy}",
+        ]
+    )
+    points = [entry for entry in drawn[0] if "eval_loss" in entry]
+    assert [entry["step"] for entry in points] == steps
+    measured = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    last = {result.metric_type: result.metric_value for result in measured}["image_to_text_recall@5"]
+    assert points[-1]["eval_image_to_text_recall@5"] == pytest.approx(last, abs=1e-4)
 
 
 def test_the_snippets_of_the_card_run(trained):
