@@ -39,8 +39,8 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
     Works on parameters sharded by `fully_shard`: the means run over all shards, so the step is that of one device.
     The flat parameters of the first FSDP have one side, and are not factored.
 
-    On a CPU, float32 matrices take a step as fast as with torch's fused AdamW where numba is installed
-    (`cpu_kernels.py`), and about three times as long where it is not.
+    On a CPU a step in float32 takes about as long as one of torch's fused AdamW where numba is installed
+    (`cpu_kernels.py`), and nearly three times as long where it is not.
 
     Args:
         params: parameters, or groups of them with an `lr` and a `weight_decay` of their own.
