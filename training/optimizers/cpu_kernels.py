@@ -1,7 +1,7 @@
 """The step of ScalingViT-Adafactor on a CPU as loops compiled by numba.
 
-Written as tensor operations a step passes ten times over each matrix, and takes nearly three times as long as torch's fused
-AdamW; here it passes twice. numba compiles the loops at their first call, which takes some seconds.
+Written as tensor operations a step passes ten times over each matrix, and takes nearly three times as long as torch's
+fused AdamW; here it passes twice. numba compiles the loops at their first call, which takes some seconds.
 
 All tensors are contiguous ones on the CPU, in float32 but for the moment, which is bfloat16.
 """
