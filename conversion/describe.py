@@ -30,6 +30,8 @@ def shape_of(params: Arrays, name: str, sides: int | None = None) -> tuple[int, 
     shape = params[name].shape
     if sides is not None and len(shape) != sides:
         raise CheckpointError(f"{name} has the shape {shape}, and should have {sides} sides")
+    if 0 in shape:
+        raise CheckpointError(f"{name} has the shape {shape}, and so no elements: the checkpoint is damaged")
     return shape
 
 

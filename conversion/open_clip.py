@@ -156,9 +156,11 @@ def heads_of(width: int, given: int | None, option: str) -> int:
 
 
 def shape_of(arrays: Arrays, name: str, sides: int) -> tuple[int, ...]:
-    if name not in arrays or len(arrays[name].shape) != sides:
+    if name not in arrays or len(arrays[name].shape) != sides or 0 in arrays[name].shape:
         found = arrays[name].shape if name in arrays else "nothing"
-        raise CheckpointError(f"{name} should have {sides} sides, there is {found}: no SigLIP model of open_clip")
+        raise CheckpointError(
+            f"{name} should have {sides} sides that are not empty, there is {found}: no SigLIP model of open_clip"
+        )
     return arrays[name].shape
 
 

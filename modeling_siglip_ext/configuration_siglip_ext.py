@@ -21,6 +21,19 @@ TEXT_POOLINGS = ("last", "first", "mean", "max", "map")
 FOREIGN_POOLINGS = ("pooler", "first", "last", "mean", "max")
 POSITIONS = ("learned", "sincos2d")
 LOSSES = ("sigmoid", "softmax")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_channels",
+    "patch_size",
+    "image_size",
+    "num_patches",
+    "max_position_embeddings",
+    "projection_size",
+    "token_embedding_size",
+)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -31,6 +44,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def is_foreign(config: PreTrainedConfig) -> bool:
     """Whether a tower's configuration is from elsewhere."""
     return not config.model_type.startswith("siglip_ext")
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """Nothing has a negative size or none; types are checked elsewhere, later."""
+    for name in SIZES:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
 def check_heads(config: PreTrainedConfig) -> None:
@@ -123,6 +144,7 @@ class SiglipExtTextConfig(StockReadable, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_choice("text pooling", self.pooling, TEXT_POOLINGS)
+        check_sizes(self)
         check_heads(self)
         if self.projection_size is None:
             self.projection_size = self.hidden_size
@@ -181,6 +203,7 @@ class SiglipExtVisionConfig(StockReadable, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         check_choice("image pooling", self.pooling, IMAGE_POOLINGS)
         check_choice("position_embedding_type", self.position_embedding_type, POSITIONS)
+        check_sizes(self)
         check_heads(self)
         if self.naflex:
             self._check_naflex()

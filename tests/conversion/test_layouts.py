@@ -15,6 +15,7 @@ from modeling_siglip_ext.conversion.arrays import LazyArray
 from modeling_siglip_ext.conversion.big_vision import rules
 from modeling_siglip_ext.conversion.convert import choose_form
 from modeling_siglip_ext.conversion.describe import Choices, describe
+from modeling_siglip_ext.conversion.errors import CheckpointError
 from modeling_siglip_ext.conversion.layouts import modern, parameters, stacked_towers
 from modeling_siglip_ext.conversion.name_map import array_shapes, from_torch, to_torch
 from modeling_siglip_ext.conversion.npz import read_npz
@@ -194,3 +195,17 @@ def test_shapes_that_contradict_each_other_give_one_clear_error(case, data):
         check_shapes(plan, params, shapes)
     except ValueError as error:
         assert len(str(error)) > 20  # noqa: PT017 - any other error fails the test
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("siglip_scan", "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel"),
+        ("lit_bert", "txt/BertEncoder_0/embedder/embedders_token_ids/embedding"),
+    ],
+)
+def test_an_array_without_elements(case, name):
+    params = dict(BASE[case])
+    params[name] = LazyArray((0,) * len(params[name].shape), lambda: pytest.fail("nothing is read"))
+    with pytest.raises(CheckpointError, match="no elements"):
+        describe(params, Choices(text_heads=4))

@@ -17,6 +17,11 @@ from modeling_siglip_ext import (
     [
         (lambda: SiglipExtVisionConfig(num_attention_heads=7), r"hidden_size=768.*num_attention_heads=7"),
         (lambda: SiglipExtTextConfig(num_attention_heads=7), r"hidden_size=768.*num_attention_heads=7"),
+        (lambda: SiglipExtVisionConfig(hidden_size=0, num_attention_heads=0), r"hidden_size=0 must be at least 1"),
+        (lambda: SiglipExtTextConfig(num_attention_heads=0), r"num_attention_heads=0 must be at least 1"),
+        (lambda: SiglipExtVisionConfig(image_size=0, patch_size=0), r"patch_size=0 must be at least 1"),
+        (lambda: SiglipExtVisionConfig(naflex=True, num_patches=0), r"num_patches=0 must be at least 1"),
+        (lambda: SiglipExtTextConfig(max_position_embeddings=-1), r"max_position_embeddings=-1 must be at least 1"),
         (lambda: SiglipExtVisionConfig(pooling="avg"), r"image pooling='avg'.*map, mean"),
         (lambda: SiglipExtTextConfig(pooling="cls"), r"text pooling='cls'.*last, first"),
         (lambda: SiglipExtConfig(loss_type="hinge"), r"loss_type='hinge'.*sigmoid, softmax"),
