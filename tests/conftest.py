@@ -1,10 +1,15 @@
 """What several test files share: small configurations, and a quiet, single-threaded torch."""
 
+import os
+
 import pytest
 import torch
 
 from modeling_siglip_ext import SiglipExtConfig
 
+
+# A process of a test that crashes says where.
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
