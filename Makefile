@@ -17,7 +17,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/siglip-ext-train emoji --output_dir demo-output $(if $(DEMO_SECONDS),--max_seconds $(DEMO_SECONDS))
-	$(BIN)/python -I training/demo.py demo-output
+	$(BIN)/python -I training/run/demo.py demo-output
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n auto -m "not slow"

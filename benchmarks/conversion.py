@@ -22,7 +22,7 @@ from conversion_worker import run
 from loss import machine
 from random_checkpoint import write_random
 
-from modeling_siglip_ext.conversion.catalogue import find
+from modeling_siglip_ext.conversion.released.catalogue import find
 
 
 RESULTS = Path(__file__).parent / "results"

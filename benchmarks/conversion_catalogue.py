@@ -22,7 +22,7 @@ from loss import machine
 from random_checkpoint import write_random
 from safetensors import safe_open
 
-from modeling_siglip_ext.conversion.catalogue import Entry, entries, find
+from modeling_siglip_ext.conversion.released.catalogue import Entry, entries, find
 
 
 RESULTS = Path(__file__).parent / "results" / "conversion_catalogue.json"

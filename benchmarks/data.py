@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 
 from modeling_siglip_ext import SiglipExtImageProcessor, SiglipExtProcessor, train_tokenizer
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
-from modeling_siglip_ext.training.loading import stream_loader
-from modeling_siglip_ext.training.samples import ReportingCollator
-from modeling_siglip_ext.training.streaming import ImageTextStream
-from modeling_siglip_ext.training.tar_shards import TarShards
+from modeling_siglip_ext.training.data.loaders import stream_loader
+from modeling_siglip_ext.training.data.samples import ReportingCollator
+from modeling_siglip_ext.training.data.streaming import ImageTextStream
+from modeling_siglip_ext.training.data.tar_shards import TarShards
 
 
 RESULTS = Path(__file__).parent / "results" / "data.md"

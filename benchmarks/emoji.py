@@ -27,11 +27,10 @@ import torch
 import transformers
 from datasets import Dataset
 
-from modeling_siglip_ext.evaluation.retrieval import retrieval_ranks
-from modeling_siglip_ext.training import rows
-from modeling_siglip_ext.training.emoji.loader import load_emoji
-from modeling_siglip_ext.training.recipe import parse_recipe
-from modeling_siglip_ext.training.run import Run, prepare, train
+from modeling_siglip_ext.evaluation.metrics.retrieval import retrieval_ranks
+from modeling_siglip_ext.training.data.emoji.loader import load_emoji
+from modeling_siglip_ext.training.run.fields import parse_recipe
+from modeling_siglip_ext.training.run.train import Run, prepare, rows, train
 
 
 RESULTS = Path(__file__).parent / "results"

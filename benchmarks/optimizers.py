@@ -21,7 +21,7 @@ from timing import alternate
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.training.optimizers import OPTIMIZERS, build_optimizer
-from modeling_siglip_ext.training.parameter_groups import GroupSettings, kernel_names, parameter_groups
+from modeling_siglip_ext.training.optimizers.parameter_groups import GroupSettings, kernel_names, parameter_groups
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModel
 
 from modeling_siglip_ext import SiglipExtVisionConfig
-from modeling_siglip_ext.conversion.big_vision import rules
-from modeling_siglip_ext.conversion.catalogue import Entry
+from modeling_siglip_ext.conversion.big_vision.names import rules
+from modeling_siglip_ext.conversion.containers.npz import NpzWriter
 from modeling_siglip_ext.conversion.name_map import array_shapes
-from modeling_siglip_ext.conversion.npz import NpzWriter
+from modeling_siglip_ext.conversion.released.catalogue import Entry
 
 
 STACKED = {"siglip2": frozenset({"img", "txt"}), "paligemma": frozenset({"img"})}

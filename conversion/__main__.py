@@ -4,7 +4,9 @@ import argparse
 import errno
 import sys
 
-from . import from_jax, from_open_clip, inspection, listing, publish, to_jax, to_open_clip, verify
+from .commands import from_jax, from_open_clip, publish, to_jax, to_open_clip, verify
+from .commands import inspect_checkpoint as inspection
+from .commands import list_catalogue as listing
 from .errors import VerificationError
 
 

@@ -11,18 +11,18 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from modeling_siglip_ext import SiglipExtVisionConfig, native_config
-from modeling_siglip_ext.model_card import write_card
+from modeling_siglip_ext.files import new_folder
+from modeling_siglip_ext.hub.card import write_card
 
-from .arrays import DTYPES, Arrays
-from .atomic import new_folder
-from .cards import conversion_card
-from .catalogue import Tokenizer
+from .containers.arrays import DTYPES, Arrays
+from .containers.safetensors_files import SafetensorsWriter, read_safetensors
+from .containers.sources import Source, sha256
 from .errors import CheckpointError, VerificationError
 from .plan import AnyConfig, Plan, check_shapes, for_stock_classes, vision_of
-from .processing import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
+from .processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
+from .released.cards import conversion_card
+from .released.catalogue import Tokenizer
 from .report import libraries, write_report
-from .safetensors_folder import SafetensorsWriter, read_safetensors
-from .sources import Source, sha256
 from .transfer import compare_tensors, write_tensors
 
 

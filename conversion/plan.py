@@ -7,10 +7,10 @@ import torch
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from .arrays import Arrays
-from .big_vision import check_complete, identity_head, rules, unclaimed, zero_bias
+from .big_vision.layouts import stacked_towers
+from .big_vision.names import check_complete, identity_head, rules, unclaimed, zero_bias
+from .containers.arrays import Arrays
 from .errors import CheckpointError
-from .layouts import stacked_towers
 from .name_map import Rule, to_torch
 from .resize import Change, changes_between
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from tqdm.auto import tqdm
 
-from .arrays import CHUNK, Arrays, all_finite
+from .containers.arrays import CHUNK, Arrays, all_finite
+from .containers.safetensors_files import SafetensorsWriter
 from .errors import CheckpointError, VerificationError
 from .name_map import Piece, pieces_by_array
 from .plan import Plan
-from .safetensors_folder import SafetensorsWriter
 
 
 def write_tensors(

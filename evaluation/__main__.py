@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from . import commands
-from .card import card as add_to_card
-from .known import PROBES, known_to
+from .commands import arguments as commands
+from .commands.card import card as add_to_card
+from .known_benchmarks import PROBES, known_to
 
 
 PROBE_HELP = {

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, encode_texts, stream_images, stream_texts
 
-from . import data, store
+from . import data
 from .results import write_result
 
 

@@ -6,7 +6,7 @@ if __name__ == "training":
     )
 
 from .arguments import SiglipExtTrainingArguments
-from .data import ImageTextCollator, ImageTextDataset, load_image_folder
+from .data.dataset import ImageTextCollator, ImageTextDataset, load_image_folder
 from .trainer import SiglipExtTrainer
 
 

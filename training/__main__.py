@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers.utils.logging import disable_progress_bar
 
-from .recipe import bundled_recipes, parse_recipe, recipe_parser
+from .run.fields import bundled_recipes, parse_recipe, recipe_parser
 
 
 HELP = """\
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     name, overrides = words[0], words[1:]
     if name == "precompute":
-        from .precompute import main as precompute
+        from .run.precompute import main as precompute
 
         precompute(overrides)
         return
@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         smoke = "--smoke" in overrides
         recipe = parse_recipe(name, [word for word in overrides if word != "--smoke"], smoke)
         # torch, datasets and transformers' models load only now, so that a typo is reported at once.
-        from .run import prepare, train
+        from .run.train import prepare, train
 
         if smoke:
-            from .smoke_start import small_start
+            from .run.smoke_start import small_start
 
             small_start(recipe)
         run = prepare(recipe)

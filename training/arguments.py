@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from .lock import TOWERS
+from .components.locked_towers import TOWERS
 from .optimizers import OPTIMIZERS, optimizer_class
-from .parameter_groups import CONVENTIONS
+from .optimizers.parameter_groups import CONVENTIONS
 
 
 @dataclass
@@ -241,7 +241,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
 
 def _use_spmd() -> None:
     try:
-        from .xla import use_spmd
+        from .components.xla import use_spmd
     except ImportError as error:
         raise ImportError('xla_spmd needs torch_xla: pip install "siglip-ext[tpu]"') from error
     use_spmd()

@@ -18,23 +18,23 @@ from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 
 from .arguments import SiglipExtTrainingArguments
-from .batches import GroupedSampler
-from .blockwise import blockwise_loss
-from .checkpoint import AtomicCheckpoints, LossSums, read_json, write_json
-from .data import normalised
-from .data_progress import DataProgress
-from .ema import WeightAverage
-from .grad_cache import cached_backward, check_chunkable, split_batch, whole
-from .hub import HubPushes
-from .loading import PlainLoader, one_batch_at_a_time, stream_loader
-from .lock import lock_towers
-from .monitor import Monitor
+from .components.checkpoint import AtomicCheckpoints, LossSums, read_json, write_json
+from .components.ema import WeightAverage
+from .components.evaluation_loss import blockwise_loss
+from .components.grad_cache import cached_backward, check_chunkable, split_batch, whole
+from .components.hub import HubPushes
+from .components.locked_towers import lock_towers
+from .components.monitor import Monitor
+from .components.recompute import recompute_activations
+from .components.schedule import TimeBudget, budgeted_schedule
+from .data.dataset import normalised
+from .data.grouped_sampler import GroupedSampler
+from .data.loaders import PlainLoader, one_batch_at_a_time, stream_loader
+from .data.progress import DataProgress
+from .data.samples import ReportingCollator
+from .data.streaming import ImageTextStream
 from .optimizers import OPTIMIZERS, optimizer_class
-from .parameter_groups import GroupSettings, kernel_names, parameter_groups
-from .recompute import recompute_activations
-from .samples import ReportingCollator
-from .schedule import TimeBudget, budgeted_schedule
-from .streaming import ImageTextStream
+from .optimizers.parameter_groups import GroupSettings, kernel_names, parameter_groups
 
 
 class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
@@ -482,7 +482,7 @@ def _xla_module(args: TrainingArguments) -> ModuleType | None:
     """What training on XLA devices needs, if it runs on one; torch_xla is there for nobody else."""
     if args.device.type != "xla":
         return None
-    from . import xla
+    from .components import xla
 
     return xla
 

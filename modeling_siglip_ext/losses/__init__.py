@@ -5,7 +5,6 @@ both see the texts of all ranks of a process group, gathered at once or passed a
 """
 
 from .contrastive import sigmoid_loss, softmax_loss
-from .negatives import sigmoid_loss_of_some_negatives
 
 
-__all__ = ["sigmoid_loss", "sigmoid_loss_of_some_negatives", "softmax_loss"]
+__all__ = ["sigmoid_loss", "softmax_loss"]

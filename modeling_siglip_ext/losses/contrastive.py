@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from . import eager
+from .autograd import needed
 from .checks import agree, check_arguments
 from .distribution import GatherRows, communicator, communicator_name
-from .first_order import needed
-from .sigmoid import tiled_sigmoid_loss
-from .softmax import tiled_softmax_loss
+from .tiled_sigmoid import tiled_sigmoid_loss
+from .tiled_softmax import tiled_softmax_loss
 
 
 # Up to this many pairs the eager expression is faster than tiles, and its matrices are small.
@@ -113,7 +113,7 @@ def softmax_loss(
 
 def _communicator_name(group: dist.ProcessGroup | None, distribution: str, image_embeds: torch.Tensor) -> str:
     if image_embeds.device.type == "xla":
-        from . import xla
+        from .xla import devices as xla
 
         return xla.communicator_name(group, distribution)
     return communicator_name(group, distribution)
@@ -121,7 +121,7 @@ def _communicator_name(group: dist.ProcessGroup | None, distribution: str, image
 
 def _on_xla() -> ModuleType:
     """The losses with a loop in the graph. Imported late, as torch_xla is there for nobody else."""
-    from . import xla_losses
+    from .xla import tiled as xla_losses
 
     return xla_losses
 

@@ -119,7 +119,7 @@ def communicator(name: str) -> Communicator:
     if name == "":
         return Alone()
     if name == "xla":
-        from .xla import XlaDevices
+        from .xla.devices import XlaDevices
 
         return XlaDevices()
     return TorchDistributed(dist.distributed_c10d._resolve_process_group(name))

@@ -83,12 +83,7 @@ def test_a_bare_import_of_a_room_says_what_to_do(room):
 def test_every_package_folder_is_listed_in_setup_cfg():
     settings = configparser.ConfigParser()
     settings.read(REPOSITORY / "setup.cfg")
-    listed = dict(line.split(" = ") for line in settings["options"]["package_dir"].split("\n") if line)
-    folders = {
-        str(path.parent.relative_to(REPOSITORY))
-        for room in ALLOWED
-        for path in (REPOSITORY / room).rglob("__init__.py")
-    }
-    packages = set(settings["options"]["packages"].split())
-    mapped = {listed.get(name, name.replace(".", "/")) for name in packages}
-    assert mapped == folders
+    folders = {path.parent for room in ALLOWED for path in (REPOSITORY / room).rglob("__init__.py")}
+    packages = [folder.relative_to(REPOSITORY).parts for folder in folders]
+    installed = {".".join(parts if parts[0] == PACKAGE else (PACKAGE, *parts)) for parts in packages}
+    assert set(settings["options"]["packages"].split()) == installed

@@ -18,7 +18,7 @@ USE_IT = """
 import importlib.util, pathlib, sys
 import modeling_siglip_ext
 from modeling_siglip_ext import conversion, evaluation, losses, training
-from modeling_siglip_ext.training.emoji import load_emoji
+from modeling_siglip_ext.training.data.emoji import load_emoji
 
 location = pathlib.Path(modeling_siglip_ext.__file__)
 assert "site-packages" in location.parts and pathlib.Path(sys.argv[1]) not in location.parents[2:], location

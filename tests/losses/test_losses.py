@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import eager, sigmoid_loss, softmax_loss, tiles
-from modeling_siglip_ext.losses.sigmoid import _softplus_sum_
+from modeling_siglip_ext.losses.tiled_sigmoid import _softplus_sum_
 
 
 BIG_VISION = np.load(Path(__file__).with_name("big_vision.npz"))
@@ -249,8 +249,8 @@ def test_compiles_as_one_graph(loss, implementation):
 
 
 def test_operators_obey_the_rules_of_torch_library():
-    from modeling_siglip_ext.losses.sigmoid import tiled_sigmoid_loss
-    from modeling_siglip_ext.losses.softmax import tiled_softmax_loss
+    from modeling_siglip_ext.losses.tiled_sigmoid import tiled_sigmoid_loss
+    from modeling_siglip_ext.losses.tiled_softmax import tiled_softmax_loss
 
     images, texts, scale, bias = (x.requires_grad_() for x in batch(12))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -12,7 +12,8 @@ import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as met
 import torch_xla.runtime as xr
 
-from modeling_siglip_ext.losses import xla, xla_losses
+from modeling_siglip_ext.losses.xla import devices as xla
+from modeling_siglip_ext.losses.xla import tiled as xla_losses
 
 
 TOLERANCE = 1e-6
@@ -84,7 +85,7 @@ def bfloat16(device: torch.device) -> None:
 
 
 def spmd() -> None:
-    from modeling_siglip_ext.training.xla import shard_batch, use_spmd
+    from modeling_siglip_ext.training.components.xla import shard_batch, use_spmd
 
     use_spmd()
     device, xla_losses.ROWS = torch_xla.device(), 8
@@ -136,7 +137,7 @@ def on_one_of_several(index: int) -> None:
 
 def weights(rank: int, device: torch.device) -> None:
     """The Trainer's check before the first step: one device with weights of its own stops all of them."""
-    from modeling_siglip_ext.training.xla import check_equal_weights
+    from modeling_siglip_ext.training.components.xla import check_equal_weights
 
     layer = torch.nn.Linear(3, 2)
     with torch.no_grad():

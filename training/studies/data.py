@@ -15,7 +15,7 @@ from PIL import Image
 
 from modeling_siglip_ext import train_tokenizer
 
-from ..emoji.loader import load_emoji
+from ..data.emoji.loader import load_emoji
 
 
 IMAGE_SIZE = 32

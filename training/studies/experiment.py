@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
-from modeling_siglip_ext.evaluation.retrieval import retrieval_ranks
-from modeling_siglip_ext.losses import sigmoid_loss, sigmoid_loss_of_some_negatives, softmax_loss
+from modeling_siglip_ext.evaluation.metrics.retrieval import retrieval_ranks
+from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
 
+from ..components.schedule import DECAYS
 from ..optimizers import build_optimizer
-from ..parameter_groups import GroupSettings, kernel_names, parameter_groups
-from ..schedule import DECAYS
+from ..optimizers.parameter_groups import GroupSettings, kernel_names, parameter_groups
 from .data import IMAGE_SIZE, TEXT_LENGTH, Part, StudyData, load_data
 from .noise import add_noise
+from .some_negatives import sigmoid_loss_of_some_negatives
 
 
 EMBED_BATCH = 512

@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from modeling_siglip_ext.losses.negatives import CHOICES
-
 from .experiment import Settings
 from .runs import Runs
+from .some_negatives import CHOICES
 from .study import DRAWN_ONLY, LEARNING_RATES, Figure, Study, recall, seed_by_seed, sweep
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
-from modeling_siglip_ext.training.emoji import load_emoji
+from modeling_siglip_ext.training.data.emoji import load_emoji
 from modeling_siglip_ext.training.studies.data import load_data
 from modeling_siglip_ext.training.studies.experiment import Settings, build_model, loss_of, normalised, run
 

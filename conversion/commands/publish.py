@@ -1,0 +1,51 @@
+"""`publish`: a model folder to the Hub, in one commit."""
+
+import argparse
+import sys
+
+from modeling_siglip_ext.hub.publish import PublishError, publish
+
+
+EXAMPLES = """examples:
+  siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --dry-run
+  siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --private
+
+The token is that of `hf auth login`, or HF_TOKEN; another address than the Hub's is HF_ENDPOINT. An upload that was
+cut goes on where it was when the command is given again.
+"""
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "publish",
+        help="a model folder to the Hub",
+        description="Push a model folder to the Hub in one commit: weights, settings, card; never optimiser state.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", help="a folder with a model, its processor and its card")
+    parser.add_argument("repo_id", help="USER/NAME on the Hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be pushed, and send nothing")
+    parser.add_argument("--overwrite", action="store_true", help="also over files whose card siglip-ext did not write")
+    parser.add_argument("--revision", help="branch (default: main)")
+    parser.add_argument("--message", default="Upload of siglip-ext", help="of the commit")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        publish(
+            arguments.folder,
+            arguments.repo_id,
+            private=arguments.private or None,
+            overwrite=arguments.overwrite,
+            dry_run=arguments.dry_run,
+            message=arguments.message,
+            revision=arguments.revision,
+        )
+    except PublishError as error:
+        # a bar of huggingface_hub may have been left in the middle of a line
+        print(f"\nsiglip-ext-convert: not published: {error}", file=sys.stderr)
+        return 2
+    return 0

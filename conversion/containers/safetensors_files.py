@@ -1,0 +1,180 @@
+"""safetensors files, one tensor at a time in either direction: alone, or as the shards of a model folder.
+
+The library writes a file only from tensors that are all in memory, so the header is written here; every file is read
+back with the library before a conversion counts as done.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from io import FileIO
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError
+from .arrays import LazyArray, all_finite, chunks
+
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+TYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's tensors."""
+    index = folder / INDEX
+    if not index.is_file():
+        single = folder / WEIGHTS
+        if not single.is_file():
+            raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
+        return [single]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is damaged: {error}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which leads out of the folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names {name}, which is missing")
+    return [folder / name for name in names]
+
+
+def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
+    """The tensors of a `.safetensors` file or of a model folder, by name. They are mapped, not copied.
+
+    Raises:
+        FileNotFoundError: Nothing there.
+        CheckpointError: A damaged file, a missing shard, a name in two shards.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    arrays: dict[str, LazyArray] = {}
+    for file in shard_files(path) if path.is_dir() else [path]:
+        try:
+            opened = safe_open(file, framework="pt")
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                if name in arrays:
+                    raise CheckpointError(f"{name} stands in two files of {path}")
+                part = opened.get_slice(name)
+                arrays[name] = LazyArray(
+                    tuple(part.get_shape()),
+                    lambda opened=opened, name=name: opened.get_tensor(name),
+                    TYPES.get(part.get_dtype()),
+                )
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
+    return arrays
+
+
+def header(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """A file's header, and where each tensor lies in the file (first byte, length)."""
+    table: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        table[name] = {"dtype": TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    places = {
+        name: (first + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in table.items()
+        if name != "__metadata__"
+    }
+    return len(text).to_bytes(8, "little") + text, places
+
+
+class SafetensorsWriter:
+    """Writes tensors of known shapes to their places, in any order and in blocks.
+
+    Args:
+        folder: An existing folder.
+        shapes: Of all tensors, by name.
+        dtype: The type they are stored in.
+        max_shard_size: E.g. "5GB"; more is written as numbered shards with an index, as `save_pretrained` does.
+        filename: Of the only file, where another is wanted; never sharded then.
+
+    Raises:
+        OSError: Not enough space: all of it is taken at the start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        max_shard_size: str = "5GB",
+        filename: str | None = None,
+    ):
+        self.dtype = dtype
+        self.files = ExitStack()
+        self.places: dict[str, tuple[FileIO, int, int]] = {}
+        for file, part in self.plan(folder, shapes, max_shard_size, filename).items():
+            start, places = header(part, dtype)
+            opened = self.files.enter_context(open(folder / file, "xb", buffering=0))  # noqa: SIM115 - the stack closes it
+            allocate(opened, max((first + length for first, length in places.values()), default=len(start)))
+            write_at(opened, memoryview(start), 0)
+            self.places |= {name: (opened, *place) for name, place in places.items()}
+
+    def plan(
+        self, folder: Path, shapes: Mapping[str, tuple[int, ...]], max_shard_size: str, filename: str | None
+    ) -> dict[str, dict[str, tuple[int, ...]]]:
+        if filename is not None:
+            return {filename: dict(shapes)}
+        empty = {name: torch.empty(shape, dtype=self.dtype, device="meta") for name, shape in shapes.items()}
+        split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        return {file: {name: shapes[name] for name in names} for file, names in split.filename_to_tensors.items()}
+
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.files.close()
+
+    def write(self, name: str, values: torch.Tensor, block: int = 0, blocks: int = 1) -> bool:
+        """Write one of `blocks` equal blocks of a tensor; returns whether all its values are finite as stored."""
+        opened, first, length = self.places[name]
+        if values.numel() * self.dtype.itemsize * blocks != length:
+            raise CheckpointError(f"{name}: {tuple(values.shape)} do not fit, the model has another shape there")
+        place = first + block * (length // blocks)
+        finite = True
+        for chunk in chunks(values.contiguous()):
+            stored = chunk.to(self.dtype)
+            finite &= all_finite(stored)
+            data = memoryview(stored.view(torch.uint8).numpy())
+            write_at(opened, data, place)
+            place += len(data)
+        return finite
+
+
+def allocate(opened: FileIO, size: int) -> None:
+    """Take the space now, so that a full disk shows before the work and not after it."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        os.posix_fallocate(opened.fileno(), 0, size)
+    else:
+        opened.truncate(size)
+
+
+def write_at(opened: FileIO, data: memoryview, place: int) -> None:
+    opened.seek(place)
+    while data:
+        data = data[opened.write(data) :]

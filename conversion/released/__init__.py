@@ -1,0 +1,1 @@
+"""The released files: what is known of each, and their cards."""

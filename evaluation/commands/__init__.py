@@ -1,0 +1,1 @@
+"""The commands of `siglip-ext-eval`, one a file."""

@@ -1,0 +1,1 @@
+"""Figures from embeddings: numbers in, numbers out."""

@@ -1,0 +1,193 @@
+"""Embeddings on disk in parts: what was computed is kept when a run is stopped, and shared between tasks.
+
+Under torchrun every process computes each n-th part; the first one reads all of them.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from .encoding import EncodedBatch, evaluating
+
+
+# readers of Parquet folders pass over names that begin so
+SETTINGS = "_settings.json"
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun tells."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def wait_for_all() -> None:
+    """Return when every process of torchrun has come here."""
+    if processes()[1] > 1:
+        if not dist.is_initialized():
+            dist.init_process_group()
+        # A sum on the host: `barrier` would go through the accelerators, where processes may share one.
+        dist.all_reduce(torch.zeros(()))
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of all weights and their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint(settings: Mapping) -> str:
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[str], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    os.close(handle)
+    try:
+        write(partial)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+
+
+def write_safetensors(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names) -> None:
+    rows = torch.arange(first, first + len(embeds))
+    metadata = {"errors": json.dumps(errors, ensure_ascii=False)}
+    if names is not None:
+        metadata["names"] = json.dumps(names, ensure_ascii=False)
+    tensors = {"embeds": embeds.contiguous(), "rows": rows}
+    write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+
+
+def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names) -> None:
+    flat = pa.array(embeds.reshape(-1).numpy())
+    columns = {
+        "row": pa.array(range(first, first + len(embeds)), pa.int64()),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, embeds.shape[1]),
+        "error": pa.array([errors.get(first + place) for place in range(len(embeds))], pa.string()),
+    }
+    if names is not None:
+        columns["name"] = pa.array(names, pa.string())
+    write_atomically(path, lambda partial: pyarrow.parquet.write_table(pa.table(columns), partial))
+
+
+WRITERS = {"safetensors": write_safetensors, "parquet": write_parquet}
+
+
+def compute(
+    folder: Path,
+    settings: Mapping,
+    count: int,
+    encode: Callable[[int, int], Iterator[EncodedBatch]],
+    model: nn.Module,
+    *,
+    form: str = "safetensors",
+    names: list[str | None] | None = None,
+    part_rows: int = 4096,
+    what: str = "inputs",
+) -> None:
+    """Write the parts that are missing in `folder`; returns when every process is done.
+
+    Args:
+        folder: made if it is missing.
+        settings: all that the embeddings depend on; kept in `_settings.json`.
+        count: rows in all.
+        encode: first and last row (exclusive) to the batches of embeddings between them.
+        form: "safetensors" or "parquet".
+        names: of the inputs, for people.
+        part_rows: rows in one file.
+
+    Raises:
+        ValueError: the folder holds embeddings made with other settings.
+    """
+    settings = {**settings, "rows": count, "part_rows": part_rows, "form": form}
+    rank, world = processes()
+    written = folder / SETTINGS
+    if written.exists():
+        old = json.loads(written.read_text(encoding="utf-8"))
+        differing = sorted(key for key in {*old, *settings} if old.get(key) != settings.get(key))
+        if differing:
+            raise ValueError(f"{folder} holds embeddings with other {', '.join(differing)}: choose another folder")
+    elif rank == 0:
+        write_json(written, settings)
+    parts = range((count + part_rows - 1) // part_rows)
+    missing = [part for part in parts[rank::world] if not part_path(folder, part, form).exists()]
+    total = sum(min(count, (part + 1) * part_rows) - part * part_rows for part in missing)
+    with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
+        for part in missing:
+            first, last = part * part_rows, min(count, (part + 1) * part_rows)
+            embeds, errors, place = [], {}, first
+            for batch in encode(first, last):
+                errors |= {place + index: message for index, message in batch.errors.items()}
+                embeds.append(batch.embeds)
+                place += len(batch.embeds)
+                bar.update(len(batch.embeds))
+            part_names = None if names is None else names[first:last]
+            WRITERS[form](part_path(folder, part, form), first, torch.cat(embeds), errors, part_names)
+    wait_for_all()
+
+
+def part_path(folder: Path, part: int, form: str) -> Path:
+    return folder / f"part-{part:05d}.{form}"
+
+
+def read(folder: str | Path) -> tuple[torch.Tensor, dict[int, str], list[str | None]]:
+    """All embeddings of a folder (rows, D), why the unreadable ones are, and names (None where there are none).
+
+    Raises:
+        ValueError: it holds none, or not all of them.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS).exists():
+        raise ValueError(f"{folder} holds no embeddings: it has no {SETTINGS}")
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    paths = sorted(folder.glob(f"part-*.{settings['form']}"))
+    embeds, errors, names = [], {}, []
+    for path in paths:
+        part_embeds, part_errors, part_names = READERS[settings["form"]](path)
+        embeds.append(part_embeds)
+        errors |= part_errors
+        names += part_names or [None] * len(part_embeds)
+    if sum(map(len, embeds)) != settings["rows"]:
+        raise ValueError(f"{folder} holds {sum(map(len, embeds))} of {settings['rows']} rows: run the command again")
+    return torch.cat(embeds), errors, names
+
+
+def read_safetensors(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        errors = {int(row): message for row, message in json.loads(metadata["errors"]).items()}
+        return file.get_tensor("embeds"), errors, json.loads(metadata["names"]) if "names" in metadata else None
+
+
+def read_parquet(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
+    table = pyarrow.parquet.read_table(path)
+    column = table["embedding"].combine_chunks()
+    embeds = torch.from_numpy(column.flatten().to_numpy().copy()).reshape(len(table), -1)
+    errors = zip(table["row"].to_pylist(), table["error"].to_pylist())
+    names = table["name"].to_pylist() if "name" in table.column_names else None
+    return embeds, {row: message for row, message in errors if message is not None}, names
+
+
+READERS = {"safetensors": read_safetensors, "parquet": read_parquet}

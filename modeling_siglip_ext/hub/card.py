@@ -1,0 +1,420 @@
+"""Model cards: one writer for training, conversion and evaluation, with templates from `model_cards/`.
+
+The metadata block follows the Hub's rules, and huggingface_hub writes and checks it. Figures stand in it as
+`model-index`, and those on a dataset of the Hub also in `.eval_results/`. What was measured here and what was
+published elsewhere are kept apart in all three places. Parts of a card between marks can be rewritten later: how to
+use the model, when the folder is published under a name, and the measured figures, when it is evaluated.
+"""
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+
+from .facts import Example, ModelFacts, example_of, facts_of
+
+
+CARD = "README.md"
+EVAL_RESULTS = ".eval_results"
+MEASURED, PUBLISHED = "siglip-ext-measured.yaml", "siglip-ext-published.yaml"
+MARK = re.compile(r"<!-- siglip-ext \S+ wrote this card")
+NOTHING_MEASURED = "Nothing was measured with this copy of the weights."
+LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
+LICENSE = re.compile(r"[a-z0-9.+-]+")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a model.
+
+    Args:
+        label: what a reader calls it, e.g. "image→text R@1".
+        metric: identifier for the metadata, e.g. "image_to_text_recall@1".
+        value: the figure; shares are between 0 and 1.
+        chance: what guessing gives, where that is known.
+        percent: whether the card shows `value` and `chance` in percent.
+    """
+
+    label: str
+    metric: str
+    value: float
+    chance: float | None = None
+    percent: bool = True
+
+    def text(self, value: float | None) -> str:
+        """`value` as the card shows it."""
+        if value is None:
+            return ""
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures on one dataset, measured here or published elsewhere.
+
+    Args:
+        dataset: its name for a reader.
+        dataset_id: its name on the Hub ("user/name"), or a short name of its own.
+        figures: at least one.
+        task: the Hub's name of the task.
+        task_name: the same for a reader.
+        split: the part of the dataset.
+        source: name and address of the publication; None for what was measured with this package on these weights.
+        date: when it was measured, ISO 8601.
+        note: how it was measured.
+
+    Raises:
+        ValueError: a figure without a dataset, or no figure.
+    """
+
+    dataset: str
+    dataset_id: str
+    figures: tuple[Figure, ...]
+    task: str = "zero-shot-image-classification"
+    task_name: str = "Zero-shot classification and image-text retrieval"
+    split: str | None = None
+    source: tuple[str, str] | None = None
+    date: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.dataset or not self.dataset_id:
+            raise ValueError("a figure says nothing without the dataset it was measured on: give its name and id")
+        if not self.figures:
+            raise ValueError(f"results on {self.dataset} without a figure")
+
+    @property
+    def key(self) -> str:
+        """What a newer measurement of the same replaces."""
+        kinds = sorted({figure.metric for figure in self.figures})
+        return re.sub(r"[^\w@.-]+", "-", "-".join([self.dataset_id, self.split or "", *kinds[:1]]))
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says.
+
+    Args:
+        name: title, and the model's name in the metadata.
+        summary: what the model is and where it is from.
+        facts: how it is loaded and what it takes.
+        limits: what it was not tested for, and whose biases it has; Markdown.
+        location: its name on the Hub, or "." for a reader who is in its folder.
+        example: the image and the labels of the snippets.
+        license: the Hub's identifier of the licence of the weights.
+        base_model: name on the Hub of the model that was fine-tuned.
+        datasets: names on the Hub of what it was trained on.
+        languages: codes of the texts' languages, or "multilingual".
+        tags: beside "siglip" and "siglip-ext".
+        pictures: captions and files in the folder.
+        preprocessing: what else must be known of the inputs.
+        measured: figures measured with this package on these weights.
+        published: figures published elsewhere, with their source.
+        published_note: how those relate to these weights.
+        training: how it was trained.
+        recipe: settings of the training as YAML.
+        conversion: what it was made from, and how closely it agrees; Markdown.
+        citations: keys of `model_cards/citations.yaml`.
+    """
+
+    name: str
+    summary: str
+    facts: ModelFacts
+    limits: str
+    location: str = "."
+    example: Example = field(default_factory=Example)
+    license: str | None = None
+    base_model: str | None = None
+    datasets: Sequence[str] = ()
+    languages: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    preprocessing: str = ""
+    measured: Sequence[Results] = ()
+    published: Sequence[Results] = ()
+    published_note: str = ""
+    training: str = ""
+    recipe: str = ""
+    conversion: str = ""
+    citations: Sequence[str] = ("siglip",)
+
+
+# ---- writing ----
+
+
+def render(card: Card) -> str:
+    """The whole text of a card: metadata and Markdown.
+
+    Raises:
+        ValueError: metadata that the Hub would refuse; see `check_card`.
+    """
+    results = [*card.measured, *card.published]
+    data = ModelCardData(
+        license=card.license,
+        library_name="transformers",
+        pipeline_tag=card.facts.task,
+        base_model=card.base_model,
+        datasets=list(card.datasets) or None,
+        language=list(card.languages) or None,
+        tags=["siglip", "siglip-ext", *card.tags],
+        model_name=card.name if results else None,
+        eval_results=[entry for one in results for entry in eval_results(one)] or None,
+    )
+    body = _template("card").render(
+        card=card,
+        mark=f"siglip-ext {metadata.version('siglip-ext')} wrote this card and can rewrite its marked parts",
+        use=use_section(card.facts, card.example, card.location),
+        blocks=[results_block(one) for one in card.measured],
+        nothing_measured=NOTHING_MEASURED,
+        citation="\n".join(citations()[key].strip() for key in card.citations),
+    )
+    text = f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{_tidy(body)}"
+    check_card(text)
+    return text
+
+
+def write_card(folder: str | Path, card: Card) -> Path:
+    """Write `README.md` into a model folder, and `.eval_results/` beside it where there are figures for it.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ValueError: metadata that the Hub would refuse.
+
+    Example:
+        >>> write_card("out", Card(name="my-siglip", summary="…", facts=facts_of("out"), limits="…"))  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    text = render(card)
+    write_eval_results(folder / EVAL_RESULTS / MEASURED, card.measured)
+    write_eval_results(folder / EVAL_RESULTS / PUBLISHED, card.published)
+    return _write(folder / CARD, text)
+
+
+def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
+    """Add figures measured with this package to the card of a folder; older ones of the same kind are replaced.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        FileNotFoundError: there is no card.
+        ValueError: a card that this package did not write, or results of a publication.
+    """
+    if any(one.source is not None for one in results):
+        raise ValueError("only what was measured here can be added to a card")
+    path = Path(folder) / CARD
+    text = path.read_text(encoding="utf-8")
+    inside = re.search(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", text, flags=re.DOTALL)
+    if not written_here(text) or inside is None:
+        raise ValueError(f"{path} was not written by siglip-ext, so it has no place for figures")
+    blocks = inside.group().replace(NOTHING_MEASURED, "")
+    for one in results:
+        same = re.compile(rf"<!-- result {re.escape(one.key)} -->.*?<!-- /result -->\n*", flags=re.DOTALL)
+        blocks = same.sub("", blocks) + "\n" + results_block(one)
+    card = ModelCard(text[: inside.start()] + blocks.strip() + "\n" + text[inside.end() :])
+    added = [entry for one in results for entry in eval_results(one)]
+    new = {(entry.unique_identifier, entry.metric_type) for entry in added}
+    kept = [e for e in card.data.eval_results or [] if (e.unique_identifier, e.metric_type) not in new]
+    card.data.eval_results = kept + added
+    if card.data.get("model_name") is None:
+        card.data.model_name = title(text) or Path(folder).resolve().name
+    text = _tidy(str(card))
+    check_card(text)
+    file = Path(folder) / EVAL_RESULTS / MEASURED
+    write_eval_results(file, results, keep=True)
+    return _write(path, text)
+
+
+def card_at(folder: str | Path, location: str) -> str:
+    """The card of a folder with snippets that load the model from `location`; a card of others as it is.
+
+    Raises:
+        FileNotFoundError: there is no card.
+    """
+    text = (Path(folder) / CARD).read_text(encoding="utf-8")
+    if not written_here(text):
+        return text
+    section = _tidy(use_section(facts_of(folder), example_of(folder), location)).strip()
+    return re.sub(r"<!-- use -->.*?<!-- /use -->", lambda _: section, text, flags=re.DOTALL)
+
+
+def written_here(text: str) -> bool:
+    """Whether this package wrote a card."""
+    return MARK.search(text) is not None
+
+
+def title(text: str) -> str | None:
+    found = re.search(r"^# (.+)$", text, flags=re.MULTILINE)
+    return None if found is None else found[1]
+
+
+# ---- parts ----
+
+
+def use_section(facts: ModelFacts, example: Example, location: str) -> str:
+    """How to load the model and what to do with it: three snippets."""
+    return _template("use").render(facts=facts, example=example, location=location)
+
+
+def results_block(results: Results) -> str:
+    return _tidy(_template("results").render(results=results)).strip() + "\n"
+
+
+@cache
+def citations() -> dict[str, str]:
+    return yaml.safe_load(_read("citations.yaml"))
+
+
+# ---- metadata ----
+
+
+def eval_results(results: Results) -> list[EvalResult]:
+    """The figures as the metadata holds them.
+
+    The format has one source for all figures of a dataset and split; published ones therefore stand under a split of
+    their own, or they would pass for measured ones.
+    """
+    published = results.source is not None
+    return [
+        EvalResult(
+            task_type=results.task,
+            task_name=results.task_name,
+            dataset_type=results.dataset_id,
+            dataset_name=f"{results.dataset}, as published" if published else results.dataset,
+            dataset_split=" ".join(filter(None, (results.split, "(published)"))) if published else results.split,
+            metric_type=figure.metric,
+            metric_name=figure.label,
+            metric_value=round(figure.value, 6),
+            # the format has no other room for what guessing gives
+            metric_args=None if figure.chance is None else {"chance": round(figure.chance, 6)},
+            source_name=results.source[0] if published else None,
+            source_url=results.source[1] if published else None,
+        )
+        for figure in results.figures
+    ]
+
+
+def eval_result_entries(results: Results) -> list[EvalResultEntry]:
+    """The figures as `.eval_results/` holds them; none for a dataset that is not on the Hub."""
+    if "/" not in results.dataset_id:
+        return []
+    if results.source is None:
+        notes = f"measured with siglip-ext {metadata.version('siglip-ext')}"
+    else:
+        notes = "published by the authors, not measured with this copy of the weights"
+    return [
+        EvalResultEntry(
+            dataset_id=results.dataset_id,
+            task_id=figure.metric,
+            value=round(figure.value, 6),
+            date=results.date,
+            source_name=None if results.source is None else results.source[0],
+            source_url=None if results.source is None else results.source[1],
+            notes=f"{notes}; {results.split}" if results.split else notes,
+        )
+        for figure in results.figures
+    ]
+
+
+def write_eval_results(path: Path, results: Sequence[Results], *, keep: bool = False) -> None:
+    """Write one file of `.eval_results/`; without entries for it the file is removed.
+
+    Args:
+        keep: keep the file's entries of other datasets and tasks.
+    """
+    entries = eval_result_entries_to_yaml([entry for one in results for entry in eval_result_entries(one)])
+    if keep and path.is_file():
+        new = [entry["dataset"] for entry in entries]
+        entries = [old for old in yaml.safe_load(path.read_text("utf-8")) if old["dataset"] not in new] + entries
+    if not entries:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
+
+
+def check_card(text: str) -> ModelCard:
+    """Check a card's metadata as far as that goes without the Hub, which checks again when it is committed.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    try:
+        card = ModelCard(text)
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise ValueError(f"the card's metadata is not valid: {error}") from error
+    data = card.data
+    for name, pattern in (("license", LICENSE), ("language", LANGUAGE)):
+        found = data.get(name)
+        for value in found if isinstance(found, list) else [found]:
+            if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+                raise ValueError(f"the card's metadata: {name} {value!r} is no identifier of the Hub")
+    if data.get("license") == "other" and not (data.get("license_name") and data.get("license_link")):
+        raise ValueError('the card\'s metadata: license "other" needs license_name and license_link')
+    sources: dict[tuple, str | None] = {}
+    for result in data.get("eval_results") or []:
+        if not isinstance(result.metric_value, (int, float)) or isinstance(result.metric_value, bool):
+            raise ValueError(f"the card's metadata: {result.metric_type} is {result.metric_value!r}, not a number")
+        if sources.setdefault(result.unique_identifier, result.source_url) != result.source_url:
+            raise ValueError(
+                f"the card's metadata: figures of two sources on {result.dataset_type} are not kept apart"
+            )
+    return card
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+
+
+# ---- templates ----
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _read(f"{name}.md")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    environment.filters["code"] = _code
+    return environment
+
+
+def _code(value: Any) -> str:
+    """A value as Python and Markdown both take it: double quotes, and letters as they are."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _template(name: str) -> jinja2.Template:
+    return _environment().get_template(name)
+
+
+def _read(file: str) -> str:
+    return resources.files("modeling_siglip_ext.model_cards").joinpath(file).read_text("utf-8")
+
+
+def _tidy(text: str) -> str:
+    """No more than one empty line in a row, and one newline at the end."""
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _write(path: Path, text: str) -> Path:
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+    return path

@@ -1,0 +1,121 @@
+"""Value and gradients of the sigmoid loss, tile by tile: the operator behind `implementation="tiled"`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from .autograd import register_gradients
+from .checks import agree
+from .distribution import Sums, choose, communicator, sweep
+from .positives import Positives
+from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips
+
+
+FACTORS = 16  # negatives that share a logarithm
+
+
+@torch.library.custom_op("siglip_ext::sigmoid_loss", mutates_args=())
+def tiled_sigmoid_loss(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    pair_ids: torch.Tensor | None,
+    needs: Sequence[bool],
+    group: str,
+    distribution: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """This rank's loss and its gradients with respect to images, texts, logit_scale and logit_bias.
+
+    Args:
+        images, texts: (B_local, D).
+        needs: Which of the four gradients to compute; the others come back empty.
+        group: Name of the communicator.
+    """
+    needs_images, needs_texts, needs_scale, needs_bias = needs
+    comm = communicator(group)
+    sizes = agree(comm, "sigmoid", images, pair_ids, needs_texts, distribution)
+    first_image, share = sum(sizes[: comm.rank]), comm.world_size / sum(sizes)
+
+    dtype = accumulator_dtype(images.dtype)
+    scale, bias = logit_scale.to(dtype).exp().view(()), logit_bias.to(dtype).view(())
+    products = TileProducts(images, scale)
+    # d log(scale) is <images, d images> and also <texts, d texts>, so one of the two is needed for it.
+    image_sums = scale.new_zeros(images.shape) if needs_images or (needs_scale and not needs_texts) else None
+    # Totals are kept by rows: a single float32 for millions of strips would lose digits, and a list of small tensors
+    # would keep the allocator from reusing the memory between them.
+    losses, bias_sums = scale.new_zeros(2, images.shape[0])
+
+    def visit(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
+        texts, *text_ids = block
+        positives = Positives(first_image - first_text, pair_ids, *text_ids)
+        for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
+            tile, tile_positives = products.logits(images[rows], texts[columns]), positives.part(rows, columns)
+            positive = tile_positives.take_out_(tile) + bias
+            losses[rows.start].add_(_softplus(-positive).sum())
+            for strip in strips(tile):
+                row = rows.start + strip.start
+                losses[row].add_(_softplus_sum_(tile[strip].add_(bias), derivative=any(needs)))
+                if needs_bias:
+                    bias_sums[row].add_(tile[strip].sum())
+            if any(needs):
+                positive_gradient = torch.sigmoid(-positive).neg_()
+                tile_positives.add_(tile, positive_gradient)
+                bias_sums[rows.start].add_(positive_gradient.sum())
+            if image_sums is not None:
+                products.add_product_(image_sums[rows], tile, texts[columns])
+            if text_sums is not None:
+                products.add_product_(text_sums[columns], tile.mT, images[rows])
+
+    block = [texts] if pair_ids is None else [texts, pair_ids]
+    accumulator = Sums(scale, images.shape[1]) if needs_texts else None
+    with torch.autocast(images.device.type, enabled=False):
+        text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulator, visit)
+
+    images_gradient, texts_gradient, scale_gradient = embedding_gradients(
+        images, texts, image_sums, text_sums, scale * share, logit_scale, needs
+    )
+    bias_gradient = bias_sums.sum() * share if needs_bias else scale.new_empty(0)
+    return (
+        losses.sum() * share,
+        images_gradient,
+        texts_gradient,
+        scale_gradient,
+        bias_gradient.view(logit_bias.shape if needs_bias else 0),
+    )
+
+
+register_gradients(tiled_sigmoid_loss, arguments=4)
+
+
+def _softplus(z: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp(z)), the loss of a negative pair with logit z, and of a positive one with -z."""
+    # beyond its default threshold of 20 torch returns z, which float64 would notice
+    return F.softplus(z, threshold=40)
+
+
+def _softplus_sum_(z: torch.Tensor, derivative: bool) -> torch.Tensor:
+    """Sum of softplus(z); z becomes its derivative, sigmoid(z), if that is wanted."""
+    if z.device.type != "cpu" or z.numel() % FACTORS:
+        total = _softplus(z).sum()
+        if derivative:
+            z.sigmoid_()
+        return total
+    # On a CPU a logarithm costs more than all the rest, so take one for a product of FACTORS factors: with p the
+    # sigmoid, softplus(z) = -log(1 - p), and 1 - (1 - p) (1 - q) = p + (1 - p) q, which `lerp` computes without
+    # cancellation.
+    sigmoid, one = z.sigmoid(), z.new_ones(())
+    p = sigmoid.view(FACTORS, -1)
+    while len(p) > 1:
+        half = len(p) // 2
+        p = torch.lerp(p[:half], one, p[half:])
+    # 1 - p has lost digits where p is near 1: those few take the long way
+    near_one = p > 0.5
+    total = _softplus(z.view(FACTORS, -1)[:, near_one[0]]).sum()
+    total -= p.masked_fill_(near_one, 0).neg_().log1p_().sum()
+    if derivative:
+        z.copy_(sigmoid)
+    return total

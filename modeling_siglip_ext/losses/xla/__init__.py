@@ -1,0 +1,1 @@
+"""The losses on XLA devices; imported only where a tensor lies on one."""

@@ -1,0 +1,358 @@
+"""`siglip-ext-eval` from the command line to the result file, against the same figures computed by hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from modeling_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtImageProcessor,
+    SiglipExtModel,
+    SiglipExtProcessor,
+    encode_images,
+    encode_texts,
+    train_tokenizer,
+)
+from modeling_siglip_ext.evaluation import session
+from modeling_siglip_ext.evaluation.__main__ import main
+from modeling_siglip_ext.evaluation.commands import arguments as commands
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+NAMES = ["red square", "blue_circle", "green triangle"]
+COUNT = 24
+RANDOM = np.random.default_rng(0)
+IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(COUNT)]
+LABELS = [i % 3 for i in range(COUNT)]
+CAPTIONS = [[f"picture {i}", f"number {i} again"][: 1 + i % 2] for i in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[SiglipExtModel, SiglipExtProcessor]:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([*NAMES, "picture number again 0123456789"], vocab_size=300, max_length=16)
+    config = SiglipExtConfig(
+        text_config={**TOWER, "vocab_size": 300, "max_position_embeddings": 16},
+        vision_config={**TOWER, "image_size": 32, "patch_size": 8},
+    )
+    processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+    return SiglipExtModel(config).eval(), processor
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory) -> Path:
+    """A model and data sets, shared: runs write elsewhere."""
+    folder = tmp_path_factory.mktemp("eval")
+    parts[0].save_pretrained(folder / "model")
+    parts[1].save_pretrained(folder / "model")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=NAMES),
+            "kind": datasets.Value("string"),
+            "captions": datasets.List(datasets.Value("string")),
+            "de": datasets.Value("string"),
+            "ja": datasets.Value("string"),
+            "sw": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "image": IMAGES,
+        "label": LABELS,
+        "kind": [NAMES[label] for label in LABELS],
+        "captions": CAPTIONS,
+        "de": [f"Bild {i}" for i in range(COUNT)],
+        "ja": [f"写真 {i}" for i in range(COUNT)],
+        "sw": [f"picha {i}" if i % 3 else None for i in range(COUNT)],
+    }
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "data")
+    broken = rows.cast_column("image", datasets.Image(decode=False)).to_list()
+    broken[3]["image"] = {"bytes": b"broken", "path": None}
+    datasets.Dataset.from_list(broken, features=features).save_to_disk(folder / "broken")
+    (folder / "images").mkdir()
+    for i in (0, 1, 2):
+        IMAGES[i].save(folder / "images" / f"{i}.png")
+    IMAGES[1].save(folder / "images" / "copy.png")
+    (folder / "images" / "bad.png").write_bytes(b"bad")
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path):
+    """Runs a command and returns the result file's content."""
+
+    def run(command: str, *options: str, data: str = "data") -> dict:
+        before = set(tmp_path.glob("out/*.json"))
+        arguments = ["--model", str(folder / "model"), "--dataset", str(folder / data)]
+        paths = ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
+        main([command, *arguments, *paths, "--part_rows", "10", *options])
+        (new,) = set(tmp_path.glob("out/*.json")) - before
+        result = json.loads(new.read_text())
+        new.unlink()
+        return result
+
+    return run
+
+
+def unit(parts, images=None, texts=None) -> np.ndarray:
+    found = encode_texts(*parts, texts) if images is None else encode_images(*parts, images)
+    return found.astype(np.float64)
+
+
+def strict_ranks(scores: np.ndarray, right: list[int]) -> np.ndarray:
+    own = scores[np.arange(len(scores)), right][:, None]
+    return (scores >= own - 1e-6).sum(1) - 1
+
+
+def test_zero_shot(parts, run, tmp_path):
+    result = run("zero-shot", "--templates", "none")
+    images = unit(parts, images=IMAGES)
+    scores = images @ unit(parts, texts=[name.replace("_", " ") for name in NAMES]).T
+    assert result["metrics"]["accuracy@1"] == pytest.approx(np.mean(strict_ranks(scores, LABELS) == 0))
+    assert result["settings"]["templates"] == "none"
+    assert result["dataset"]["rows"] == result["dataset"]["evaluated"] == COUNT
+    assert result["model"]["weights"]
+    assert result["versions"]["torch"] == torch.__version__
+    assert Image.open(tmp_path / "out" / "zero-shot-data.png").format == "PNG"
+    several = run("zero-shot", "--templates", "clip_best", "--class_names", "imagenet")
+    assert several["settings"] | {"classes": 1000, "template_count": 8} == several["settings"]
+
+
+def test_classes_may_be_strings(run, tmp_path):
+    """Not in the order of their names: the numbers of ClassLabel and of strings differ, the figures must not."""
+    numbers = run("zero-shot", "--templates", "none")
+    words = run("zero-shot", "--templates", "none", "--label_column", "kind")
+    assert words["metrics"] == pytest.approx(numbers["metrics"])
+    (tmp_path / "names.txt").write_text("\n".join(name.replace("_", " ") for name in NAMES))
+    given = run("zero-shot", "--templates", "none", "--label_column", "kind", "--class_names", f"{tmp_path}/names.txt")
+    assert given["metrics"] == numbers["metrics"]
+    assert run("knn", "--k", "1", "--label_column", "kind")["metrics"]["accuracy@1"] == 1  # its own neighbours
+
+
+def test_embeddings_are_computed_once_for_all_tasks(run, monkeypatch):
+    asked, original = [], session.stream_images
+    monkeypatch.setattr(session, "stream_images", lambda *a, **k: (asked.append(1), original(*a, **k))[1])
+    run("zero-shot", "--templates", "none")
+    assert len(asked) == 3  # parts of ten rows
+    run("retrieval", "--sheet", "0")
+    run("threshold", "--caption_column", "de")
+    assert len(asked) == 3
+
+
+def test_zero_shot_with_labels_from_a_file_and_rows_without_one(parts, run, tmp_path):
+    labels = [[[0, 1], [], [2]][i % 3] for i in range(COUNT)]
+    path = tmp_path / "real.json"
+    path.write_text(json.dumps(labels))
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    result = run("zero-shot", "--labels", str(path), "--templates", "none", "--class_names", str(names))
+    scores = unit(parts, images=IMAGES) @ unit(parts, texts=[name.replace("_", " ") for name in NAMES]).T
+    kept = [i for i in range(COUNT) if labels[i]]
+    hits = [scores[i].argmax() in labels[i] for i in kept]
+    assert result["metrics"]["accuracy@1"] == pytest.approx(np.mean(hits))
+    assert "mean_per_class_recall" not in result["metrics"]
+    assert result["dataset"]["without_label"] == 8
+    assert result["dataset"]["evaluated"] == 16
+
+
+def test_a_central_crop_is_big_visions(parts, run):
+    processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
+    session.crop_centre(processor)
+    found = processor(IMAGES[0], return_tensors="pt").pixel_values[0]
+    resized = IMAGES[0].resize((36, 36), Image.Resampling.BICUBIC).crop((2, 2, 34, 34))
+    expected = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    plain, cropped = run("zero-shot", "--templates", "none"), run("zero-shot", "--templates", "none", "--central_crop")
+    assert (plain["settings"]["central_crop"], cropped["settings"]["central_crop"]) == (False, True)
+
+
+def test_a_label_map_restricts_the_choice():
+    labels, names = commands.map_labels({"0": [4, 2], "1": "e"}, [[0], [1], [9]], list("abcdef"))
+    assert names == ["c", "e"]
+    assert labels == [[1, 0], [1], []]
+    assert commands.map_labels({"cat": "b", "1": 0}, [[0], [1]], ["a", "b"], ["cat", "dog"])[0] == [[1], [0]]
+    with pytest.raises(ValueError, match="sends '0' to 'z', which is no class"):
+        commands.map_labels({"0": "z"}, [[0]], ["a"])
+    with pytest.raises(ValueError, match="'bird' is neither a number nor one of the data set's labels"):
+        commands.map_labels({"bird": "a"}, [[0]], ["a"], ["cat"])
+
+
+def test_a_label_map_leads_from_the_datas_classes_to_others(run, tmp_path):
+    """As ObjectNet's to ImageNet's; the third class has no counterpart and does not count."""
+    (tmp_path / "map.json").write_text(json.dumps({"red square": ["tench", "goldfish"], "blue_circle": 2}))
+    options = ["--class_names", "imagenet", "--templates", "none", "--label_map", str(tmp_path / "map.json")]
+    results = [run("zero-shot", *options, "--label_column", column) for column in ("label", "kind")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["settings"]["classes"] == 3
+    assert results[0]["dataset"]["evaluated"] == 16
+
+
+def test_retrieval_with_several_captions(parts, run, tmp_path):
+    result = run("retrieval")
+    texts = [text for own in CAPTIONS for text in own]
+    owner = np.array([i for i, own in enumerate(CAPTIONS) for _ in own])
+    scores = unit(parts, images=IMAGES) @ unit(parts, texts=texts).T
+    expected = np.mean(strict_ranks(scores.T, list(owner)) < 5)
+    assert result["metrics"]["text_to_image_recall@5"] == pytest.approx(expected)
+    hits = [any(owner[j] == i for j in np.argsort(-scores[i])[:5]) for i in range(COUNT)]
+    assert result["metrics"]["image_to_text_recall@5"] == pytest.approx(np.mean(hits))
+    assert Image.open(tmp_path / "out" / "retrieval-data.png").format == "PNG"
+
+
+def test_multilingual_retrieval_is_the_mean_of_the_languages(run, tmp_path):
+    result = run("multilingual-retrieval", "--languages", "de", "ja")
+    single = [run("retrieval", "--caption_column", language, "--sheet", "0")["metrics"] for language in ("de", "ja")]
+    for key in single[0]:
+        assert result["metrics"][key] == pytest.approx((single[0][key] + single[1][key]) / 2)
+    assert result["metrics"]["languages"]["ja"] == single[1]
+    assert Image.open(tmp_path / "out" / "multilingual-retrieval-data.png").format == "PNG"
+
+
+def test_a_language_is_judged_on_the_images_that_have_a_caption_in_it(parts, run):
+    result = run("multilingual-retrieval", "--languages", "de", "sw")
+    kept = [i for i in range(COUNT) if i % 3]
+    scores = unit(parts, images=[IMAGES[i] for i in kept]) @ unit(parts, texts=[f"picha {i}" for i in kept]).T
+    found = result["metrics"]["languages"]["sw"]["image_to_text_recall@5"]
+    assert found == pytest.approx(np.mean(strict_ranks(scores, list(range(len(kept)))) < 5))
+    assert result["dataset"]["languages"] == {"de": COUNT, "sw": len(kept)}
+
+
+@pytest.mark.parametrize("command", ["few-shot", "linear-probe", "knn"])
+def test_probes(run, command):
+    options = {"few-shot": ["--shots", "8", "--seeds", "1", "--l2", "1"], "knn": ["--k", "1"], "linear-probe": []}
+    result = run(command, *options[command])
+    key = "accuracy@1_8shot" if command == "few-shot" else "accuracy@1"
+    # trained on the rows that are tested: what remembers them is right, and a line goes far beyond chance
+    assert result["metrics"][key] == 1.0 if command != "linear-probe" else result["metrics"][key] > 0.6
+    assert result["dataset"]["train_rows"] == result["dataset"]["test_rows"] == COUNT
+
+
+def test_a_threshold_is_calibrated_on_shuffled_pairs(parts, run, tmp_path):
+    result = run("threshold", "--caption_column", "de")
+    assert result["dataset"]["pairs"] == 2 * COUNT
+    scale, bias = parts[0].logit_scale.exp().item(), parts[0].logit_bias.item()
+    logit = result["metrics"]["threshold"] * scale + bias
+    assert result["metrics"]["probability_at_threshold"] == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
+    assert Image.open(tmp_path / "out" / "threshold-data.png").format == "PNG"
+
+
+def test_a_broken_image_does_not_count_and_is_named(run, caplog):
+    result = run("zero-shot", "--templates", "none", data="broken")
+    assert result["dataset"]["unreadable"] == [3]
+    assert result["dataset"]["evaluated"] == COUNT - 1
+    assert "1 of 24 images cannot be read" in caplog.text
+    result = run("retrieval", data="broken")
+    assert result["dataset"]["evaluated"] == COUNT - 1
+    assert result["dataset"]["texts"] == sum(map(len, CAPTIONS)) - len(CAPTIONS[3])
+
+
+@pytest.mark.parametrize("form", ["parquet", "safetensors"])
+def test_embed_and_duplicates(parts, folder, tmp_path, capsys, form):
+    output = tmp_path / "embeddings"
+    arguments = ["--model", str(folder / "model"), "--images", str(folder / "images"), "--device", "cpu"]
+    main(["embed", *arguments, "--output", str(output), "--format", form, "--part_rows", "2"])
+    printed = capsys.readouterr().out
+    assert "row 3 cannot be read" in printed
+    assert "4 of 5 images are in" in printed
+    assert len(list(output.glob(f"part-*.{form}"))) == 3
+    if form == "parquet":
+        table = pyarrow.parquet.read_table(output)
+        assert table["row"].to_pylist() == [0, 1, 2, 3, 4]
+        assert [Path(name).name for name in table["name"].to_pylist()] == [
+            "0.png", "1.png", "2.png", "bad.png", "copy.png"
+        ]  # fmt: skip
+        found = np.array(table["embedding"].to_pylist())[[0, 1, 2]]
+        np.testing.assert_allclose(found, unit(parts, images=IMAGES[:3]), atol=1e-6)
+        assert table["error"].to_pylist()[3].endswith("not an image that PIL knows")
+    main(["duplicates", "--embeddings", str(output), "--threshold", "0.9999", "--output", str(tmp_path / "d.json")])
+    result = json.loads((tmp_path / "d.json").read_text())
+    assert [group["rows"] for group in result["groups"]] == [[1, 4]]
+
+
+def test_embedding_texts(parts, folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\ntwo\nthree\n")
+    arguments = ["--model", str(folder / "model"), "--texts", str(tmp_path / "texts.txt"), "--device", "cpu"]
+    main(["embed", *arguments, "--output", str(tmp_path / "e")])
+    found = np.array(pyarrow.parquet.read_table(tmp_path / "e")["embedding"].to_pylist())
+    np.testing.assert_allclose(found, unit(parts, texts=["one", "two", "three"]), atol=1e-6)
+
+
+def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
+    common = ["--dataset", str(folder / "data"), "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
+    for number, templates in enumerate(["none", "clip_best"]):
+        output = ["--output_dir", str(tmp_path / f"run{number}"), "--templates", templates]
+        main(["zero-shot", "--model", str(folder / "model"), *common, *output])
+    capsys.readouterr()
+    main(["report", str(tmp_path / "run0"), str(tmp_path / "run1")])
+    text = capsys.readouterr().out
+    assert "## zero-shot:" in text
+    values = [
+        json.loads((tmp_path / f"run{n}" / "zero-shot-data.json").read_text())["metrics"]["accuracy@1"] for n in (0, 1)
+    ]
+    assert f"| accuracy@1 | {100 * values[0]:.1f} | {100 * values[1]:.1f} |" in text
+    assert "template_count differs:" in text
+    main(["report", str(tmp_path), "--output", str(tmp_path / "report.md")])
+    assert "accuracy@1" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["zero-shot", "--label_column", "sort"], "no label column 'sort'; it has image, label"),
+        (["zero-shot", "--label_column", "kind", "--class_names", "imagenet"], "neither a class index nor one of"),
+        (["knn", "--benchmark", "objectnet"], "unknown to knn; known are imagenet, cifar100, pets"),
+        (["knn", "--train_split", "dev"], "no split 'dev'; there are test, train"),
+        (["threshold", "--benchmark", "pets"], "unknown to threshold; known are coco, flickr30k"),
+        (["retrieval", "--caption_column", "de", "--model", "./nowhere"], "./nowhere is no folder"),
+        (["retrieval", "--caption_column", "de", "--device", "cuda:99"], "--device cuda:99: "),
+        (["zero-shot", "--benchmark", "imagenet-real"], "needs --labels"),
+        (["zero-shot", "--benchmark", "coco"], "unknown to zero-shot; known are imagenet"),
+        (["zero-shot", "--templates", "best"], "templates 'best' are unknown"),
+        (["retrieval", "--caption_column", "text"], "no caption column 'text'"),
+        (["retrieval", "--split", "dev"], "no split 'dev'; there are test, train"),
+        (["multilingual-retrieval"], "give --languages"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(folder, tmp_path, options, message):
+    arguments = ["--model", str(folder / "model"), "--dataset", str(folder / "data")]
+    with pytest.raises(SystemExit) as error:
+        main([options[0], *arguments, "--output_dir", str(tmp_path), *options[1:]])
+    assert message in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_probe_needs_data_of_its_own(folder, tmp_path):
+    """From a single file both sets would be the same rows, and every probe near perfect."""
+    datasets.load_from_disk(str(folder / "data"))["train"].to_parquet(tmp_path / "rows.parquet")
+    for given, message in (
+        ([], "give --dataset or --benchmark"),
+        (["--dataset", str(tmp_path / "rows.parquet")], "has no splits"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["knn", "--model", str(folder / "model"), *given])
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(folder, tmp_path):
+    base = ["retrieval", "--model", str(folder / "model"), "--dataset", str(folder / "data"), "--device", "cpu"]
+    base += ["--part_rows", "5", "--sheet", "0"]
+    main([*base, "--output_dir", str(tmp_path / "one"), "--cache_dir", str(tmp_path / "cache1")])
+    paths = ["--output_dir", str(tmp_path / "two"), "--cache_dir", str(tmp_path / "cache2")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "modeling_siglip_ext.evaluation", *base, *paths]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (json.loads((tmp_path / n / "retrieval-data.json").read_text()) for n in ("one", "two"))
+    assert one["metrics"] == two["metrics"]
+    assert (one["processes"], two["processes"]) == (1, 2)

@@ -1,0 +1,79 @@
+"""Embeddings on disk: the same whatever the parts, the form and interruptions."""
+
+import pytest
+import torch
+from torch import nn
+
+from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.encoding import EncodedBatch
+
+
+EMBEDS = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Encoder:
+    """Gives rows of EMBEDS in batches of four; stops with an error when told to."""
+
+    def __init__(self, stop_at: int | None = None):
+        self.asked, self.stop_at = [], stop_at
+
+    def __call__(self, first: int, last: int):
+        self.asked.append((first, last))
+        for start in range(first, last, 4):
+            if self.stop_at is not None and start >= self.stop_at:
+                raise KeyboardInterrupt
+            rows = EMBEDS[start : min(last, start + 4)].clone()
+            errors = {}
+            if start <= 9 < start + len(rows):
+                rows[9 - start], errors[9 - start] = torch.nan, "row nine"
+            yield EncodedBatch(rows, errors)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+def test_parts_go_on_after_an_interruption_and_read_back_exactly(form, tmp_path):
+    model, settings, names = nn.Linear(1, 1), {"weights": "abc"}, [f"file {i}" for i in range(23)]
+    options = {"form": form, "names": names, "part_rows": 6}
+    with pytest.raises(KeyboardInterrupt):
+        store.compute(tmp_path, settings, 23, Encoder(stop_at=12), model, **options)
+    with pytest.raises(ValueError, match="12 of 23 rows: run the command again"):
+        store.read(tmp_path)
+    again = Encoder()
+    store.compute(tmp_path, settings, 23, again, model, **options)
+    assert again.asked == [(12, 18), (18, 23)]
+    embeds, errors, found_names = store.read(tmp_path)
+    expected = EMBEDS.clone()
+    expected[9] = torch.nan
+    assert torch.equal(embeds.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert errors == {9: "row nine"}
+    assert found_names == names
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(ValueError, match="with other part_rows, weights: choose another folder"):
+        store.compute(tmp_path, {"weights": "xyz"}, 23, Encoder(), model, **{**options, "part_rows": 5})
+
+
+def test_processes_share_the_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "wait_for_all", lambda: None)
+    asked = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        encoder = Encoder()
+        store.compute(tmp_path, {}, 23, encoder, nn.Linear(1, 1), part_rows=6)
+        asked.append(encoder.asked)
+    assert asked == [[(0, 6), (12, 18)], [(6, 12), (18, 23)]]
+    assert len(store.read(tmp_path)[0]) == 23
+
+
+def test_the_fingerprint_follows_every_weight():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    first = store.weights_fingerprint(model)
+    assert store.weights_fingerprint(model) == first
+    with torch.no_grad():
+        model[1].bias[2] += 1e-6
+    assert store.weights_fingerprint(model) != first
+    assert store.weights_fingerprint(model.to(torch.bfloat16)) != first
+
+
+def test_a_folder_without_embeddings_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no _settings\.json"):
+        store.read(tmp_path)

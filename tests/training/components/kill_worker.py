@@ -1,0 +1,182 @@
+"""Train a tiny model, kill the training process again and again, resume it each time, and keep what came out.
+
+Usage: kill_worker.py OUTPUT_FOLDER KILLS SEED
+
+Each attempt is a fork of this process, which has imported everything. Half of the kills come at a random moment, the
+other half while a checkpoint is being written. `OUTPUT_FOLDER/map/whole` is the run that nobody kills, `.../killed`
+the other; `OUTPUT_FOLDER/stream/` has the same of a stream.
+"""
+
+import hashlib
+import io
+import os
+import random
+import signal
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtImageProcessor,
+    SiglipExtModel,
+    SiglipExtProcessor,
+    train_tokenizer,
+)
+from modeling_siglip_ext.training import SiglipExtTrainer, SiglipExtTrainingArguments
+from modeling_siglip_ext.training.components.checkpoint import PARTIAL
+from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data.streaming import ImageTextStream
+from modeling_siglip_ext.training.data.tar_shards import TarShards
+
+
+ROWS, STEPS = 83, 24
+
+
+def image(number: int) -> Image.Image:
+    return Image.new("RGB", (16, 16), (number * 3 % 256, number * 7 % 256, number * 11 % 256))
+
+
+def captions(number: int) -> list[str]:
+    return [f"colour number {number}", f"a patch of colour {number % 10}"]
+
+
+def write_shards(folder: Path) -> None:
+    folder.mkdir()
+    for shard in range(3):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number in range(shard, ROWS, 3):
+                encoded = io.BytesIO()
+                image(number).save(encoded, "PNG")
+                # One of them is broken, and skipped alike in every run.
+                content = b"no image" if number == 40 else encoded.getvalue()
+                for name, data in ((f"{number:03d}.png", content), (f"{number:03d}.txt", "\n".join(captions(number)))):
+                    data = data.encode() if isinstance(data, str) else data
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+
+
+class Recorder(SiglipExtTrainer):
+    """Puts a digest of the last batch into the logs."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        content = inputs["input_ids"].numpy().tobytes() + inputs["pixel_values"].numpy().tobytes()
+        self.digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            logs["batch"] = self.digest
+        super().log(logs, *args, **kwargs)
+
+
+class Began(TrainerCallback):
+    """Tells the parent that training has begun."""
+
+    def __init__(self, pipe: int):
+        self.pipe = pipe
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        os.write(self.pipe, b"x")
+
+
+def train(output: Path, shards: Path, kind: str, pipe: int) -> None:
+    torch.manual_seed(0)
+    texts = [text for number in range(ROWS) for text in captions(number)]
+    tokenizer = train_tokenizer(texts, vocab_size=300, max_length=12)
+    processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 16, "width": 16}), tokenizer)
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = SiglipExtConfig(
+        vision_config={**width, "image_size": 16, "patch_size": 8, "attention_dropout": 0.2},
+        text_config={**width, "vocab_size": len(tokenizer), "max_position_embeddings": 12, "attention_dropout": 0.2},
+    )
+    if kind == "stream":
+        source = TarShards(str(shards / "{0..2}.tar"))
+        data = ImageTextStream(source, image_processor=processor.image_processor, shuffle_buffer=20)
+    else:
+        rows = {"image": [image(n) for n in range(ROWS)], "caption": [captions(n) for n in range(ROWS)]}
+        data = ImageTextDataset(Dataset.from_dict(rows), image_processor=processor.image_processor)
+    args = SiglipExtTrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=8,
+        mini_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=STEPS,
+        learning_rate=3e-3,
+        weight_decay=0.1,
+        ema_decay=0.9,
+        logging_steps=2,
+        save_strategy="steps",
+        save_steps=3,
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Recorder(
+        model=SiglipExtModel(config),
+        args=args,
+        train_dataset=data,
+        data_collator=ImageTextCollator(processor, uint8=True),
+        processing_class=processor,
+        callbacks=[Began(pipe)],
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
+
+
+def attempt(output: Path, shards: Path, kind: str, kill: str | None, draw: random.Random) -> bool:
+    """One process; True if it came to its end."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        code = 1
+        try:
+            train(output, shards, kind, writing)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    os.read(reading, 1)  # empty if it ended before
+    os.close(reading)
+    if kill == "any moment":
+        time.sleep(draw.uniform(0, 0.5))
+    elif kill == "in a checkpoint":
+        while (
+            not (output / PARTIAL).exists()
+            and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
+            time.sleep(0.0002)
+        time.sleep(draw.uniform(0, 0.02))
+    if kill is not None:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
+        sys.exit("training failed by itself")
+    return os.WIFEXITED(status)
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    draw, shards = random.Random(seed), folder / "shards"
+    write_shards(shards)
+    for kind in ("map", "stream"):
+        whole, killed, done = folder / kind / "whole", folder / kind / "killed", False
+        attempt(whole, shards, kind, None, draw)
+        for number in range(kills):
+            done = done or attempt(killed, shards, kind, ("in a checkpoint", "any moment")[number % 2], draw)
+            checkpoints = sorted(path.name for path in killed.glob("checkpoint*"))
+            print(f"{kind}, kill {number + 1}: {'came too late' if done else ' '.join(checkpoints)}")
+        if not done:
+            attempt(killed, shards, kind, None, draw)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,156 @@
+"""Image embeddings computed once: those of the tower, fingerprinted, resumable, and the same training result."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset, Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
+
+from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data.image_embeddings import (
+    EmbeddingTextDataset,
+    EmbeddingTower,
+    load_embeddings,
+    precompute,
+)
+from modeling_siglip_ext.training.data.samples import TooManyBadSamples
+from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+
+
+@pytest.fixture
+def saved(our_model, processor, tmp_path) -> str:
+    our_model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def folder(saved, rows, tmp_path):
+    precompute(saved, rows, tmp_path / "embeddings", batch_size=5, shard_size=6)
+    return tmp_path / "embeddings"
+
+
+def test_they_are_the_towers(folder, saved, rows, processor, our_model):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "embeddings-00000.safetensors",
+        "embeddings-00001.safetensors",
+        "embeddings-00002.safetensors",
+        "fingerprint.json",
+    ]
+    embeddings, valid = load_embeddings(folder, saved, rows)
+    pixels = processor(images=list(rows["image"]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = our_model.eval().get_image_features(pixels).pooler_output
+    torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
+    assert valid.all()
+
+
+def test_a_second_call_continues(folder, saved, rows):
+    shard = folder / "embeddings-00001.safetensors"
+    before = load_file(shard)["image_embeds"].clone()
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path != shard}
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 3 shards, e.g. embeddings-00001.*continues"):
+        load_embeddings(folder, saved, rows)
+    precompute(saved, rows, folder, batch_size=5, shard_size=6)
+    assert torch.equal(load_file(shard)["image_embeds"], before)
+    assert kept == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path != shard}
+
+
+def test_processes_share_the_shards(folder, saved, rows, tmp_path):
+    for rank in range(2):
+        precompute(saved, rows, tmp_path / "two", batch_size=5, shard_size=6, rank=rank, world_size=2)
+    one, two = (load_embeddings(path, saved, rows)[0] for path in (folder, tmp_path / "two"))
+    assert torch.equal(one, two)
+
+
+def test_the_fingerprint(folder, saved, rows, processor, our_model, tmp_path):
+    with pytest.raises(ValueError, match=r"rows \(there 16, now 15\).*precompute them again"):
+        load_embeddings(folder, saved, rows.select(range(15)))
+    with pytest.raises(ValueError, match=r"images \(there"):
+        load_embeddings(folder, saved, rows.select([15, *range(15)]))
+    other = copy.deepcopy(our_model)
+    with torch.no_grad():
+        other.vision_model.head.probe[0, 0, 0] += 1e-3
+    for name in ("weights", "text"):
+        other.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        with torch.no_grad():  # a text tower of other weights does not matter
+            other.vision_model.head.probe.copy_(our_model.vision_model.head.probe)
+            other.text_model.head.bias += 1
+    with pytest.raises(ValueError, match=r"weights \(there"):
+        load_embeddings(folder, str(tmp_path / "weights"), rows)
+    load_embeddings(folder, str(tmp_path / "text"), rows)
+    changed = AutoImageProcessor.from_pretrained(saved)
+    changed.image_mean = [0.4, 0.5, 0.5]
+    (tmp_path / "text" / "processor_config.json").unlink()
+    changed.save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"preprocessing \(there"):
+        load_embeddings(folder, str(tmp_path / "text"), rows)
+    with pytest.raises(ValueError, match="output_dir"):
+        precompute(str(tmp_path / "weights"), rows, folder, batch_size=5, shard_size=6)
+    with pytest.raises(FileNotFoundError, match="precompute"):
+        load_embeddings(tmp_path / "none", saved, rows)
+
+
+def test_bad_images(saved, rows, tmp_path):
+    images = [row["image"] for row in rows.cast_column("image", Image(decode=False))]
+    images[3] = {"bytes": b"no image", "path": None}
+    broken = Dataset.from_dict({"image": images, "caption": rows["caption"]}).cast_column("image", Image())
+    with pytest.raises(TooManyBadSamples, match="example 3"):
+        precompute(saved, broken, tmp_path / "strict")
+    precompute(saved, broken, tmp_path / "lenient", max_bad_fraction=0.1)
+    embeddings, valid = load_embeddings(tmp_path / "lenient", saved, broken)
+    assert valid.tolist() == [n != 3 for n in range(16)]
+    dataset = EmbeddingTextDataset(broken, embeddings, valid, max_bad_fraction=0.1)
+    assert dataset.rows == [n for n in range(16) if n != 3]
+    assert torch.equal(dataset[3]["embedding"], embeddings[4])
+    assert dataset[3]["caption"] == rows[4]["caption"]
+
+
+def test_training_from_them_equals_the_locked_tower(our_model, rows, processor, saved, arguments, tmp_path):
+    """Without decoding an image, and without an image tower."""
+    precompute(saved, rows, tmp_path / "embeddings")
+    embeddings, valid = load_embeddings(tmp_path / "embeddings", saved, rows)
+    without_images = rows.remove_columns("image")
+    datasets = {
+        "locked": ImageTextDataset(rows, caption_column="captions"),
+        "embeddings": EmbeddingTextDataset(without_images, embeddings, valid, caption_column="captions"),
+    }
+    results, losses = {}, {}
+    for name, dataset in datasets.items():
+        model = copy.deepcopy(our_model)
+        if name == "embeddings":
+            model.vision_model = EmbeddingTower(model.config.vision_config)
+            assert not any("vision" in parameter for parameter, _ in model.named_parameters())
+        args = arguments(lock_towers=["vision"], max_steps=6, mini_batch_size=4)
+        trainer = SiglipExtTrainer(
+            model=model, args=args, train_dataset=dataset, data_collator=ImageTextCollator(processor)
+        )
+        trainer.train()
+        results[name] = dict(model.named_parameters())
+        losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses["embeddings"] == pytest.approx(losses["locked"], rel=1e-5)
+    for name, parameter in results["embeddings"].items():
+        torch.testing.assert_close(parameter, results["locked"][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_an_image_model_from_elsewhere(rows, tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    vit = ViTModel(config, add_pooling_layer=False).eval()
+    vit.save_pretrained(tmp_path / "vit")
+    image_processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    image_processor.save_pretrained(tmp_path / "vit")
+    precompute(str(tmp_path / "vit"), rows, tmp_path / "embeddings", pooling="mean")
+    embeddings, _ = load_embeddings(tmp_path / "embeddings", str(tmp_path / "vit"), rows, pooling="mean")
+    pixels = image_processor(list(rows["image"]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = vit(pixels).last_hidden_state.mean(1)
+    torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"pooling \(there mean, now default\)"):
+        load_embeddings(tmp_path / "embeddings", str(tmp_path / "vit"), rows)

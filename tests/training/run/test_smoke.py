@@ -1,0 +1,88 @@
+"""Smoke runs: what a recipe is stays, and every recipe runs from end to end on the bundled emoji."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.training.__main__ import main
+from modeling_siglip_ext.training.run.fields import bundled_recipes, parse_recipe, read_recipe
+
+
+KEPT = (
+    "optim", "learning_rate", "adam_beta1", "adam_beta2", "weight_decay", "weight_decay_convention", "max_grad_norm",
+    "lr_scheduler_type", "lock_towers", "vision_lr_factor", "layer_decay", "ema_decay",
+)  # fmt: skip
+# recipe: optimiser, learning rate, weight decay and its convention, global batch, examples, from the papers
+PUBLISHED = {
+    "siglip_b16": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 32 * 1024, 9e9),
+    "siglit_b8_1day": ("lion", 1e-4, 1e-7, "big_vision", 4 * 8192, 65_000 * 32_768),
+    "siglit_g14_2days": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 4 * 5120, 107_000 * 20_480),
+    "msiglip_b16": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 32 * 1024, 9e9),
+    "resolution": ("scaling_vit_adafactor", 1e-5, 0.0, "torch", 32 * 1024, 5e9),
+    "siglip2_b16_curated": ("adamw_bf16", 1e-5, 0.0, "torch", 32 * 1024, 4e9),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_numbers(name, tmp_path):
+    optim, rate, decay, convention, batch, examples = PUBLISHED[name]
+    recipe = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"])
+    args, given = recipe.training, recipe.given
+    assert (args.optim, args.learning_rate, args.weight_decay) == (optim, rate, decay)
+    assert args.weight_decay_convention == convention
+    assert args.adam_beta2 == 0.95
+    assert args.max_grad_norm == 1.0
+    processes = 4 if name.startswith("siglit") else 32
+    assert args.per_device_train_batch_size * processes == batch
+    assert given.get("max_examples", (given.get("max_steps") or 0) * batch) == examples
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_what_a_smoke_run_keeps(name, tmp_path):
+    whole = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"])
+    small = parse_recipe(name, ["--output_dir", str(tmp_path)], smoke=True)
+    for field in KEPT:
+        assert getattr(small.training, field) == getattr(whole.training, field), field
+    for field in ("loss_type", "logit_scale_init", "logit_bias_init"):
+        assert getattr(small.model, field) == getattr(whole.model, field), field
+    assert (small.training.mini_batch_size is None) == (whole.training.mini_batch_size is None)
+    assert small.data.dataset == "emoji"
+    assert small.training.max_steps == 12
+    warmup = read_recipe(name).get("warmup_examples", read_recipe(name).get("warmup_steps", 0))
+    assert (small.training.warmup_steps > 0) == (float(warmup) > 0)
+    assert small.training.get_warmup_steps(12) <= 2
+    bottleneck = (whole.model.text_config or {}).get("token_embedding_size")
+    assert ((small.model.text_config or {}).get("token_embedding_size") is None) == (bottleneck is None)
+
+
+def test_a_smoke_run_can_be_overridden(tmp_path):
+    recipe = parse_recipe("siglip_b16", ["--output_dir", str(tmp_path), "--max_steps", "3"], smoke=True)
+    assert recipe.training.max_steps == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_every_recipe_runs(name, tmp_path):
+    main([name, "--smoke", "--output_dir", str(tmp_path / "out")])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 12
+    loader = SiglipExtModel if name.startswith(("siglit", "msiglip")) else AutoModel
+    assert loader.from_pretrained(tmp_path / "out").num_parameters() < 200_000
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_numbers(tmp_path):
+    weights, losses = [], []
+    for name in ("one", "two"):
+        main(["siglip_b16", "--smoke", "--output_dir", str(tmp_path / name)])
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        losses.append([(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry])
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        torch.rand(3)  # the state of the global generator does not matter
+    assert len(losses[0]) == 12
+    assert losses[0] == losses[1]
+    assert weights[0] == weights[1]

@@ -1,0 +1,262 @@
+"""A recipe from end to end, as the command line runs it: train, write the folder, load it with plain transformers."""
+
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.training.__main__ import main
+from modeling_siglip_ext.training.run import report
+
+
+DEMO = Path(__file__).parents[3] / "training" / "run" / "demo.py"
+QUICK = """
+image_column: image
+caption_column: [captions]
+eval_fraction: 0.25
+vision_config: {image_size: 16, patch_size: 4, hidden_size: 32, intermediate_size: 64,
+                num_hidden_layers: 1, num_attention_heads: 2}
+text_config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2,
+              max_position_embeddings: 64}
+vocab_size: 300
+license: apache-2.0
+per_device_train_batch_size: 4
+max_steps: 4
+learning_rate: 1e-3
+eval_strategy: steps
+eval_steps: 2
+save_strategy: "no"
+logging_steps: 1
+use_cpu: true
+dataloader_pin_memory: false
+"""
+
+
+@pytest.fixture(scope="module")
+def folder_of_images(rows, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    lines = []
+    for index, row in enumerate(rows):
+        row["image"].save(folder / f"{index:02d}.png")
+        lines.append(json.dumps({"file_name": f"{index:02d}.png", "captions": row["captions"]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder_of_images, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = folder / "quick.yaml"
+    recipe.write_text(QUICK, encoding="utf-8")
+    main([str(recipe), "--dataset", str(folder_of_images), "--output_dir", str(folder / "out")])
+    return folder / "out"
+
+
+def test_the_folder_is_complete(trained):
+    for_sentence_transformers = {"modules.json", "sentence_bert_config.json"}
+    files = {path.name for path in trained.iterdir()} - for_sentence_transformers
+    assert files == {
+        "README.md",
+        "config.json",
+        "held_out",
+        "loss_curve.png",
+        "model.safetensors",
+        "processor_config.json",
+        "retrieval.png",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    }
+    assert json.loads((trained / "config.json").read_text())["model_type"] == "siglip"
+    for picture in ("loss_curve.png", "retrieval.png"):
+        with Image.open(trained / picture) as image:
+            assert min(image.size) > 200
+    state = json.loads((trained / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+
+
+def test_the_card(trained, folder_of_images):
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "zero-shot-image-classification"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert set(results) == {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5)}
+    assert 0 <= results["image_to_text_recall@1"] <= results["image_to_text_recall@5"] <= 1
+    assert str(folder_of_images.parent) not in card.content, "a card names no path of this machine"
+    assert "learning_rate: 0.001" in card.content
+
+
+@pytest.mark.parametrize(("strategy", "steps"), [("steps", [2, 3]), ("no", [3])])
+def test_the_curve_ends_with_the_figures_of_the_card(strategy, steps, folder_of_images, tmp_path, monkeypatch):
+    """Whether or not the Trainer evaluates the last step, which it does not where the clock ends a run."""
+    drawn = []
+    draw = report.loss_curve
+    monkeypatch.setattr(report, "loss_curve", lambda *args, **kwargs: drawn.append(args[1]) or draw(*args, **kwargs))
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(QUICK.replace("max_steps: 4", "max_steps: 3"), encoding="utf-8")
+    main(
+        [
+            str(recipe),
+            f"--dataset={folder_of_images}",
+            f"--output_dir={tmp_path / 'out'}",
+            f"--eval_strategy={strategy}",
+        ]
+    )
+    points = [entry for entry in drawn[0] if "eval_loss" in entry]
+    assert [entry["step"] for entry in points] == steps
+    measured = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    last = {result.metric_type: result.metric_value for result in measured}["image_to_text_recall@5"]
+    assert points[-1]["eval_image_to_text_recall@5"] == pytest.approx(last, abs=1e-4)
+
+
+def test_the_snippets_of_the_card_run(trained):
+    snippets = re.findall(r"```python\n(.*?)```", (trained / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(snippets) == 3
+    finished = subprocess.run(
+        [sys.executable, "-c", "\n".join(snippets)], cwd=trained, capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "torch.Size([1, 32])" in finished.stdout
+
+
+def test_the_demo_loads_it_without_this_package(trained):
+    finished = subprocess.run(
+        [sys.executable, "-I", str(DEMO), str(trained)], capture_output=True, text=True, timeout=120
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "SiglipModel" in finished.stdout
+    assert "retrieval.png" in finished.stdout
+
+
+def test_fine_tuning_what_was_trained(trained, folder_of_images, tmp_path):
+    """Stock form in, stock form out, with the loss head and the tokenizer of the checkpoint."""
+    overrides = {
+        "--model_name_or_path": str(trained),
+        "--dataset": str(folder_of_images),
+        "--caption_column": "captions",
+        "--output_dir": str(tmp_path / "tuned"),
+        "--per_device_train_batch_size": "4",
+        "--max_steps": "2",
+        "--learning_rate": "1e-9",
+        "--save_strategy": "no",
+    }
+    main(["finetune", "--use_cpu", *[word for pair in overrides.items() for word in pair]])
+    before, after = AutoModel.from_pretrained(trained), AutoModel.from_pretrained(tmp_path / "tuned")
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters()):
+        torch.testing.assert_close(new, old, atol=1e-6, rtol=0, msg=name)
+    texts = ["a red square", "Blue Bar"]
+    old, new = (
+        AutoProcessor.from_pretrained(path)(text=texts, padding="max_length", max_length=64)["input_ids"]
+        for path in (trained, tmp_path / "tuned")
+    )
+    assert old == new
+
+
+def test_errors_come_before_training(folder_of_images, tmp_path):
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(QUICK, encoding="utf-8")
+    start = [str(recipe), "--output_dir", str(tmp_path / "out"), "--dataset"]
+    with pytest.raises(SystemExit, match=r"caption_column='text'.*'captions'"):
+        main([*start, str(folder_of_images), "--caption_column", "text"])
+    with pytest.raises(SystemExit, match="per_device_train_batch_size"):
+        main([*start, str(folder_of_images), "--per_device_train_batch_size", "64"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="holds no image"):
+        main([*start, str(tmp_path / "empty")])
+    with pytest.raises(SystemExit, match="neither a YAML file nor a bundled recipe"):
+        main(["nothing"])
+
+
+def tiny_lit(folder: Path, rows) -> Path:
+    """A ViT of transformers as image tower and a BERT as text tower, with processor and tokenizer."""
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTModel(ViTConfig(**width, image_size=16, patch_size=8), add_pooling_layer=False).save_pretrained(folder / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder / "vit")
+    words = sorted({word for texts in rows["captions"] for text in texts for word in text.split()})
+    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder / "bert")
+    text = BertConfig(**width, vocab_size=len(vocabulary), max_position_embeddings=32)
+    BertModel(text, add_pooling_layer=False).save_pretrained(folder / "bert")
+    return folder
+
+
+def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
+    """Precompute, train the text tower, and get a whole model with the image tower as it was."""
+    torch.manual_seed(0)
+    towers = tiny_lit(tmp_path, rows)
+    common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
+    vision = ["--vision_name_or_path", str(towers / "vit")]
+    main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--shard_size", "5"])
+    batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
+    run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
+    output = ["--image_embeddings", str(tmp_path / "embeddings"), "--output_dir", str(tmp_path / "out")]
+    main(["siglit", *vision, *common, *run, *output])
+
+    model = SiglipExtModel.from_pretrained(tmp_path / "out").eval()
+    tower = ViTModel.from_pretrained(towers / "vit", add_pooling_layer=False)
+    for name, parameter in tower.named_parameters():
+        assert torch.equal(model.vision_model.get_parameter(name), parameter), name
+    before = BertModel.from_pretrained(towers / "bert", add_pooling_layer=False)
+    changed = [not torch.equal(p, model.text_model.get_parameter(n)) for n, p in before.named_parameters()]
+    assert all(changed)
+    assert "vit" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_tar_shards(folder_of_images, rows, trained, tmp_path):
+    """The recipe reads shards as it reads a folder, and starts from a checkpoint, as there are no captions to see."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for index, row in enumerate(rows):
+            archive.add(folder_of_images / f"{index:02d}.png", f"{index:02d}.png")
+            (tmp_path / "caption.txt").write_text("\n".join(row["captions"]), encoding="utf-8")
+            archive.add(tmp_path / "caption.txt", f"{index:02d}.txt")
+    start = ["finetune", "--use_cpu", "--dataset", f"{tmp_path}/train-{{0..0}}.tar", "--save_strategy", "no"]
+    start += ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out"), "--eval_strategy", "no"]
+    with pytest.raises(SystemExit, match="set max_steps or max_examples"):
+        main([*start, "--model_name_or_path", str(trained)])
+    main([*start, "--model_name_or_path", str(trained), "--max_examples", "12", "--shuffle_buffer", "4"])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_domain_recipe(folder_of_images, trained, tmp_path):
+    overrides = {
+        "--model_name_or_path": str(trained),
+        "--dataset": str(folder_of_images),
+        "--caption_column": "captions",
+        "--output_dir": str(tmp_path / "tuned"),
+        "--per_device_train_batch_size": "8",
+        "--mini_batch_size": "4",
+        "--num_train_epochs": "2",
+    }
+    main(["domain", "--use_cpu", *[word for pair in overrides.items() for word in pair]])
+    history = json.loads((tmp_path / "tuned" / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in history if "eval_loss" in entry]) == 2
+    assert type(AutoModel.from_pretrained(tmp_path / "tuned")).__name__ == "SiglipModel"
+
+
+def test_contradictory_recipes(folder_of_images, trained, tmp_path):
+    start = ["siglit", "--dataset", str(folder_of_images), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="unset vision_lr_factor"):
+        main([*start, "--vision_lr_factor", "0.1"])
+    with pytest.raises(SystemExit, match="leave out model_name_or_path"):
+        main([*start, "--model_name_or_path", str(trained)])
+    with pytest.raises(SystemExit, match="vision_name_or_path is missing"):
+        main(["precompute", "--dataset", str(folder_of_images)])

@@ -1,0 +1,1 @@
+"""What the Trainer is made of, one concern a file."""

@@ -1,0 +1,152 @@
+"""What a training run pushes to the Hub: the model with its card, in one commit, and never what resuming needs."""
+
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
+
+from modeling_siglip_ext.hub.card import CARD, check_card, write_card, written_here
+from modeling_siglip_ext.hub.publish import ensure_repository, publish, select
+
+from .card import GENERATED, trainer_card
+
+
+logger = logging.get_logger(__name__)
+WITH_OPTIMIZER = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+
+
+class HubPushes(Trainer):
+    """The part of `SiglipExtTrainer` that pushes; a name that is not free is found out before the first step."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository, or make sure that it may be pushed to.
+
+        Raises:
+            RefusedError: it has a card that this package did not write, and `hub_overwrite` is not set.
+            PublishError: the Hub refuses.
+            ValueError: a `hub_strategy` that pushes optimiser state.
+        """
+        if self.args.hub_strategy in WITH_OPTIMIZER:
+            raise ValueError(
+                f"hub_strategy={self.args.hub_strategy.value!r} would publish optimiser state and pickles: use "
+                "'every_save' or 'end'"
+            )
+        if not self.is_world_process_zero():
+            return
+        self.hub_model_id = ensure_repository(
+            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            private=self.args.hub_private_repo if private is None else private,
+            overwrite=self.args.hub_overwrite,
+            revision=self.args.hub_revision,
+            token=token or self.args.hub_token,
+        )
+        self.push_in_progress = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
+            self._finish_current_push()  # it reads the files that are replaced now
+        super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """Save the model and publish `output_dir`; see `modeling_siglip_ext.hub.publish`.
+
+        Args:
+            commit_message: of the one commit.
+            blocking: whether to wait for the end of it.
+            token: in place of `args.hub_token`.
+            revision: in place of `args.hub_revision`.
+            private: in place of `args.hub_private_repo`.
+            kwargs: for `create_model_card`.
+
+        Returns:
+            The commit, or its future with `blocking=False`; None in all processes but the first.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        options = self._push_options(commit_message, token, revision)
+        if blocking:
+            return publish(self.args.output_dir, self.hub_model_id, **options)
+        return self._in_background(options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self._finish_current_push()  # it reads the files that are replaced now
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        output = Path(self.args.output_dir)
+        # checkpoints may be deleted while the upload runs
+        for name in select(Path(checkpoint_folder))[0]:
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(checkpoint_folder) / name, output / name)
+        self.create_model_card()
+        steps = self.args.save_strategy == SaveStrategy.STEPS
+        progress = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
+        self._in_background(self._push_options(f"Training in progress, {progress}", None, None))
+
+    def _push_options(self, message: str | None, token: str | None, revision: str | None) -> dict:
+        return {
+            "message": message or "Upload of siglip-ext",
+            "token": token or self.args.hub_token,
+            "revision": revision or self.args.hub_revision,
+            "private": self.args.hub_private_repo,
+            "overwrite": self.args.hub_overwrite,
+        }
+
+    def _in_background(self, options: dict) -> Future:
+        options["say"] = logger.info
+        job = HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+        job.add_done_callback(_warn_of_failure)
+        self.push_in_progress = PushInProgress([job])
+        return job
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the card of what the Trainer knows, unless the output folder has one of a recipe or of the user's.
+
+        `tasks`, `dataset_tags` and `dataset_args` are those of the stock Trainer and have no place in our card.
+        """
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / CARD
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            if not written_here(text) or GENERATED not in (check_card(text).data.tags or []):
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"license": license, "language": language, "tags": tags, "dataset": dataset}
+        write_card(path.parent, trainer_card(self, name=model_name, finetuned_from=finetuned_from, **about))
+
+
+def _warn_of_failure(job: Future) -> None:
+    if not job.cancelled() and job.exception() is not None:
+        logger.warning("a push to the Hub failed: %s", job.exception())

@@ -1,0 +1,1 @@
+"""Images and captions on their way to a batch."""

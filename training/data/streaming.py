@@ -1,0 +1,160 @@
+"""Endless training data that is read in order: Hub streams and tar shards, split without overlap, resumed exactly.
+
+A stream has no length and no index. Each worker of each process reads its own part, pass after pass; what it read is
+counted before decoding, so that a resumed run goes through the same rows undecoded and continues with the next one.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import Protocol
+
+from datasets import Image as ImageFeature
+from datasets import IterableDataset as HubIterable
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import BaseImageProcessor
+
+from .dataset import decoded, drawn, fixed_size, reason, resized_uint8
+from .samples import BAD_SAMPLE, as_captions
+
+
+class Source(Protocol):
+    """Where a stream reads its rows, undecoded."""
+
+    def rows(self, part: int, parts: int, order: int) -> Iterator[tuple[str, dict]]:
+        """(name, row) of one of `parts` disjoint parts, which together are the whole; `order` is the pass."""
+
+
+class HubSource:
+    """Rows of a streaming `datasets` dataset (`load_dataset(..., streaming=True)`)."""
+
+    def __init__(self, dataset: HubIterable, image_column: str):
+        self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False)) if dataset.features else dataset
+
+    def rows(self, part: int, parts: int, order: int) -> Iterator[tuple[str, dict]]:
+        dataset = self.dataset
+        dataset.set_epoch(order)
+        if dataset.num_shards >= parts:
+            for number, row in enumerate(dataset.shard(num_shards=parts, index=part, contiguous=False)):
+                yield f"row {number} of part {part}/{parts}", row
+        else:
+            for number, row in enumerate(dataset):
+                if number % parts == part:
+                    yield f"row {number}", row
+
+
+class ImageTextStream(IterableDataset):
+    """Batches of images and captions from a source without index, for `SiglipExtTrainer`; it never ends.
+
+    Each pass over the source has its own order where the source can shuffle (shards do), and rows pass through a
+    buffer from which they are drawn at random. Order and captions depend on (seed, pass, part) alone. Bad samples are
+    skipped; the Trainer counts them.
+
+    Args:
+        source: a `Source`, or a streaming `datasets` dataset.
+        image_column: name of the image in a row: encoded bytes, a `datasets` image, or a PIL image.
+        caption_column: name of the captions, or several names; values as for `ImageTextDataset`.
+        image_processor: resizes images in the worker, to uint8.
+        shuffle_buffer: rows of the buffer, undecoded; 1 keeps the order of the source.
+        seed: of buffer and captions.
+
+    Example:
+        stream = ImageTextStream(TarShards("shards/train-{0000..0127}.tar"), image_processor=processor.image_processor)
+    """
+
+    def __init__(
+        self,
+        source: Source | HubIterable,
+        image_column: str = "image",
+        caption_column: str | Sequence[str] = "caption",
+        *,
+        image_processor: BaseImageProcessor | None = None,
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+    ):
+        if shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be at least 1, got {shuffle_buffer}")
+        self.source = HubSource(source, image_column) if isinstance(source, HubIterable) else source
+        self.image_column = image_column
+        self.caption_columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
+        self.image_processor = image_processor if fixed_size(image_processor) else None
+        self.shuffle_buffer = shuffle_buffer
+        self.seed = seed
+        self.rank, self.world_size, self.batch_size, self.workers = 0, 1, 1, 0
+        self._positions: dict[int, tuple[int, int]] = {}
+        self._replayed = 0
+
+    def assign(self, rank: int, world_size: int, batch_size: int, workers: int) -> None:
+        """Say which part of the data this process reads, and in batches of what size."""
+        self.rank, self.world_size, self.batch_size, self.workers = rank, world_size, batch_size, workers
+
+    def resume(self, positions: dict[int, tuple[int, int]], batches: int) -> None:
+        """Continue where an earlier run stopped.
+
+        Args:
+            positions: for each worker its pass and the rows it had read of it.
+            batches: batches that run had trained on. As many empty ones come first; whoever resumes drops them.
+        """
+        self._positions, self._replayed = positions, batches
+
+    def __iter__(self) -> Iterator[list[dict] | None]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # A loader takes batches from its workers in turn.
+        for _ in range(worker, self._replayed, workers):
+            yield None
+        samples = self._samples(worker, self.rank * workers + worker, self.world_size * workers)
+        while True:
+            yield [next(samples) for _ in range(self.batch_size)]
+
+    def _samples(self, worker: int, part: int, parts: int) -> Iterator[dict]:
+        first, already_read = self._positions.get(worker, (0, 0))
+        skipped: list[tuple[str, str]] = []
+        for order in count(first):
+            rows = shuffled(
+                self.source.rows(part, parts, order), self.shuffle_buffer, f"{self.seed}/{order}/{part}/{parts}"
+            )
+            good = read = 0
+            for read, (name, row) in enumerate(rows, start=1):
+                if order == first and read <= already_read:
+                    continue
+                try:
+                    sample = self._decode(row, f"{self.seed}/{order}/{name}")
+                except BAD_SAMPLE as error:
+                    skipped.append((name, reason(error)))
+                    continue
+                good += 1
+                note = {"name": name, "read": 1 + len(skipped), "skipped": skipped}
+                skipped = []
+                yield {**sample, "sample": {**note, "position": (worker, order, read)}}
+            if not good and not (order == first and already_read):
+                examples = f"; the first of them: {skipped[0]}" if skipped else ""
+                raise ValueError(
+                    f"part {part} of {parts} of the stream has {read} rows and no usable one{examples}. Use fewer "
+                    "dataloader workers or processes, or more data"
+                )
+
+    def _decode(self, row: dict, key: str) -> dict:
+        missing = [name for name in (self.image_column, *self.caption_columns) if name not in row]
+        if missing:
+            raise ValueError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
+        values = [row[name] for name in self.caption_columns]
+        caption = drawn(as_captions(values if len(values) > 1 else values[0]), key)
+        image = decoded(row[self.image_column])
+        if self.image_processor is None:
+            return {"image": image, "caption": caption}
+        return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption}
+
+
+def shuffled(rows: Iterable, size: int, seed: str) -> Iterator:
+    """Rows in an order drawn from a buffer of `size`; the same for the same seed."""
+    draw, buffer = random.Random(seed), []
+    for row in rows:
+        if len(buffer) < size:
+            buffer.append(row)
+            continue
+        place = draw.randrange(size)
+        buffer[place], row = row, buffer[place]
+        yield row
+    draw.shuffle(buffer)
+    yield from buffer

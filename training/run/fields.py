@@ -1,0 +1,306 @@
+"""Recipes: YAML files whose fields are those of three dataclasses, each of which the command line can override."""
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..arguments import SiglipExtTrainingArguments
+from .smoke import shrunk
+
+
+@dataclass
+class ModelArguments:
+    """The model: a released checkpoint to fine-tune, or the configuration of one to train from scratch."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub name of a SigLIP / SigLIP 2 checkpoint to start from. Without it: from scratch."
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "With model_name_or_path: train at another resolution, in pixels, with resampled positions."
+        },
+    )
+    vision_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Put towers together, as LiT does: folder or Hub name of a trained image tower, SigLIP or another "
+            "image model of transformers. The text tower is text_name_or_path, or new from text_config."
+        },
+    )
+    text_name_or_path: str | None = field(
+        default=None, metadata={"help": "With vision_name_or_path: a trained text tower, SigLIP or e.g. BERT."}
+    )
+    vision_pooling: str | None = field(
+        default=None,
+        metadata={"help": "How an image tower from elsewhere gives its vector: first, pooler, mean, max or last."},
+    )
+    text_pooling: str | None = field(default=None, metadata={"help": "The same of a text tower from elsewhere."})
+    text_length: int | None = field(
+        default=None, metadata={"help": "Tokens per text for a text tower from elsewhere; 64 unless given."}
+    )
+    vision_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "From scratch: fields of SiglipExtVisionConfig. Also `--vision_config.hidden_size 64`."},
+    )
+    text_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "From scratch: fields of SiglipExtTextConfig. Also `--text_config.hidden_size 64`."},
+    )
+    vocab_size: int = field(
+        default=2000, metadata={"help": "From scratch: size of the tokenizer trained on the training captions."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "From scratch: folder or Hub name whose tokenizer to use, in place of one trained on the captions."
+        },
+    )
+    loss_type: str = field(default="sigmoid", metadata={"help": "From scratch: sigmoid (SigLIP) or softmax (CLIP)."})
+    logit_scale_init: float | None = field(
+        default=None, metadata={"help": "From scratch: initial log temperature; log 10 unless given."}
+    )
+    logit_bias_init: float | None = field(
+        default=None, metadata={"help": "From scratch: initial bias; -10 unless given."}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the trained weights, a Hub identifier such as apache-2.0, for the card."},
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention; transformers' choice unless given."},
+    )
+
+    def __post_init__(self):
+        for name in ("vision_config", "text_config"):
+            setattr(self, name, _mapping(name, getattr(self, name)))
+        if self.model_name_or_path is not None and (self.vision_config or self.text_config):
+            raise ValueError(
+                "model_name_or_path brings its own configuration: leave out vision_config and text_config"
+            )
+        if self.image_size is not None and self.model_name_or_path is None:
+            raise ValueError("image_size is for model_name_or_path; from scratch set vision_config.image_size")
+        if self.vision_name_or_path is not None and (self.model_name_or_path is not None or self.vision_config):
+            raise ValueError(
+                "vision_name_or_path is the image tower: leave out model_name_or_path and vision_config, or it"
+            )
+        if self.text_name_or_path is not None and (self.vision_name_or_path is None or self.text_config):
+            raise ValueError("text_name_or_path needs vision_name_or_path and excludes text_config")
+
+
+@dataclass
+class DataArguments:
+    """The images and captions."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="emoji",
+        metadata={
+            "help": "`emoji` (bundled), a folder of images with captions, the Hub name of a dataset, or WebDataset "
+            "shards: `data/train-{0000..0127}.tar`, a glob, or any fsspec URL."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of a Hub dataset to evaluate on. Without it: eval_fraction of train_split."},
+    )
+    eval_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of a dataset without evaluation split that is held out, by seed. 0: none."},
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of images."})
+    caption_column: list[str] = field(
+        default_factory=lambda: ["caption"],
+        metadata={
+            "help": "Column of captions (strings or lists of strings), or several columns. One caption of an image is "
+            "drawn per epoch; evaluation takes the first."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read a Hub dataset in order instead of downloading it first. Needs max_steps."},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Of a stream or shards: rows among which the next one is drawn at random."}
+    )
+    image_embeddings: str | None = field(
+        default=None,
+        metadata={"help": "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."},
+    )
+    cache_gib: float = field(
+        default=2.0, metadata={"help": "Keep resized images in memory as uint8 if they fit in this many GiB."}
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that says which rows are variants of one thing (a product in several colours). Variants "
+            "then share a batch, as each other's hard negatives; group_size says how many."
+        },
+    )
+    shuffle_captions: bool = field(
+        default=False,
+        metadata={"help": "Control: train with the captions of other images. Held-out figures must be at chance."},
+    )
+
+    def __post_init__(self):
+        if isinstance(self.caption_column, str):
+            self.caption_column = [self.caption_column]
+        if self.image_embeddings is not None and self.is_stream:
+            raise ValueError("image_embeddings belong to rows with an index: unset streaming, and use no shards")
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the data is read in order and has no length."""
+        return self.streaming or self.dataset.endswith(".tar")
+
+
+class Recipe(NamedTuple):
+    """Everything `run` needs."""
+
+    name: str
+    model: ModelArguments
+    data: DataArguments
+    training: SiglipExtTrainingArguments
+    given: dict
+    """The fields that the file or the command line set, in their order, with their final values."""
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("modeling_siglip_ext.training.recipes")
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(name_or_path: str) -> dict:
+    """Fields of a bundled recipe (by name) or of a YAML file (by path).
+
+    Raises:
+        FileNotFoundError: listing the bundled recipes.
+        ValueError: if the file is not a YAML mapping.
+    """
+    if name_or_path in bundled_recipes():
+        text = (
+            resources.files("modeling_siglip_ext.training.recipes").joinpath(f"{name_or_path}.yaml").read_text("utf-8")
+        )
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text("utf-8")
+    else:
+        raise FileNotFoundError(
+            f"{name_or_path!r} is neither a YAML file nor a bundled recipe ({', '.join(bundled_recipes())})"
+        )
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name_or_path} is not YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{name_or_path} must be a YAML mapping of field names to values")
+    return recipe
+
+
+def recipe_parser(**kwargs) -> HfArgumentParser:
+    """The parser of every field of a recipe."""
+    return HfArgumentParser(
+        [ModelArguments, DataArguments, SiglipExtTrainingArguments], allow_abbrev=False, exit_on_error=False, **kwargs
+    )
+
+
+def parse_recipe(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
+    """Read a recipe and apply command-line overrides.
+
+    Args:
+        name_or_path: bundled recipe or YAML file.
+        overrides: as on the command line: `["--learning_rate", "1e-4", "--vision_config.hidden_size", "64"]`.
+        smoke: shrink the recipe's model, data and length first (`smoke.py`).
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: unknown field (naming the nearest one) or a value of the wrong type.
+    """
+    values = read_recipe(name_or_path)
+    known = [
+        f.name for kind in (ModelArguments, DataArguments, SiglipExtTrainingArguments) for f in fields(kind) if f.init
+    ]
+    for name in values:
+        _check_field(name, known, name_or_path)
+    if smoke:
+        values = shrunk(values)
+    overrides, nested = _split_nested(list(overrides))
+    for name, entries in nested.items():
+        _check_field(name, ["vision_config", "text_config"], "the command line")
+        values[name] = {**(_mapping(name, values.get(name)) or {}), **entries}
+
+    parser = recipe_parser()
+    # As text, so that the parser checks and converts values of the file as it does those of the command line.
+    scalars = (bool, int, float)
+    parser.set_defaults(**{name: str(v) if isinstance(v, scalars) else v for name, v in values.items()})
+    try:
+        *parts, rest = parser.parse_args_into_dataclasses(
+            overrides, look_for_args_file=False, return_remaining_strings=True
+        )
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    for word in rest:
+        if word.startswith("--"):
+            _check_field(word.removeprefix("--").split("=")[0].replace("-", "_"), known, "the command line")
+        raise ValueError(f"the command line: {word!r} belongs to no field")
+    for word in overrides:
+        if word.startswith("--"):
+            name = word.removeprefix("--").split("=")[0].replace("-", "_")
+            values.setdefault(name if name in known else name.removeprefix("no_"), None)
+    given = {name: getattr(next(part for part in parts if hasattr(part, name)), name) for name in values}
+    return Recipe(Path(name_or_path).stem, *parts, given)
+
+
+def _check_field(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "see `siglip-ext-train RECIPE --help` for all fields"
+        raise ValueError(f"{where}: unknown field {name!r}; {hint}")
+
+
+def _split_nested(words: list[str]) -> tuple[list[str], dict[str, dict]]:
+    """Take `--vision_config.hidden_size 64` out of the words, as {"vision_config": {"hidden_size": 64}}."""
+    plain, nested = [], {}
+    while words:
+        word = words.pop(0)
+        name, _, value = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            plain.append(word)
+            continue
+        if not value:
+            if not words:
+                raise ValueError(f"the command line: {name} needs a value")
+            value = words.pop(0)
+        outer, inner = name.removeprefix("--").split(".", 1)
+        nested.setdefault(outer.replace("-", "_"), {})[inner] = yaml.safe_load(value)
+    return plain, nested
+
+
+def _mapping(name: str, value: dict | str | None) -> dict | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} must be a mapping or JSON text, got {value!r}") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping, got {value!r}")
+    return value

@@ -1,0 +1,158 @@
+"""The model and processor that a recipe names: a checkpoint, towers put together, or one from scratch."""
+
+import copy
+
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from modeling_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtImageProcessor,
+    SiglipExtModel,
+    SiglipExtProcessor,
+    train_tokenizer,
+)
+from modeling_siglip_ext.configuration_siglip_ext import is_foreign
+from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_size, load_tower, source_config
+from modeling_siglip_ext.positions import resample_positions
+from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
+
+from ..data.image_embeddings import EmbeddingTower
+from .fields import ModelArguments
+
+
+POSITIONS = "vision_model.embeddings.position_embedding.weight"
+# Tokens per text for text towers that, unlike SigLIP's, take shorter texts than they have positions.
+FOREIGN_TEXT_LENGTH = 64
+
+
+def build_model(
+    model: ModelArguments, captions: list[str] | None, precomputed: bool = False
+) -> tuple[SiglipExtModel, ProcessorMixin]:
+    """A model and its processor, as the recipe says.
+
+    Args:
+        captions: to train a tokenizer on, where there is no trained one; None if they cannot be read beforehand.
+        precomputed: leave the image tower away; an `EmbeddingTower` stands in for it.
+
+    Raises:
+        ValueError: if a tokenizer would have to be trained without captions.
+    """
+    if model.vision_name_or_path is not None:
+        return _from_towers(model, captions, precomputed)
+    if precomputed:
+        raise ValueError("image_embeddings needs vision_name_or_path, the image tower they were made by")
+    attention = {} if model.attn_implementation is None else {"attn_implementation": model.attn_implementation}
+    if model.model_name_or_path is not None:
+        processor = AutoProcessor.from_pretrained(model.model_name_or_path)
+        start = SiglipExtModel.from_pretrained(model.model_name_or_path, **attention)
+        return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
+    config = SiglipExtConfig(
+        vision_config=model.vision_config,
+        text_config={**(model.text_config or {}), "vocab_size": model.vocab_size},
+        **_head(model),
+    )
+    tokenizer = _tokenizer(config, model, captions)
+    side = config.vision_config.image_size
+    image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
+    return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
+
+
+def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: int) -> SiglipExtModel:
+    """The model at another resolution, with its learned positions resampled as big_vision does when it loads.
+
+    Args:
+        processor: its image processor gets the new size.
+        image_size: in pixels.
+
+    Raises:
+        ValueError: for NaFlex, which takes any size, and for an image tower from elsewhere.
+    """
+    config = copy.deepcopy(model.config)
+    if is_foreign(config.vision_config) or config.vision_config.naflex:
+        raise ValueError(
+            f"image_size={image_size} needs a SigLIP image tower of fixed resolution: NaFlex takes images of any "
+            "size, and a tower from elsewhere has its own"
+        )
+    config.vision_config.image_size = image_size
+    other = SiglipExtModel._from_config(config, attn_implementation=model.config._attn_implementation)
+    state = model.state_dict()
+    if POSITIONS in state:  # fixed sine-cosine positions have no table
+        state[POSITIONS] = resample_positions(state[POSITIONS], config.vision_config.grid_size)
+    other.load_state_dict(state)
+    processor.image_processor.size = {"height": image_size, "width": image_size}
+    return other
+
+
+def text_length(model: SiglipExtModel, processor: ProcessorMixin) -> int:
+    """Tokens per text: all positions of a SigLIP tower; of other towers what the tokenizer says."""
+    positions = model.config.text_config.max_position_embeddings
+    return positions if model.text_adapter is None else min(positions, processor.tokenizer.model_max_length)
+
+
+def attach_image_tower(model: SiglipExtModel, name: str) -> None:
+    """Put the image tower in the place of the `EmbeddingTower` that training had."""
+    tower = load_tower(model.config, "vision", name)
+    model.vision_model = tower.to(model.logit_scale.device, model.logit_scale.dtype)
+    model.vision_adapter = build_adapter(model.config, "vision", tower)
+
+
+def _from_towers(
+    model: ModelArguments, captions: list[str] | None, precomputed: bool
+) -> tuple[SiglipExtModel, ProcessorMixin]:
+    name = model.vision_name_or_path
+    fields = {"vision_config": source_config(name, "vision"), "vision_pooling": model.vision_pooling}
+    if model.text_name_or_path is not None:
+        text = {"text_config": source_config(model.text_name_or_path, "text"), "text_pooling": model.text_pooling}
+        config = SiglipExtConfig(**fields, **text, **_head(model))
+        tokenizer = AutoTokenizer.from_pretrained(model.text_name_or_path)
+    else:
+        width = embedding_size(SiglipExtConfig(**fields), "vision")
+        text_config = {"projection_size": width, **(model.text_config or {}), "vocab_size": model.vocab_size}
+        config = SiglipExtConfig(**fields, text_config=text_config, **_head(model))
+        tokenizer = _tokenizer(config, model, captions)
+    if is_foreign(config.text_config):
+        config.text_projection_size = embedding_size(config, "vision")
+    vision: nn.Module = EmbeddingTower(config.vision_config) if precomputed else load_tower(config, "vision", name)
+    trained_text = None if model.text_name_or_path is None else load_tower(config, "text", model.text_name_or_path)
+    dual = SiglipExtModel(config, vision_model=vision, text_model=trained_text)
+    if precomputed:
+        dual.vision_adapter = None  # its pooling is in the embeddings
+    if dual.text_adapter is not None:
+        tokenizer.model_max_length = model.text_length or FOREIGN_TEXT_LENGTH
+    return dual, SiglipExtProcessor(AutoImageProcessor.from_pretrained(name), tokenizer)
+
+
+def _head(model: ModelArguments) -> dict[str, str | float]:
+    """The loss head of a new model."""
+    values = {
+        "loss_type": model.loss_type,
+        "logit_scale_init": model.logit_scale_init,
+        "logit_bias_init": model.logit_bias_init,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[str] | None) -> PreTrainedTokenizerBase:
+    """The named tokenizer, or one trained on the captions; the text config gets its numbers."""
+    text = config.text_config
+    if model.tokenizer_name_or_path is not None:
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer_name_or_path)
+        set_text_length(tokenizer, text.max_position_embeddings)
+    elif captions is None:
+        raise ValueError(
+            "a tokenizer for a new text tower cannot be trained on a stream: set tokenizer_name_or_path, or start "
+            "from model_name_or_path or text_name_or_path"
+        )
+    else:
+        tokenizer = train_tokenizer(captions, vocab_size=model.vocab_size, max_length=text.max_position_embeddings)
+    # A small corpus can give fewer tokens than asked for.
+    text.vocab_size = len(tokenizer)
+    text.pad_token_id, text.eos_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None
+    return tokenizer
