@@ -1,11 +1,16 @@
-"""Folders and files that appear complete or not at all, whatever happens to the process that writes them."""
+"""Text, JSON, files and folders that appear complete or not at all, whatever happens to the process that writes them.
 
+A draft is written into a hidden folder beside the target, flushed to disk, and renamed.
+"""
+
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 try:
@@ -37,14 +42,14 @@ def remove_abandoned(out: Path) -> None:
 
 
 @contextmanager
-def drafts(out: Path) -> Iterator[Path]:
+def drafts(out: Path, replace: bool) -> Generator[Path]:
     """A folder beside `out`, gone at the end.
 
     Raises:
-        FileExistsError: `out` exists.
+        FileExistsError: `out` exists and is not to be replaced.
         OSError: There may be no folder there.
     """
-    if out.exists():
+    if out.exists() and not replace:
         raise FileExistsError(f"{out} exists; choose another name or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -72,32 +77,78 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(out: str | Path) -> Iterator[Path]:
+def new_folder(out: str | Path) -> Generator[Path]:
     """A folder to write into that becomes `out` when the block ends without an error.
 
     Raises:
         FileExistsError: `out` exists.
     """
     out = Path(out)
-    with drafts(out) as draft:
+    with drafts(out, replace=False) as draft:
         yield draft
-        for path in draft.rglob("*"):
-            if path.is_file():
-                flush(path)
         os.chmod(draft, 0o755)  # mkdtemp makes it private
-        os.rename(draft, out)
+        put_in_place(draft, out)
 
 
 @contextmanager
-def new_file(out: str | Path) -> Iterator[Path]:
+def new_file(out: str | Path, *, replace: bool = False) -> Generator[Path]:
     """A path to write to that becomes `out` when the block ends without an error.
 
+    Args:
+        out: the file; its folder is made.
+        replace: whether it may take the place of an older one, which stays whole until then.
+
     Raises:
-        FileExistsError: `out` exists.
+        FileExistsError: `out` exists and `replace` is not set.
     """
     out = Path(out)
-    with drafts(out) as draft:
+    with drafts(out, replace) as draft:
         path = draft / out.name
         yield path
         flush(path)
-        os.rename(path, out)
+        os.replace(path, out)
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """Rename a complete folder to its final name, in place of an older one of that name; on disk before it is seen."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            flush(path)
+    if not out.exists():
+        folder.rename(out)
+        return
+    older = folder.with_name(f"{out.name}.replaced")
+    shutil.rmtree(older, ignore_errors=True)
+    out.rename(older)
+    folder.rename(out)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, in place of what was there."""
+    with new_file(path, replace=True) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Mapping[str, Any] | list) -> None:
+    """Write indented JSON, in place of what was there."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        FileNotFoundError: there is none; with the remedy.
+        ValueError: the file is damaged; with the remedy.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {remedy}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (no mapping): {remedy}")
+    return content

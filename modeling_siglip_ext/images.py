@@ -8,6 +8,7 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -19,6 +20,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 class UnreadableImageError(ValueError):
     """An input is no image, or one that is broken, too large or out of reach; the message says which and why."""
+
+
+# formats that PIL recognizes, but cannot decode by itself
+ONLY_RECOGNIZED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the formats that PIL reads, in lower case with their dot."""
+    readable = Image.OPEN.keys() - ONLY_RECOGNIZED
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
+
+
+def is_image_file(path: str | os.PathLike) -> bool:
+    """Whether a file's name says that it is an image."""
+    return os.path.splitext(os.fspath(path))[1].lower() in image_suffixes()
 
 
 def load_image(source: Any, timeout: float | None = None) -> Image.Image:
@@ -136,4 +153,4 @@ def describe(source: Any) -> str:
     return f"the given {type(source).__name__}"
 
 
-__all__ = ["UnreadableImageError", "load_image"]
+__all__ = ["UnreadableImageError", "image_suffixes", "is_image_file", "load_image"]

@@ -1,0 +1,133 @@
+"""The one design of the three command lines: a file a command, one line and exit status 2 for bad input.
+
+A command is a module with `register(commands)`, which adds its parser with `add_command`, and `run(arguments)`, which
+does the work and returns the exit status (None is 0). Options are declared with underscores and taken with dashes too.
+"""
+
+import argparse
+import difflib
+import errno
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn, Protocol
+
+
+Run = Callable[[argparse.Namespace], int | None]
+Subparsers = argparse._SubParsersAction
+BAD_INPUT = 2
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too large",
+}
+
+
+class Command(Protocol):
+    """A module that is a command."""
+
+    def register(self, commands: Subparsers) -> None: ...
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Leaves examples as they are written, and says defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or isinstance(action.default, bool) or action.nargs == 0
+        return action.help if plain else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, and names the nearest of what it knows for what it does not."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            owner = getattr(parsed, "parser", self)
+            options = [option for action in owner._actions for option in action.option_strings]
+            self.error(unknown_word(unknown[0], options, "argument" if not unknown[0].startswith("-") else "option"))
+        return parsed
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, Subparsers) and value not in action.choices:
+            raise argparse.ArgumentError(None, unknown_word(value, action.choices, "command"))
+        super()._check_value(action, value)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog.split()[0]}: error: {message}\n")
+
+
+def unknown_word(word: str, known: Iterable[str], kind: str) -> str:
+    """What to say of a word that is none of the known ones: the nearest one, or all of them."""
+    names = [name for name in known if not name.startswith("-") or name.startswith("--")]
+    near = difflib.get_close_matches(word.partition("=")[0], names, n=1)
+    if near:
+        return f"unknown {kind} {word!r}: did you mean {near[0]!r}?"
+    return (
+        f"unknown {kind} {word!r}; known: {', '.join(names)}" if kind != "argument" else f"unknown argument {word!r}"
+    )
+
+
+def underscored(words: Iterable[str]) -> list[str]:
+    """Words of a command line with the names of options in underscores: `--max-steps=3` is `--max_steps=3`."""
+    result, options = [], True
+    for word in words:
+        options = options and word != "--"
+        name, equals, value = word.partition("=")
+        result.append(name[:2] + name[2:].replace("-", "_") + equals + value if options and word[:2] == "--" else word)
+    return result
+
+
+def add_command(
+    commands: Subparsers, name: str, run: Run, *, summary: str, description: str | None = None, examples: str = ""
+) -> Parser:
+    """A new command; its parser, to be given arguments.
+
+    Args:
+        commands: what `register` is given.
+        name: with dashes.
+        run: called with the arguments; returns the exit status, None for 0.
+        summary: one line for the list of commands.
+        description: for its own help; the summary where it is not given.
+        examples: below the arguments.
+    """
+    parser = commands.add_parser(name, help=summary, description=description or summary, epilog=examples)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def command_line(prog: str, description: str, commands: Iterable[Command], epilog: str = "") -> Parser:
+    """The parser of a command line with its commands and `--version`."""
+    parser = Parser(prog=prog, description=description, epilog=epilog)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('siglip-ext')}")
+    registered = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in commands:
+        command.register(registered)
+    return parser
+
+
+def exit_status(prog: str, work: Callable[[], int | None]) -> int:
+    """Do the work of a command line; what its user caused is one line on stderr and status 2."""
+    try:
+        return work() or 0
+    except OSError as error:
+        what = None if error.errno is None else DISK.get(error.errno)
+        return say(prog, error if what is None else f"{what}: {error}")
+    except (ValueError, ImportError) as error:
+        return say(prog, error)
+
+
+def say(prog: str, message: object, status: int = BAD_INPUT) -> int:
+    """Say in one line what was wrong; returns the exit status."""
+    print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return status
+
+
+def main(parser: Parser, argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments and run the command that they name; returns the exit status."""
+    words = underscored(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(words)
+    return exit_status(parser.prog, lambda: arguments.run(arguments))
