@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch._C import _autograd
 
 from .tiles import accumulator_dtype
 
@@ -56,4 +57,4 @@ def _graph_is_kept() -> bool:
     """Whether the saved gradients may be asked for again, so that they must not be overwritten."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return True
-    return getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)()
+    return getattr(_autograd, "_get_current_graph_task_keep_graph", lambda: True)()

@@ -6,14 +6,14 @@ that a rank never holds more than a few local batches. Whatever is accumulated f
 their log-sum-exp) travels with the block or is reduced on the way home.
 
 Everything is written against `Communicator`, four small methods. Here torch.distributed stands behind it, with
-whatever backend the group was made with, and torch_xla in `xla.py`; another runtime needs only these four.
+whatever backend the group was made with, and torch_xla in `xla/devices.py`; another runtime needs only these four.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -112,7 +112,8 @@ def communicator_name(group: dist.ProcessGroup | None, distribution: str) -> str
         return ""
     if dist.get_rank(group) < 0:
         raise ValueError("group: this process is not a member of the process group it was given")
-    return (group or dist.group.WORLD).group_name if dist.get_world_size(group) > 1 else ""
+    members = group or dist.group.WORLD
+    return "" if members is None or dist.get_world_size(members) == 1 else members.group_name
 
 
 def communicator(name: str) -> Communicator:
@@ -122,7 +123,7 @@ def communicator(name: str) -> Communicator:
         from .xla.devices import XlaDevices
 
         return XlaDevices()
-    return TorchDistributed(dist.distributed_c10d._resolve_process_group(name))
+    return TorchDistributed(dist.distributed_c10d._resolve_process_group(cast("dist.GroupName", name)))
 
 
 def choose(distribution: str, sizes: Sequence[int], width: int) -> str:
@@ -159,8 +160,8 @@ class GatherRows(torch.autograd.Function):
         return gather_rows(comm, rows, sizes)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        return reduce_scatter_rows(ctx.comm, grad, ctx.sizes), None, None
+    def backward(ctx, *grads: torch.Tensor):
+        return reduce_scatter_rows(ctx.comm, grads[0], ctx.sizes), None, None
 
 
 def _pad(rows: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -215,7 +216,31 @@ class LogSumExps:
 
 
 Accumulator = Sums | LogSumExps
-Visit = Callable[[int, list[torch.Tensor], torch.Tensor | None], None]
+# Called with the global index of the first row, the rows, and the accumulated values to update in place, if any.
+Visit = Callable[[int, list[torch.Tensor], torch.Tensor], None]
+VisitOrLook = Callable[[int, list[torch.Tensor], torch.Tensor | None], None]
+
+
+@overload
+def sweep(
+    comm: Communicator,
+    distribution: str,
+    sizes: Sequence[int],
+    block: list[torch.Tensor],
+    accumulator: Accumulator,
+    visit: Visit,
+) -> torch.Tensor: ...
+
+
+@overload
+def sweep(
+    comm: Communicator,
+    distribution: str,
+    sizes: Sequence[int],
+    block: list[torch.Tensor],
+    accumulator: Accumulator | None,
+    visit: VisitOrLook,
+) -> torch.Tensor | None: ...
 
 
 def sweep(
@@ -224,7 +249,7 @@ def sweep(
     sizes: Sequence[int],
     block: list[torch.Tensor],
     accumulator: Accumulator | None,
-    visit: Visit,
+    visit: Callable[..., None],
 ) -> torch.Tensor | None:
     """Show the rows of every rank to every rank, and bring home what was accumulated for our own.
 
@@ -239,33 +264,51 @@ def sweep(
         The accumulated values of this rank's rows.
     """
     if comm.world_size == 1:
-        total = accumulator and accumulator.new(sizes[0])
+        total = _new(accumulator, sizes[0])
         visit(0, block, total)
         return total
     return (_sweep_ring if distribution == "ring" else _sweep_gather)(comm, sizes, block, accumulator, visit)
 
 
-def _sweep_gather(comm, sizes, block, accumulator, visit):
+def _new(accumulator: Accumulator | None, rows: int) -> torch.Tensor | None:
+    return None if accumulator is None else accumulator.new(rows)
+
+
+def _sweep_gather(
+    comm: Communicator,
+    sizes: Sequence[int],
+    block: list[torch.Tensor],
+    accumulator: Accumulator | None,
+    visit: VisitOrLook,
+) -> torch.Tensor | None:
     everything = [gather_rows(comm, rows, sizes) for rows in block]
-    total = accumulator and accumulator.new(sum(sizes))
+    total = _new(accumulator, sum(sizes))
     visit(0, everything, total)
-    return accumulator and accumulator.reduce(comm, total, sizes)
+    if accumulator is None or total is None:
+        return None
+    return accumulator.reduce(comm, total, sizes)
 
 
-def _sweep_ring(comm, sizes, block, accumulator, visit):
+def _sweep_ring(
+    comm: Communicator,
+    sizes: Sequence[int],
+    block: list[torch.Tensor],
+    accumulator: Accumulator | None,
+    visit: VisitOrLook,
+) -> torch.Tensor | None:
     world, longest = comm.world_size, max(sizes)
     starts = [0, *accumulate(sizes)]
     ways = [(direction, hops) for direction, hops in ((1, world // 2), (-1, (world - 1) // 2)) if hops]
 
-    def show(owner, rows, total):
+    def show(owner: int, rows: list[torch.Tensor], total: torch.Tensor | None) -> None:
         n = sizes[owner]
         visit(starts[owner], [tensor[:n] for tensor in rows], None if total is None else total[:n])
 
     block = [_pad(rows, sizes) for rows in block]
     arriving = {direction: comm.shift(block, direction) for direction, _ in ways}
-    own = accumulator and accumulator.new(longest)
+    own = _new(accumulator, longest)
     show(comm.rank, block, own)
-    totals = {}
+    totals: dict[int, Callable[[], list[torch.Tensor]]] = {}  # accumulated along each way, and on its own way to us
     for step in range(1, world // 2 + 1):
         for direction, hops in ways:
             if step > hops:
@@ -273,12 +316,12 @@ def _sweep_ring(comm, sizes, block, accumulator, visit):
             rows = arriving[direction]()
             if step < hops:  # they travel on while we look at them
                 arriving[direction] = comm.shift(rows, direction)
-            total = None
-            if accumulator:
-                total = totals[direction]()[0] if step > 1 else accumulator.new(longest)
+            total = totals[direction]()[0] if direction in totals else _new(accumulator, longest)
             show((comm.rank - direction * step) % world, rows, total)
-            if accumulator:  # on with the rows, and from the last stop straight home
+            if total is not None:  # on with the rows, and from the last stop straight home
                 totals[direction] = comm.shift([total], direction if step < hops else -direction * hops)
+    if accumulator is None or own is None:
+        return None
     for wait in totals.values():
         own = accumulator.merge(own, wait()[0])
-    return accumulator and own[: sizes[comm.rank]]
+    return own[: sizes[comm.rank]]

@@ -161,5 +161,5 @@ class _AllGather(torch.autograd.Function):
         return all_gather(rows, group)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        return reduce_scatter(grad, ctx.group), None
+    def backward(ctx, *grads: torch.Tensor):
+        return reduce_scatter(grads[0], ctx.group), None

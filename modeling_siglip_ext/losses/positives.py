@@ -1,4 +1,14 @@
-"""Which pairs of a block of images and texts belong together."""
+"""Which pairs of a block of images and texts belong together: those on a diagonal, or those of the same id.
+
+Both know these operations on a (images, texts) tile of logits:
+
+- `part(rows, columns)`: the positives of tile[rows, columns].
+- `take_out_(tile)`: the positives' logits (where there are no positives: infinity), leaving -infinity in their place.
+  Negatives with a logit of -infinity have no loss and no gradient, and so do positives with one of infinity.
+- `add_(tile, values)`: add to the tile what belongs to the logits that `take_out_` returned.
+- `row_sums(tile)`: (images,), for each image the weighted sum over its positives in the tile.
+- `subtract_(tile, amount)`: take the weighted amount off the positives.
+"""
 
 from __future__ import annotations
 
@@ -9,58 +19,64 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
-class Positives:
-    """Positive pairs of a (images, texts) tile: those whose ids agree, or without ids one diagonal.
+class Diagonal:
+    """Image i belongs to text i + offset, wherever that lies inside the tile; all weights are 1."""
 
-    Args:
-        diagonal: Image i belongs to text i + diagonal, wherever that lies inside the tile.
-        image_ids, text_ids: (images,) and (texts,), in place of the diagonal.
-        weights: (images,), the share of each positive of an image in `row_sums` and `subtract_`; 1 where None.
-    """
+    offset: int
 
-    diagonal: int
-    image_ids: torch.Tensor | None = None
-    text_ids: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-
-    def part(self, rows: slice, columns: slice) -> Positives:
-        """The positives of tile[rows, columns]."""
-        if self.image_ids is None:
-            return Positives(self.diagonal + rows.start - columns.start)
-        weights = None if self.weights is None else self.weights[rows]
-        return Positives(0, self.image_ids[rows], self.text_ids[columns], weights)
+    def part(self, rows: slice, columns: slice) -> Diagonal:
+        return Diagonal(self.offset + rows.start - columns.start)
 
     def take_out_(self, tile: torch.Tensor) -> torch.Tensor:
-        """The positives' logits (where there are no positives: infinity), leaving -infinity in their place.
+        logits = tile.diagonal(self.offset).clone()
+        tile.diagonal(self.offset).fill_(-torch.inf)
+        return logits
 
-        Negatives with a logit of -infinity have no loss and no gradient, and so do positives with one of infinity.
-        """
-        if self.image_ids is None:
-            logits = tile.diagonal(self.diagonal).clone()
-            tile.diagonal(self.diagonal).fill_(-torch.inf)
-            return logits
+    def add_(self, tile: torch.Tensor, values: torch.Tensor) -> None:
+        tile.diagonal(self.offset).add_(values)
+
+    def row_sums(self, tile: torch.Tensor) -> torch.Tensor:
+        entries = tile.diagonal(self.offset)
+        before = max(0, -self.offset) if entries.numel() else 0
+        return F.pad(entries, (before, tile.shape[0] - before - entries.shape[0]))
+
+    def subtract_(self, tile: torch.Tensor, amount: float) -> None:
+        tile.diagonal(self.offset).sub_(amount)
+
+
+@dataclass(frozen=True)
+class SameIds:
+    """An image and a text belong together where their ids agree.
+
+    Args:
+        image_ids, text_ids: (images,) and (texts,).
+        weights: (images,), the share of each positive of an image; 1 where None.
+    """
+
+    image_ids: torch.Tensor
+    text_ids: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    def part(self, rows: slice, columns: slice) -> SameIds:
+        weights = None if self.weights is None else self.weights[rows]
+        return SameIds(self.image_ids[rows], self.text_ids[columns], weights)
+
+    def take_out_(self, tile: torch.Tensor) -> torch.Tensor:
         mask = self._mask()
         logits = torch.where(mask, tile, torch.inf)
         tile.masked_fill_(mask, -torch.inf)
         return logits
 
     def add_(self, tile: torch.Tensor, values: torch.Tensor) -> None:
-        """Add to the tile what belongs to the logits that `take_out_` returned."""
-        (tile.diagonal(self.diagonal) if self.image_ids is None else tile).add_(values)
+        tile.add_(values)
 
     def row_sums(self, tile: torch.Tensor) -> torch.Tensor:
-        """(images,), for each image the weighted sum over its positives in the tile."""
-        if self.image_ids is None:
-            entries = tile.diagonal(self.diagonal)
-            before = max(0, -self.diagonal) if entries.numel() else 0
-            return F.pad(entries, (before, tile.shape[0] - before - entries.shape[0]))
-        return torch.where(self._mask(), tile, 0).sum(1) * self.weights
+        sums = torch.where(self._mask(), tile, 0).sum(1)
+        return sums if self.weights is None else sums * self.weights
 
     def subtract_(self, tile: torch.Tensor, amount: float) -> None:
-        if self.image_ids is None:
-            tile.diagonal(self.diagonal).sub_(amount)
-        else:
-            tile.sub_(self._mask() * (amount * self.weights)[:, None])
+        amounts = amount if self.weights is None else (amount * self.weights)[:, None]
+        tile.sub_(self._mask() * amounts)
 
     def _mask(self) -> torch.Tensor:
         return self.image_ids[:, None] == self.text_ids[None, :]

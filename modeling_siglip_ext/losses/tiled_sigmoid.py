@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from .autograd import register_gradients
 from .checks import agree
 from .distribution import Sums, choose, communicator, sweep
-from .positives import Positives
+from .positives import Diagonal, SameIds
 from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips
 
 
@@ -50,15 +50,15 @@ def tiled_sigmoid_loss(
     losses, bias_sums = scale.new_zeros(2, images.shape[0])
 
     def visit(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
-        texts, *text_ids = block
-        positives = Positives(first_image - first_text, pair_ids, *text_ids)
+        texts = block[0]
+        positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[1])
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             tile, tile_positives = products.logits(images[rows], texts[columns]), positives.part(rows, columns)
             positive = tile_positives.take_out_(tile) + bias
             losses[rows.start].add_(_softplus(-positive).sum())
             for strip in strips(tile):
                 row = rows.start + strip.start
-                losses[row].add_(_softplus_sum_(tile[strip].add_(bias), derivative=any(needs)))
+                losses[row].add_(softplus_sum_(tile[strip].add_(bias), derivative=any(needs)))
                 if needs_bias:
                     bias_sums[row].add_(tile[strip].sum())
             if any(needs):
@@ -97,7 +97,7 @@ def _softplus(z: torch.Tensor) -> torch.Tensor:
     return F.softplus(z, threshold=40)
 
 
-def _softplus_sum_(z: torch.Tensor, derivative: bool) -> torch.Tensor:
+def softplus_sum_(z: torch.Tensor, derivative: bool) -> torch.Tensor:
     """Sum of softplus(z); z becomes its derivative, sigmoid(z), if that is wanted."""
     if z.device.type != "cpu" or z.numel() % FACTORS:
         total = _softplus(z).sum()

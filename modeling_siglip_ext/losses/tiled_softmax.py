@@ -13,7 +13,7 @@ import torch
 from .autograd import register_gradients
 from .checks import agree
 from .distribution import LogSumExps, Sums, choose, communicator, gather_rows, sweep
-from .positives import Positives
+from .positives import Diagonal, SameIds
 from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips
 
 
@@ -51,8 +51,8 @@ def tiled_softmax_loss(
     targets = torch.zeros_like(image_lse)
 
     def find_lse(first_text: int, block: list[torch.Tensor], text_lse: torch.Tensor) -> None:
-        texts, *text_ids = block
-        positives = Positives(first_image - first_text, pair_ids, *text_ids, weights=weights)
+        texts = block[0]
+        positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[1], weights)
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             tile = products.logits(images[rows], texts[columns])
             targets[rows] += positives.part(rows, columns).row_sums(tile)
@@ -64,8 +64,8 @@ def tiled_softmax_loss(
     image_sums = scale.new_zeros(images.shape) if needs_images or (needs_scale and not needs_texts) else None
 
     def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
-        texts, text_lse, *text_ids = block
-        positives = Positives(first_image - first_text, pair_ids, *text_ids, weights=weights)
+        texts, text_lse = block[:2]
+        positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[2], weights)
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             tile = products.logits(images[rows], texts[columns])
             for strip in strips(tile):

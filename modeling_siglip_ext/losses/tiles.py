@@ -24,7 +24,7 @@ class TileProducts:
 
     def __init__(self, like: torch.Tensor, scale: torch.Tensor) -> None:
         self.scale = scale
-        self.operand_dtype = like.dtype if _multiplies(like.dtype, like.device) else scale.dtype
+        self.operand_dtype = like.dtype if multiplies(like.dtype, like.device) else scale.dtype
         self.rows, self.columns = CPU_TILE if like.device.type == "cpu" else ACCELERATOR_TILE
         self._buffer = scale.new_empty(0)
 
@@ -70,18 +70,19 @@ def embedding_gradients(
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of images, texts and logit_scale from the sums over tiles; empty ones where they are not needed."""
-    for sums in (image_sums, text_sums):
-        if sums is not None:
-            sums.mul_(factor)
-    scale_gradient = factor.new_empty(0)
-    if needs[2]:  # of log(scale): <images, their gradient>, which is also <texts, their gradient>
-        pair = (images, image_sums) if image_sums is not None else (texts, text_sums)
-        scale_gradient = _inner_product(*pair).view_as(logit_scale)
-    return (
-        image_sums if needs[0] else factor.new_empty(0),
-        text_sums if needs[1] else factor.new_empty(0),
-        scale_gradient,
-    )
+    image_gradient, text_gradient, scale_gradient = (factor.new_empty(0) for _ in range(3))
+    # of log(scale): <images, their gradient>, which is also <texts, their gradient>
+    if text_sums is not None:
+        text_gradient = text_sums.mul_(factor)
+        if needs[2] and image_sums is None:
+            scale_gradient = _inner_product(texts, text_sums).view_as(logit_scale)
+    if image_sums is not None:
+        image_sums.mul_(factor)
+        if needs[0]:
+            image_gradient = image_sums
+        if needs[2]:
+            scale_gradient = _inner_product(images, image_sums).view_as(logit_scale)
+    return image_gradient, text_gradient, scale_gradient
 
 
 def _inner_product(one: torch.Tensor, other: torch.Tensor, rows: int = 256) -> torch.Tensor:
@@ -97,7 +98,7 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the device multiplies matrices of the dtype without loss of range, and faster than float32 ones."""
     if dtype in (torch.float32, torch.float64):
         return True

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import eager, sigmoid_loss, softmax_loss, tiles
-from modeling_siglip_ext.losses.tiled_sigmoid import _softplus_sum_
+from modeling_siglip_ext.losses.tiled_sigmoid import softplus_sum_
 
 
 BIG_VISION = np.load(Path(__file__).with_name("big_vision.npz"))
@@ -136,7 +136,7 @@ def test_softplus_of_a_strip(mean, spread, dtype, rows):
     z = (mean + spread * torch.randn(rows, 16, generator=generator, dtype=torch.float64)).to(dtype)
     z[rows // 2, 3] = -torch.inf  # a positive, taken out
     expected, derivative = F.softplus(z.double(), threshold=60).sum(), torch.sigmoid(z.double())
-    total = _softplus_sum_(z, derivative=True)
+    total = softplus_sum_(z, derivative=True)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     assert (total - expected).abs() <= tolerance * expected
     assert (z - derivative).abs().max() <= tolerance
@@ -149,7 +149,7 @@ def test_bfloat16(head, monkeypatch):
     rounded = [x.bfloat16() for x in arguments[:2]] + [x.float() for x in arguments[2:]]
     expected = value_and_gradients(sigmoid_loss, [x.double() for x in rounded], implementation="eager")
     for native in (False, True):
-        monkeypatch.setattr(tiles, "_multiplies", lambda dtype, device, native=native: native)
+        monkeypatch.setattr(tiles, "multiplies", lambda dtype, device, native=native: native)
         got = value_and_gradients(sigmoid_loss, rounded, implementation="tiled")
         assert got[0].dtype == torch.float32
         assert got[1].dtype == torch.bfloat16

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ class XlaDevices:
 
     def __init__(self) -> None:
         self.rank, self.world_size = xr.global_ordinal(), xr.world_size()
-        self._collective = {"groups": [list(range(self.world_size))], "pin_layout": False}
+        self._collective: dict[str, Any] = {"groups": [list(range(self.world_size))], "pin_layout": False}
         if xr.device_type() == "CPU":  # where the plain form aborts
             self._collective |= {"channel_id": 1, "use_global_device_ids": True}
 

@@ -1,8 +1,8 @@
 """Value and gradients of both losses on XLA devices: what `implementation="tiled"` means there.
 
-As in `sigmoid.py` and `softmax.py` the gradients come with the value, and memory is O(B * D); but the loop over rows
-of images is in the graph (`xla_scan.py`), whose size does not depend on the batch. Products are of float32 operands: a
-TPU multiplies those as bfloat16 unless told otherwise, and adds in float32.
+As in `tiled_sigmoid.py` and `tiled_softmax.py` the gradients come with the value, and memory is O(B * D); but the
+loop over rows of images is in the graph (`scan.py`), whose size does not depend on the batch. Products are of float32
+operands: a TPU multiplies those as bfloat16 unless told otherwise, and adds in float32.
 
 Under SPMD the rows are worked on where they are: if the global mesh has an axis called "data", each device loops over
 its own images, against all texts, and keeps a sum of its own for their gradients until the end.
@@ -38,7 +38,7 @@ def sigmoid_loss(
     group: str,
     distribution: str,
 ) -> torch.Tensor:
-    """This rank's share of the sigmoid loss; arguments as those of `sigmoid.tiled_sigmoid_loss`."""
+    """This rank's share of the sigmoid loss; arguments as those of `tiled_sigmoid.tiled_sigmoid_loss`."""
     arguments = images, texts, logit_scale, logit_bias
     needs = needed(arguments)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -48,29 +48,32 @@ def sigmoid_loss(
         dtype = accumulator_dtype(images.dtype)
         scale, bias = logit_scale.to(dtype).exp().view(()), logit_bias.to(dtype).view(())
 
-        wanted = any(needs), needs[0] or (needs[2] and not needs[1]), needs[1]
-        rows = [layout.split(images.to(dtype)), layout.split(_ids(pair_ids, first_image, images))]
+        # d log(scale) is <images, d images> and also <texts, d texts>, so one of the two is needed for it.
+        sum_images, sum_texts = needs[0] or (needs[2] and not needs[1]), needs[1]
+        body = _sigmoid_body(any(needs), sum_images, sum_texts)
+        image_ids = _places(first_image, images) if pair_ids is None else pair_ids
+        rows = [layout.split(images.to(dtype)), layout.split(image_ids)]
         totals: list[torch.Tensor] = []
 
         def visit(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
-            texts, *text_ids = block
-            constants = [texts.to(dtype), _ids(*(text_ids or [None]), first_text, texts), scale, bias]
+            texts = block[0]
+            text_ids = _places(first_text, texts) if pair_ids is None else block[1]
+            constants = [texts.to(dtype), text_ids, scale, bias]
             carried = [] if text_sums is None else [layout.zeros(text_sums)]
-            carried, outputs = scan(_sigmoid_body(*wanted), layout.replicated(constants), carried, rows)
+            carried, outputs = scan(body, layout.replicated(constants), carried, rows)
             if text_sums is not None:
                 text_sums += carried[0].sum(0)
             totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
 
         block = [texts] if pair_ids is None else [texts, pair_ids]
-        accumulator = Sums(scale, images.shape[1]) if needs[1] else None
+        accumulator = Sums(scale, images.shape[1]) if sum_texts else None
         text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulator, visit)
-        losses, bias_sums, image_sums = [*totals, *[None] * (3 - len(totals))]
-        image_sums = None if image_sums is None else layout.join(image_sums)
+        image_sums = layout.join(totals[2]) if sum_images else None
         gradients = [
             *_embedding_gradients(images, texts, logit_scale, image_sums, text_sums, scale * share, needs),
-            (bias_sums.sum() * share).view_as(logit_bias) if needs[3] else None,
+            (totals[1].sum() * share).view_as(logit_bias) if needs[3] else None,
         ]
-        value = losses.sum() * share
+        value = totals[0].sum() * share
     return _WithGradients.apply(value, gradients, *arguments)
 
 
@@ -82,7 +85,7 @@ def softmax_loss(
     group: str,
     distribution: str,
 ) -> torch.Tensor:
-    """This rank's share of the softmax loss; arguments as those of `softmax.tiled_softmax_loss`."""
+    """This rank's share of the softmax loss; arguments as those of `tiled_softmax.tiled_softmax_loss`."""
     arguments = images, texts, logit_scale
     needs = needed(arguments)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
@@ -93,7 +96,8 @@ def softmax_loss(
         dtype = accumulator_dtype(images.dtype)
         scale = logit_scale.to(dtype).exp().view(())
 
-        rows = [layout.split(images.to(dtype)), layout.split(_ids(pair_ids, first_image, images))]
+        image_ids = _places(first_image, images) if pair_ids is None else pair_ids
+        rows = [layout.split(images.to(dtype)), layout.split(image_ids)]
         weights = torch.ones_like(rows[1], dtype=dtype)
         if pair_ids is not None:  # the positives of a row share its target
             everybody = layout.replicated([gather_rows(comm, pair_ids, sizes)])
@@ -102,21 +106,25 @@ def softmax_loss(
         seen: list[torch.Tensor] = []
 
         def find_lse(first_text: int, block: list[torch.Tensor], text_lse: torch.Tensor) -> None:
-            texts, *text_ids = block
-            constants = [texts.to(dtype), _ids(*(text_ids or [None]), first_text, texts), scale]
+            texts = block[0]
+            text_ids = _places(first_text, texts) if pair_ids is None else block[1]
+            constants = [texts.to(dtype), text_ids, scale]
             carried = [layout.zeros(text_lse) - torch.inf]
             (columns,), (row_lse, targets) = scan(_lse_body, layout.replicated(constants), carried, rows)
             text_lse.copy_(_logaddexp(text_lse, columns.logsumexp(0)))
             seen[:] = [_logaddexp(seen[0], row_lse), seen[1] + targets] if seen else [row_lse, targets]
 
-        wanted = needs[0] or (needs[2] and not needs[1]), needs[1]
+        # d log(scale) is <images, d images> and also <texts, d texts>, so one of the two is needed for it.
+        sum_images, sum_texts = needs[0] or (needs[2] and not needs[1]), needs[1]
+        body = _softmax_body(sum_images, sum_texts)
         totals: list[torch.Tensor] = []
 
         def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
-            texts, text_lse, *text_ids = block
-            constants = [texts.to(dtype), _ids(*(text_ids or [None]), first_text, texts), scale, text_lse]
+            texts, text_lse = block[:2]
+            text_ids = _places(first_text, texts) if pair_ids is None else block[2]
+            constants = [texts.to(dtype), text_ids, scale, text_lse]
             carried = [] if text_sums is None else [layout.zeros(text_sums)]
-            carried, outputs = scan(_softmax_body(*wanted), layout.replicated(constants), carried, [*rows, image_lse])
+            carried, outputs = scan(body, layout.replicated(constants), carried, [*rows, image_lse])
             if text_sums is not None:
                 text_sums += carried[0].sum(0)
             totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
@@ -126,10 +134,10 @@ def softmax_loss(
         image_lse, targets = seen
         text_sums = None
         if any(needs):
-            accumulator = Sums(scale, images.shape[1]) if needs[1] else None
+            accumulator = Sums(scale, images.shape[1]) if sum_texts else None
             block = [texts, text_lse, *block[1:]]
             text_sums = sweep(comm, distribution, sizes, block, accumulator, find_gradients)
-        image_sums = layout.join(totals[0]) if totals else None
+        image_sums = layout.join(totals[0]) if sum_images else None
         gradients = _embedding_gradients(images, texts, logit_scale, image_sums, text_sums, scale * share, needs)
         value = (layout.join(image_lse - 2 * targets) + text_lse).sum() * share
     return _WithGradients.apply(value, gradients, *arguments)
@@ -242,10 +250,8 @@ class _LogSumExps(LogSumExps):
         return _logaddexp(one, other)
 
 
-def _ids(given: torch.Tensor | None, first: int, rows: torch.Tensor) -> torch.Tensor:
-    """Which rows belong together; without ids those of one place in the global batch."""
-    if given is not None:
-        return given
+def _places(first: int, rows: torch.Tensor) -> torch.Tensor:
+    """Where rows stand in the global batch: what takes the place of ids, as an image belongs to the text beside it."""
     return torch.arange(first, first + rows.shape[0], dtype=torch.int32, device=rows.device)
 
 
@@ -259,11 +265,18 @@ def _embedding_gradients(
     needs: Sequence[bool],
 ) -> list[torch.Tensor | None]:
     """Of images, texts and logit_scale; the last is <images, their gradient> and also <texts, their gradient>."""
-    by_image, by_text = (None if sums is None else sums * factor for sums in (image_sums, text_sums))
-    of_scale = None
-    if needs[2]:
-        of_scale = ((images * by_image) if by_image is not None else (texts * by_text)).sum().view_as(logit_scale)
-    return [by_image if needs[0] else None, by_text if needs[1] else None, of_scale]
+    of_images = of_texts = of_scale = None
+    if text_sums is not None:
+        of_texts = text_sums * factor
+        if needs[2] and image_sums is None:
+            of_scale = (texts * of_texts).sum().view_as(logit_scale)
+    if image_sums is not None:
+        by_image = image_sums * factor
+        if needs[0]:
+            of_images = by_image
+        if needs[2]:
+            of_scale = (images * by_image).sum().view_as(logit_scale)
+    return [of_images, of_texts, of_scale]
 
 
 class _WithGradients(torch.autograd.Function):
