@@ -12,20 +12,18 @@ conversion.md is rendered from all of them.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
 
 from conversion_worker import run
-from loss import machine
 from random_checkpoint import write_random
+from report import RESULTS, machine, publish, store, stored, table
 
 from modeling_siglip_ext.conversion.released.catalogue import find
 
 
-RESULTS = Path(__file__).parent / "results"
 STORE = RESULTS / "conversion.json"
 NAMES = ["webli_en_b16_224_63724782"]
 
@@ -57,28 +55,46 @@ def compare(name: str, rounds: int, folder: Path) -> dict:
     }
 
 
-def stored() -> dict[str, dict]:
-    return json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
+COLUMNS = (
+    "file",
+    "GB:",
+    "rounds:",
+    "ours, s:",
+    "floor, s:",
+    "ratio:",
+    "ours, MB:",
+    "largest array, MB:",
+    "above it, MB:",
+)
 
 
-def render(files: dict[str, dict]) -> str:
-    lines = [
+def cells(name: str, one: dict) -> list[str]:
+    peak, largest = one["peak_bytes"] / 1e6, one["largest_array_bytes"] / 1e6
+    return [
+        name,
+        f"{one['file_bytes'] / 1e9:.2f}",
+        f"{one['rounds']}",
+        f"{one['seconds']:.1f}",
+        f"{one['floor_seconds']:.1f}",
+        f"{one['ratio']:.2f}",
+        f"{peak:,.0f}",
+        f"{largest:,.0f}",
+        f"{peak - largest:,.0f}",
+    ]
+
+
+def render(files: dict[str, dict]) -> list[str]:
+    by_size = sorted(files.items(), key=lambda item: item[1]["file_bytes"])
+    return [
         "# Conversion of a big_vision checkpoint, against a floor that only moves the bytes",
         "",
         "Medians of runs in turn; memory is anonymous, above the idle imports. The bars: a ratio of 1.5, and 300 MB "
         "above the largest array.",
         "",
-        "| file | GB | rounds | ours, s | floor, s | ratio | ours, MB | largest array, MB | above it, MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *table(COLUMNS, [cells(name, one) for name, one in by_size]),
+        "",
+        *sorted({f"{one['machine']}." for one in files.values()}),
     ]
-    for name, one in sorted(files.items(), key=lambda item: item[1]["file_bytes"]):
-        peak, largest = one["peak_bytes"] / 1e6, one["largest_array_bytes"] / 1e6
-        lines.append(
-            f"| {name} | {one['file_bytes'] / 1e9:.2f} | {one['rounds']} | {one['seconds']:.1f} | "
-            f"{one['floor_seconds']:.1f} | {one['ratio']:.2f} | {peak:,.0f} | {largest:,.0f} | {peak - largest:,.0f} |"
-        )
-    lines += ["", *sorted({f"{one['machine']}." for one in files.values()}), ""]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -90,11 +106,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in [] if arguments.render else arguments.names:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            files = {**stored(), name: compare(name, arguments.rounds, Path(folder))}
-        STORE.write_text(json.dumps(files, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    text = render(stored())
-    (RESULTS / "conversion.md").write_text(text, encoding="utf-8")
-    print(text)
+            files = {**stored(STORE), name: compare(name, arguments.rounds, Path(folder))}
+        store(STORE, files)
+    publish(STORE.with_suffix(".md"), render(stored(STORE)))
 
 
 if __name__ == "__main__":

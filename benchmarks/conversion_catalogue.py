@@ -12,20 +12,19 @@ goes on where it was; entries that failed are tried again. The exit status is 1 
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 from conversion_worker import run
-from loss import machine
 from random_checkpoint import write_random
+from report import RESULTS, machine, publish, store, stored, table
 from safetensors import safe_open
 
 from modeling_siglip_ext.conversion.released.catalogue import Entry, entries, find
 
 
-RESULTS = Path(__file__).parent / "results" / "conversion_catalogue.json"
+STORE = RESULTS / "conversion_catalogue.json"
 MEMORY = 300_000_000  # bytes above the largest array
 OK = "as published"
 NO_NUMBER = "no published number"
@@ -79,18 +78,33 @@ def convert(entry: Entry, folder: Path) -> dict:
     }
 
 
-def stored(results: Path) -> dict[str, dict]:
-    return json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-
-
 def good(found: dict | None) -> bool:
     return found is not None and found["result"] in (OK, NO_NUMBER)
 
 
-def render(files: dict[str, dict]) -> str:
+COLUMNS = (
+    *("entry", "becomes", "parameters:", "published:", "GB:", "seconds:", "peak, MB:", "above array, MB:"),
+    "result",
+)
+
+
+def cells(name: str, one: dict) -> list[str]:
+    found = [f"`{name}`", one.get("class", "")]
+    if "seconds" in one:
+        published = one["published"]
+        published = "" if published is None else published if isinstance(published, str) else f"{published:,}"
+        above = (one["peak_bytes"] - one["largest_array_bytes"]) / 1e6
+        found += [f"{one['parameters']:,}", published, f"{one['file_bytes'] / 1e9:.2f}"]
+        found += [f"{one['seconds']:.0f}", f"{one['peak_bytes'] / 1e6:,.0f}", f"{above:,.0f}"]
+    else:
+        found += ["", "", f"{one['file_bytes'] / 1e9:.2f}", "", "", ""]
+    return [*found, one["result"]]
+
+
+def render(files: dict[str, dict]) -> list[str]:
     known = [name for name in entries() if name in files]
     failed = [name for name in known if not good(files[name])]
-    lines = [
+    return [
         "# Every entry of the catalogue, converted from random weights at full size",
         "",
         f"{len(known)} of {len(entries())} entries, {len(failed)} failed. Each was verified tensor by tensor; memory "
@@ -98,35 +112,10 @@ def render(files: dict[str, dict]) -> str:
         "PaliGemma leaves the projection out, that of LiT has the position of the class token, which is added into "
         "the token.",
         "",
-        "| entry | becomes | parameters | published | GB | seconds | peak, MB | above array, MB | result |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+        *table(COLUMNS, [cells(name, files[name]) for name in known]),
+        "",
+        *sorted({f"{one['machine']}." for one in files.values()}),
     ]
-    for name in known:
-        one = files[name]
-        cells = [f"`{name}`", one.get("class", "")]
-        if "seconds" in one:
-            published = one["published"]
-            published = "" if published is None else published if isinstance(published, str) else f"{published:,}"
-            above = (one["peak_bytes"] - one["largest_array_bytes"]) / 1e6
-            cells += [f"{one['parameters']:,}", published, f"{one['file_bytes'] / 1e9:.2f}"]
-            cells += [f"{one['seconds']:.0f}", f"{one['peak_bytes'] / 1e6:,.0f}", f"{above:,.0f}"]
-        else:
-            cells += ["", "", f"{one['file_bytes'] / 1e9:.2f}", "", "", ""]
-        lines.append(f"| {' | '.join(cells)} | {one['result']} |")
-    lines += ["", *sorted({f"{one['machine']}." for one in files.values()}), ""]
-    return "\n".join(lines)
-
-
-def store(results: Path, name: str, found: dict) -> None:
-    """Add an entry to the results, whole or not at all."""
-    files = {**stored(results), name: found}
-    for path, text in (
-        (results, json.dumps(files, indent=1, sort_keys=True) + "\n"),
-        (results.with_suffix(".md"), render(files)),
-    ):
-        draft = path.with_name(f".{path.name}.part")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
 
 
 def main() -> int:
@@ -134,7 +123,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="entries; all that have not been converted yet unless given")
     parser.add_argument("--next", type=int, help="at most so many of those")
     parser.add_argument("--folder", help="with room for twice the file; the system's temporary folder unless given")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the JSON file; the table is written beside it")
+    parser.add_argument("--results", type=Path, default=STORE, help="the JSON file; the table is written beside it")
     arguments = parser.parse_args()
     before = stored(arguments.results)
     waiting = [name for name in entries() if not good(before.get(name))]
@@ -144,7 +133,9 @@ def main() -> int:
     for name in names:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             found = convert(find(name), Path(folder))
-        store(arguments.results, name, found)
+        files = {**stored(arguments.results), name: found}
+        store(arguments.results, files)
+        publish(arguments.results.with_suffix(".md"), render(files), show=False)
         failed |= not good(found)
         print(f"{name}: {found['result']}, {found.get('seconds', 0):.0f} s")
     return int(failed)

@@ -7,9 +7,9 @@ resize. The loaders also draw a caption, tokenise, stack and report, in the main
 are compared with two bare loops at once.
 """
 
+import argparse
 import io
 import itertools
-import platform
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
+from report import RESULTS, publish, table, versions
 from timing import Ratio, alternate
 from torch.utils.data import DataLoader
 
@@ -32,7 +33,6 @@ from modeling_siglip_ext.training.data.streaming import ImageTextStream
 from modeling_siglip_ext.training.data.tar_shards import TarShards
 
 
-RESULTS = Path(__file__).parent / "results" / "data.md"
 RESAMPLE = Image.Resampling(SiglipExtImageProcessor.resample)  # bicubic takes twice as long as bilinear
 IMAGES, BATCH, SIZE, TIMED = 600, 32, 224, 10  # TIMED: batches in one measurement
 
@@ -84,6 +84,9 @@ def endless(loader: DataLoader) -> Iterator[dict]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10, help="alternating pairs")
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     encoded = photographs()
     captions = [f"picture {number}" for number in range(IMAGES)]
@@ -127,7 +130,7 @@ def main() -> None:
             batches = endless(loader(kind, workers))
             where = "main process, bare loop" if workers == 0 else "2 workers, 2 bare loops"
             lines[f"{kind}, {where}"] = alternate(
-                lambda batches=batches: [next(batches) for _ in range(TIMED)], floors[workers], rounds=10
+                lambda batches=batches: [next(batches) for _ in range(TIMED)], floors[workers], rounds=rounds
             )
             del batches
         for _ in helpers:
@@ -135,24 +138,22 @@ def main() -> None:
         for helper in helpers:
             helper.join()
 
-    text = report(lines)
-    RESULTS.write_text(text)
-    print(text)
+    publish(RESULTS / "data.md", render(lines))
 
 
-def report(lines: dict[str, Ratio]) -> str:
+def render(lines: dict[str, Ratio]) -> list[str]:
     count = TIMED * BATCH
-    table = [
+    return [
         "# Reading training data",
         "",
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}; JPEGs of 400 x 300, resized to "
+        f"{versions(transformers=False)}; JPEGs of 400 x 300, resized to "
         f"{SIZE}. The last column is the loader's time as a multiple of the bare loop's, over alternating pairs.",
         "",
-        "| what | loader, samples/s | decode and resize only, samples/s | time |",
-        "|---|---|---|---|",
+        *table(
+            ("what", "loader, samples/s", "decode and resize only, samples/s", "time"),
+            [[name, f"{count / r.seconds_a:.0f}", f"{count / r.seconds_b:.0f}", str(r)] for name, r in lines.items()],
+        ),
     ]
-    table += [f"| {name} | {count / r.seconds_a:.0f} | {count / r.seconds_b:.0f} | {r} |" for name, r in lines.items()]
-    return "\n".join(table) + "\n"
 
 
 if __name__ == "__main__":

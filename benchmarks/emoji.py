@@ -21,11 +21,11 @@ import os
 import platform
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 import transformers
 from datasets import Dataset
+from report import RESULTS, publish, store, stored, table
 
 from modeling_siglip_ext.evaluation.metrics.retrieval import retrieval_ranks
 from modeling_siglip_ext.training.data.emoji.loader import load_emoji
@@ -33,7 +33,6 @@ from modeling_siglip_ext.training.run.fields import parse_recipe
 from modeling_siglip_ext.training.run.train import Run, prepare, rows, train
 
 
-RESULTS = Path(__file__).parent / "results"
 RUNS = ("seed0", "seed1", "seed2", "shuffled", "untrained")
 BARS = {"image_to_text_recall@1": 0.50, "image_to_text_recall@5": 0.85, "zero_shot_tone": 0.65}
 CHANCE = {
@@ -116,45 +115,43 @@ def recall_by_part(run: Run, image_embeds, text_embeds) -> dict[str, float]:
     }
 
 
-def render(runs: dict[str, dict]) -> str:
+def render(runs: dict[str, dict]) -> list[str]:
     """The table, from every stored run."""
     seeds = [run for name, run in sorted(runs.items()) if name.startswith("seed")]
     controls = [name for name in ("shuffled", "untrained") if name in runs]
-    lines = [
+    columns = ["bar", f"mean of {len(seeds)} seeds", "min", "max", *controls, "chance"]
+    figures = []
+
+    def row(label: str, bar: float | None, values: list[float], others: list[float], chance: float | None) -> None:
+        cells = [sum(values) / len(values), min(values), max(values)] if values else [None] * 3
+        cells = [bar, *cells, *others, chance]
+        figures.append([label, *("" if cell is None else f"{100 * cell:.1f}" for cell in cells)])
+
+    for key, chance in CHANCE.items():
+        values = [run["figures"][key] for run in seeds]
+        row(key, BARS.get(key), values, [runs[name]["figures"][key] for name in controls], chance)
+    for part in "ABC":
+        values = [run["recall@1 by part"][part] for run in seeds]
+        others = [runs[name]["recall@1 by part"][part] for name in controls]
+        row(f"image→text R@1, part {part}", None, values, others, 1 / 502)
+    costs = [
+        [name, str(run["steps"]), f"{run['epochs']:.1f}", f"{run['seconds']:.0f}", f"{run['cpu_seconds']:.0f}"]
+        for name, run in sorted(runs.items())
+    ]
+    run = next(iter(runs.values()))
+    return [
         "# The emoji recipe: held-out figures",
         "",
         "`siglip-ext-train emoji`, 502 held-out pairs; equal scores count as misses. In percent.",
         "",
-        "| " + " | ".join(["figure", "bar", f"mean of {len(seeds)} seeds", "min", "max", *controls, "chance"]) + " |",
-        "|---|" + "---:|" * (5 + len(controls)),
-    ]
-
-    def row(label: str, bar: float | None, values: list[float], others: list[float], chance: float | None) -> str:
-        cells = [sum(values) / len(values), min(values), max(values)] if values else [None] * 3
-        cells = [bar, *cells, *others, chance]
-        return f"| {label} | " + " | ".join("" if cell is None else f"{100 * cell:.1f}" for cell in cells) + " |"
-
-    for key, chance in CHANCE.items():
-        values = [run["figures"][key] for run in seeds]
-        lines.append(row(key, BARS.get(key), values, [runs[name]["figures"][key] for name in controls], chance))
-    for part in "ABC":
-        values = [run["recall@1 by part"][part] for run in seeds]
-        others = [runs[name]["recall@1 by part"][part] for name in controls]
-        lines.append(row(f"image→text R@1, part {part}", None, values, others, 1 / 502))
-    lines += ["", "| run | steps | epochs | seconds | CPU seconds |", "|---|---:|---:|---:|---:|"]
-    for name, run in sorted(runs.items()):
-        lines.append(
-            f"| {name} | {run['steps']} | {run['epochs']:.1f} | {run['seconds']:.0f} | {run['cpu_seconds']:.0f} |"
-        )
-    run = next(iter(runs.values()))
-    lines += [
+        *table(["figure", *(f"{column}:" for column in columns)], figures),
+        "",
+        *table(("run", "steps:", "epochs:", "seconds:", "CPU seconds:"), costs),
         "",
         f"torch {run['torch']}, transformers {run['transformers']}, {run['cores']} cores ({run['machine']}), float32. "
         "Seconds include the evaluations during training, the final one and the pictures. Parts: A unseen skin tone, "
         "B unseen gender of a role, C other recombinations.",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -168,19 +165,13 @@ def main() -> None:
         for name in arguments.runs:
             print(name, overrides, json.dumps(measure(name, overrides), indent=1))
         return
-    RESULTS.mkdir(exist_ok=True)
-    store = RESULTS / "emoji.json"
-    runs = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    kept = RESULTS / "emoji.json"
     for name in [] if arguments.render else arguments.runs:
         measured = measure(name, overrides)
         # Read again: another process may have stored a run meanwhile.
-        runs = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
-        runs[name] = measured
-        store.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
-        print(name, json.dumps(runs[name]["figures"]))
-    text = render(runs)
-    (RESULTS / "emoji.md").write_text(text, encoding="utf-8")
-    print(text)
+        store(kept, {**stored(kept), name: measured})
+        print(name, json.dumps(measured["figures"]))
+    publish(kept.with_suffix(".md"), render(stored(kept)))
 
 
 if __name__ == "__main__":

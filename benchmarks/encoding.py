@@ -11,14 +11,11 @@ benchmarks/results/encoding.json.
 
 import argparse
 import io
-import json
-from pathlib import Path
 
 import numpy as np
 import torch
-from loss import machine
 from PIL import Image
-from pipeline import as_dict
+from report import RESULTS, machine, publish, store, stored, table
 from timing import alternate, with_interval
 
 from modeling_siglip_ext import (
@@ -32,7 +29,6 @@ from modeling_siglip_ext import (
 from modeling_siglip_ext.evaluation.prompts import imagenet_classes
 
 
-RESULTS = Path(__file__).parent / "results"
 BATCH, TEXT_BATCH = 8, 16
 
 
@@ -77,14 +73,14 @@ def images(s: dict) -> dict:
     def run() -> None:
         encode_images(s["model"], s["image_processor"], s["files"], batch_size=BATCH, progress=False)
 
-    return as_dict(alternate(lambda: bare_images(s), run, rounds=s["rounds"]))
+    return alternate(lambda: bare_images(s), run, rounds=s["rounds"]).record()
 
 
 def texts(s: dict) -> dict:
     def run() -> None:
         encode_texts(s["model"], s["tokenizer"], s["texts"], batch_size=TEXT_BATCH, progress=False)
 
-    return as_dict(alternate(lambda: bare_texts(s), run, rounds=2 * s["rounds"]))
+    return alternate(lambda: bare_texts(s), run, rounds=2 * s["rounds"]).record()
 
 
 @torch.no_grad()
@@ -107,7 +103,7 @@ def bf16(s: dict) -> dict:
 
         cosines = torch.nn.functional.cosine_similarity(full_pass(), half_pass().float())
         ratio = alternate(full_pass, half_pass, rounds=s["rounds"])
-        found[name] = as_dict(ratio) | {"least_cosine": cosines.min().item()}
+        found[name] = ratio.record() | {"least_cosine": cosines.min().item()}
     return found
 
 
@@ -115,7 +111,11 @@ LINES = {"images": images, "texts": texts, "bf16": bf16}
 NAMES = {"images": "16 images, read and resized in threads", "texts": "16 texts"}
 
 
-def table(found: dict) -> str:
+def cells(name: str, r: dict) -> list[str]:
+    return [name, f"{r['seconds']:.3f}", f"{r['other_seconds']:.3f}", with_interval(r["ratio"], r["low"], r["high"])]
+
+
+def render(found: dict) -> list[str]:
     lines = [
         "# Encoding",
         "",
@@ -123,24 +123,18 @@ def table(found: dict) -> str:
         "B/16-224, random weights; medians of alternating pairs with their 95 % intervals. The bare tower, on inputs",
         "prepared beforehand, has speed 1; the bar is 0.97.",
         "",
-        "| what | bare tower, s | encoding, s | speed |",
-        "|---|---:|---:|---|",
+        *table(
+            ("what", "bare tower, s:", "encoding, s:", "speed"),
+            [cells(title, found[name]) for name, title in NAMES.items() if name in found],
+        ),
     ]
-    for name in (name for name in NAMES if name in found):
-        r = found[name]
-        lines.append(
-            f"| {NAMES[name]} | {r['seconds']:.3f} | {r['other_seconds']:.3f} | "
-            f"{with_interval(r['ratio'], r['low'], r['high'])} |"
-        )
     if "bf16" in found:
         lines += ["", "bfloat16 weights against float32; bar on a CPU with AMX: 2.5 times, cosine 0.999.", ""]
-        lines += ["| what | float32, s | bfloat16, s | times as fast | least cosine |", "|---|---:|---:|---|---|"]
-        for name, r in found["bf16"].items():
-            lines.append(
-                f"| {name} | {r['seconds']:.3f} | {r['other_seconds']:.3f} | "
-                f"{with_interval(r['ratio'], r['low'], r['high'])} | {r['least_cosine']:.5f} |"
-            )
-    return "\n".join(lines) + "\n"
+        lines += table(
+            ("what", "float32, s:", "bfloat16, s:", "times as fast", "least cosine"),
+            [[*cells(name, r), f"{r['least_cosine']:.5f}"] for name, r in found["bf16"].items()],
+        )
+    return lines
 
 
 def main() -> None:
@@ -149,15 +143,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="alternating pairs; twice as many for texts")
     args = parser.parse_args()
     kept = RESULTS / "encoding.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    found["machine"] = machine()
+    found = {**stored(kept), "machine": machine()}
     s = setting(args.rounds)
     for name in args.only:
         found[name] = LINES[name](s)
         print(name, found[name], flush=True)
-        kept.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    (RESULTS / "encoding.md").write_text(table(found))
-    print(table(found))
+        store(kept, found)
+    publish(kept.with_suffix(".md"), render(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ table and the plot beside it are drawn from that.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -22,9 +21,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from report import RESULTS, machine, publish, store, stored, table
 
 
-RESULTS = Path(__file__).parent / "results"
 NAMES = ("tiled", "softmax", "eager", "stock", "open_clip")
 SQUARE_MEMORY = ("eager", "stock", "open_clip")  # several B x B matrices: not beyond B = 16384
 SMALL = (8, 32, 128, 256, 512, 1024)
@@ -124,8 +123,7 @@ def measure(name: str, pairs: int, width: int, dtype: str, rounds: int) -> dict:
         else:
             other, against = make_floor(pairs, width, kind), "floor"
         ratio = alternate(step, other, rounds=rounds, warmup=1 if pairs < 65536 else 0)
-        result |= {"against": against, "ratio": ratio.median, "low": ratio.low, "high": ratio.high}
-        result |= {"seconds": ratio.seconds_a, "other_seconds": ratio.seconds_b}
+        result |= {"against": against} | ratio.record()
     return result
 
 
@@ -135,16 +133,6 @@ def measure(name: str, pairs: int, width: int, dtype: str, rounds: int) -> dict:
 def rounds_for(pairs: int) -> int:
     """About as many as fit into a minute, at least one."""
     return max(1, min(60, 2**30 // pairs**2))
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((s.split(":")[1].strip() for s in cpuinfo.read_text().splitlines() if "model name" in s), model)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    bfloat16 = "in hardware" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "emulated"
-    return f"{model}, {torch.get_num_threads()} threads, bfloat16 {bfloat16}, torch {torch.__version__}"
 
 
 def run_point(python: str, name: str, pairs: int, width: int, dtype: str, rounds: int) -> dict:
@@ -165,7 +153,25 @@ def describe(result: dict) -> str:
     return f"{text}, loss {result['value']:.6f}"
 
 
-def table(results: list[dict]) -> str:
+def large_cells(r: dict) -> list[str]:
+    ratio = interval = floor = ""
+    if "ratio" in r:
+        ratio, floor = f"{r['ratio']:.3f}", f"{r['other_seconds']:.4g}"
+        interval = "" if r["low"] is None else f"{r['low']:.3f}-{r['high']:.3f}"
+    head = [r["dtype"], str(r["pairs"]), str(r["width"]), r["name"]]
+    return [*head, ratio, interval, f"{r['seconds']:.4g}", floor, f"{r['bytes'] / 1e6:.0f}"]
+
+
+def small_cells(r: dict) -> list[str]:
+    ours, stock = r["seconds"] * 1e6, r["other_seconds"] * 1e6
+    return [str(r["pairs"]), f"{ours:.0f}", f"{stock:.0f}", f"{ours - 1.05 * stock:.0f}"]
+
+
+def render(results: list[dict]) -> list[str]:
+    order = {name: place for place, name in enumerate(NAMES)}
+    large = [result for result in results if result["name"] in order]
+    large.sort(key=lambda r: (r["dtype"] != "float32", -r["width"], r["pairs"], order[r["name"]]))
+    small = sorted((r for r in results if r["name"] == "auto"), key=lambda r: r["pairs"])
     lines = [
         "# The loss, forward and backward",
         "",
@@ -175,26 +181,14 @@ def table(results: list[dict]) -> str:
         "without one are of a single step. Memory is the growth of the resident set, gradients included. `eager`,",
         "`stock` (transformers) and `open_clip` (3.3) hold several B x B matrices; `tiled` and `softmax` are ours.",
         "",
-        "| dtype | B | D | loss | x floor | | seconds | floor, s | memory, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        *table(
+            ("dtype", "B", "D", "loss", "x floor", "", "seconds", "floor, s", "memory, MB"), map(large_cells, large)
+        ),
     ]
-    order = {name: place for place, name in enumerate(NAMES)}
-    large = [result for result in results if result["name"] in order]
-    for r in sorted(large, key=lambda r: (r["dtype"] != "float32", -r["width"], r["pairs"], order[r["name"]])):
-        head = f"| {r['dtype']} | {r['pairs']} | {r['width']} | {r['name']} |"
-        timing = f" | | {r['seconds']:.4g} | |"
-        if "ratio" in r:
-            interval = "" if r["low"] is None else f"{r['low']:.3f}-{r['high']:.3f}"
-            timing = f" {r['ratio']:.3f} | {interval} | {r['seconds']:.4g} | {r['other_seconds']:.4g} |"
-        lines.append(f"{head}{timing} {r['bytes'] / 1e6:.0f} |")
-    small = sorted((r for r in results if r["name"] == "auto"), key=lambda r: r["pairs"])
     if small:
         lines += ["", 'Small batches, `implementation="auto"` against the stock expression.', ""]
-        lines += ["| B | ours, us | stock, us | ours - 1.05 stock, us |", "|---|---|---|---|"]
-        for r in small:
-            ours, stock = r["seconds"] * 1e6, r["other_seconds"] * 1e6
-            lines.append(f"| {r['pairs']} | {ours:.0f} | {stock:.0f} | {ours - 1.05 * stock:.0f} |")
-    return "\n".join(lines) + "\n"
+        lines += table(("B", "ours, us", "stock, us", "ours - 1.05 stock, us"), map(small_cells, small))
+    return lines
 
 
 def plot(results: list[dict], path: Path) -> None:
@@ -256,18 +250,16 @@ def main() -> None:
                         continue
                     points.append((name, pairs, options.width, dtype, rounds(pairs)))
 
-    store = RESULTS / "loss.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
+    kept = RESULTS / "loss.json"
+    results = stored(kept)
     for point in points:
         python = options.peer_python if point[0] == "open_clip" else sys.executable
         result = run_point(python, *point)
         print(describe(result), flush=True)
         results[" ".join(map(str, point[:4]))] = result
-        store.write_text(json.dumps(results, indent=1) + "\n")
-    kept = list(results.values())
-    (RESULTS / "loss.md").write_text(table(kept))
-    plot(kept, RESULTS / "loss.png")
-    print(f"written: {RESULTS / 'loss.md'}, {RESULTS / 'loss.png'}")
+        store(kept, results)
+    publish(kept.with_suffix(".md"), render(list(results.values())))
+    plot(list(results.values()), kept.with_suffix(".png"))
 
 
 if __name__ == "__main__":

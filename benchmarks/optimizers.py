@@ -10,13 +10,12 @@ table beside it is drawn from that.
 """
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
+from report import RESULTS, publish, store, stored, table
 from timing import alternate
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
@@ -24,7 +23,6 @@ from modeling_siglip_ext.training.optimizers import OPTIMIZERS, build_optimizer
 from modeling_siglip_ext.training.optimizers.parameter_groups import GroupSettings, kernel_names, parameter_groups
 
 
-RESULTS = Path(__file__).parent / "results"
 PEER = "adamw"
 
 
@@ -56,23 +54,25 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() * value.element_size() for value in values)
 
 
-def render(results: dict[str, dict]) -> str:
-    lines = [
+def cells(key: str, one: dict) -> list[str]:
+    seconds = [f"{one[side]:.3f}" for side in ("seconds_a", "seconds_b")]
+    return [*key.rsplit(" ", 1), one["text"], *seconds, f"{one['state']:.3f}"]
+
+
+def render(results: dict[str, dict]) -> list[str]:
+    one = next(iter(results.values()))
+    return [
         "# Optimisers at the size of B/16-224",
         "",
         "A step and the state, as multiples of torch's fused AdamW; medians of alternating pairs, 95 % intervals.",
         "",
-        "| optimiser | threads | step | seconds | AdamW's seconds | state |",
-        "|---|---:|---:|---:|---:|---:|",
+        *table(
+            ("optimiser", "threads:", "step:", "seconds:", "AdamW's seconds:", "state:"),
+            [cells(key, one) for key, one in sorted(results.items())],
+        ),
+        "",
+        f"{one['parameters'] / 1e6:.1f} million parameters, float32, CPU ({one['machine']}), torch {one['torch']}.",
     ]
-    for key, one in sorted(results.items()):
-        name, threads = key.rsplit(" ", 1)
-        seconds = f"{one['seconds_a']:.3f} | {one['seconds_b']:.3f}"
-        lines.append(f"| {name} | {threads} | {one['text']} | {seconds} | {one['state']:.3f} |")
-    one = next(iter(results.values()))
-    millions = one["parameters"] / 1e6
-    lines += ["", f"{millions:.1f} million parameters, float32, CPU ({one['machine']}), torch {one['torch']}.", ""]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -85,15 +85,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.without_numba:
         sys.modules["numba"] = None
-    store = RESULTS / "optimizers.json"
-    results = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    kept = RESULTS / "optimizers.json"
+    results = stored(kept)
     for name in arguments.names or names:
         for threads in arguments.threads:
             label = f"{name}, without numba" if arguments.without_numba else name
             results[f"{label} {threads}"] = one = measure(name, threads, arguments.rounds)
             print(label, threads, one["text"], f"state {one['state']:.3f}", flush=True)
-            store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "optimizers.md").write_text(render(results), encoding="utf-8")
+            store(kept, results)
+    publish(kept.with_suffix(".md"), render(results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ both sides compute the same function, with the tanh approximation.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,10 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from report import RESULTS, machine, publish, store, table
 from safetensors.torch import load_file, save_file
 
 
-RESULTS = Path(__file__).parent / "results"
 BATCH = {"image": 2, "text": 4}
 LINES = {"timm": "image", "open_clip": "text"}  # open_clip's image tower is timm's
 GELU = {"tanh": "the same GELU", "none": "as it comes"}
@@ -175,23 +174,25 @@ def measure(python: str, rounds: int) -> dict:
     return found
 
 
-def table(found: dict, machine: str) -> str:
-    lines = [
+COLUMNS = "peer", "ours, s:", "theirs, s:", "ratio", "greatest relative difference of outputs:"
+
+
+def cells(name: str, r: dict) -> list[str]:
+    ratio = f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
+    return [name, *(f"{value:.3f}" for value in r["seconds"]), ratio, f"{r['difference']:.1e}"]
+
+
+def render(found: dict) -> list[str]:
+    return [
         "# Towers against timm and open_clip",
         "",
-        f"Written by `benchmarks/peers.py`. {machine}; timm 1.0.31, open_clip 3.3.0, the same torch.",
+        f"Written by `benchmarks/peers.py`. {machine()}; timm 1.0.31, open_clip 3.3.0, the same torch.",
         "B/16-224, equal weights, float32, forward; ratio = ours / theirs, median of alternating pairs with its 95 %",
         "interval. As they come, the peers compute the exact GELU, cheaper on a CPU than the tanh approximation",
         "that the released weights were trained with, and give slightly other outputs.",
         "",
-        "| peer | ours, s | theirs, s | ratio | greatest relative difference of outputs |",
-        "|---|---:|---:|---|---:|",
+        *table(COLUMNS, [cells(name, r) for name, r in found.items()]),
     ]
-    for name, r in found.items():
-        ratio = f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
-        seconds = " | ".join(f"{value:.3f}" for value in r["seconds"])
-        lines.append(f"| {name} | {seconds} | {ratio} | {r['difference']:.1e} |")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -199,12 +200,9 @@ def main() -> None:
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
-    from loss import machine
-
     found = measure(args.peer_python, args.rounds)
-    (RESULTS / "peers.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / "peers.md").write_text(table(found, machine()))
-    print(table(found, machine()))
+    store(RESULTS / "peers.json", found)
+    publish(RESULTS / "peers.md", render(found))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ cache at most 1.02 x stock. What was measured is kept in benchmarks/results/pipe
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
 import torch
-from loss import machine
 from PIL import Image
+from report import RESULTS, machine, publish, store, stored, table
 from timing import alternate, seconds, with_interval
 from torch.nn import functional as F
 from transformers import ZeroShotImageClassificationPipeline
@@ -33,7 +31,6 @@ from modeling_siglip_ext.evaluation.prompts import imagenet_classes
 from modeling_siglip_ext.pipeline_siglip_ext import weights_version
 
 
-RESULTS = Path(__file__).parent / "results"
 TASK = "zero-shot-image-classification"
 IMAGES, BATCH, STOCK_IMAGES = 64, 8, 2
 TEMPLATE = "This is a photo of {}."
@@ -91,7 +88,7 @@ def warm(s: dict) -> dict:
     # what the cache holds after a first call, without the time that this takes
     classes = F.normalize(torch.randn(len(s["labels"]), s["model"].config.text_config.projection_size), dim=-1)
     s["ours"]._classes.put((tuple(s["labels"]), (TEMPLATE,), weights_version(s["model"])), classes)
-    found = as_dict(alternate(run, lambda: image_pass(s), rounds=2 * s["rounds"], warmup=0))
+    found = alternate(run, lambda: image_pass(s), rounds=2 * s["rounds"], warmup=0).record()
     assert len(s["ours"]._classes.tensors) == 1, "the labels were embedded again"
     return found
 
@@ -101,7 +98,7 @@ def cold(s: dict) -> dict:
         image_pass(s)
         text_pass(s)
 
-    return as_dict(alternate(lambda: ours_cold(s, s["images"], s["labels"]), floor, rounds=s["rounds"], warmup=0))
+    return alternate(lambda: ours_cold(s, s["images"], s["labels"]), floor, rounds=s["rounds"], warmup=0).record()
 
 
 def stock(s: dict) -> dict:
@@ -119,30 +116,43 @@ def two(s: dict) -> dict:
     ratio = alternate(
         lambda: ours_cold(s, image, labels), lambda: s["stock"](image, candidate_labels=labels), rounds=60
     )
-    return as_dict(ratio) | {"labels": len(labels)}
-
-
-def as_dict(ratio) -> dict:
-    return {
-        "ratio": ratio.median,
-        "low": ratio.low,
-        "high": ratio.high,
-        "seconds": ratio.seconds_a,
-        "other_seconds": ratio.seconds_b,
-    }
+    return ratio.record() | {"labels": len(labels)}
 
 
 LINES = {"warm": warm, "cold": cold, "stock": stock, "two": two}
 
 
-def table(found: dict) -> str:
-    def line(what: str, bar: str, key: str, against: str) -> str:
-        r = found[key]
-        return (
-            f"| {what.format(r['labels'])} | {r['seconds']:.2f} | {against}: {r['other_seconds']:.2f} | "
-            f"{with_interval(r['ratio'], r['low'], r['high'])} | {bar} |"
-        )
+LIKE = {  # line: what it is, against what, the bar
+    "warm": ("{} labels seen before", "image tower and preprocessing", "<= 1.10"),
+    "cold": ("{} new labels", "the same and one pass of the text tower", "<= 1.10"),
+    "two": ("one image, 2 new labels", "stock pipeline", "<= 1.02"),
+}
 
+
+def rows(found: dict) -> list[list[str]]:
+    lines = []
+    for key, (what, against, bar) in LIKE.items():
+        if key in found:
+            r = found[key]
+            ratio = with_interval(r["ratio"], r["low"], r["high"])
+            other = f"{against}: {r['other_seconds']:.2f}"
+            lines.append([what.format(r["labels"]), f"{r['seconds']:.2f}", other, ratio, bar])
+    if against_stock(found):
+        ours, s = found["cold"], found["stock"]
+        other = (
+            f"stock, batch size 1: {s['seconds']:.0f} "
+            f"(extrapolated from {s['measured_seconds']:.1f} for {STOCK_IMAGES} images)"
+        )
+        factor = f"{s['seconds'] / ours['seconds']:.1f} times as fast"
+        lines.append([f"{s['labels']} new labels", f"{ours['seconds']:.2f}", other, factor, ">= 30"])
+    return lines
+
+
+def against_stock(found: dict) -> bool:
+    return {"stock", "cold"} <= set(found) and found["stock"]["labels"] == found["cold"]["labels"]
+
+
+def render(found: dict) -> list[str]:
     lines = [
         "# Zero-shot pipeline",
         "",
@@ -150,24 +160,11 @@ def table(found: dict) -> str:
         f"B/16-224, random weights, float32, {IMAGES} images of 640 x 480 in batches of {BATCH}; medians of pairs in",
         "turn, 95 % intervals.",
         "",
-        "| what | ours, s | against, s | ratio | bar |",
-        "|---|---:|---|---|---|",
+        *table(("what", "ours, s:", "against, s", "ratio", "bar"), rows(found)),
     ]
-    if "warm" in found:
-        lines.append(line("{} labels seen before", "<= 1.10", "warm", "image tower and preprocessing"))
-    if "cold" in found:
-        lines.append(line("{} new labels", "<= 1.10", "cold", "the same and one pass of the text tower"))
-    if "two" in found:
-        lines.append(line("one image, 2 new labels", "<= 1.02", "two", "stock pipeline"))
-    if "stock" in found and "cold" in found and found["stock"]["labels"] == found["cold"]["labels"]:
-        s = found["stock"]
-        factor = f"{s['seconds'] / found['cold']['seconds']:.1f} times as fast"
-        lines.append(
-            f"| {s['labels']} new labels | {found['cold']['seconds']:.2f} | stock, batch size 1: {s['seconds']:.0f} "
-            f"(extrapolated from {s['measured_seconds']:.1f} for {STOCK_IMAGES} images) | {factor} | >= 30 |"
-        )
-        lines += ["", f"Greatest difference of a score from the stock pipeline's: {s['difference']:.1e}."]
-    return "\n".join(lines) + "\n"
+    if against_stock(found):
+        lines += ["", f"Greatest difference of a score from the stock pipeline's: {found['stock']['difference']:.1e}."]
+    return lines
 
 
 def main() -> None:
@@ -177,15 +174,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="alternating pairs of cold; warm takes twice as many")
     args = parser.parse_args()
     kept = RESULTS / "pipeline.json"
-    found = json.loads(kept.read_text()) if kept.exists() else {}
-    found["machine"] = machine()
+    found = {**stored(kept), "machine": machine()}
     s = setting(args.labels, args.rounds)
     for name in args.only:
         found[name] = {"labels": args.labels} | LINES[name](s)
         print(name, found[name], flush=True)
-        kept.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    (RESULTS / "pipeline.md").write_text(table(found))
-    print(table(found))
+        store(kept, found)
+    publish(kept.with_suffix(".md"), render(found))
 
 
 if __name__ == "__main__":

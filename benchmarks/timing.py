@@ -24,6 +24,16 @@ class Ratio:
     def __str__(self) -> str:
         return with_interval(self.median, self.low, self.high)
 
+    def record(self) -> dict[str, float | None]:
+        """What is kept in a JSON file."""
+        return {
+            "ratio": self.median,
+            "low": self.low,
+            "high": self.high,
+            "seconds": self.seconds_a,
+            "other_seconds": self.seconds_b,
+        }
+
 
 def with_interval(median: float, low: float | None, high: float | None) -> str:
     return f"{median:.3f} " + ("(one pair)" if low is None else f"[{low:.3f}, {high:.3f}]")

@@ -6,21 +6,17 @@ Each line is the ratio of our time to stock's over 20 alternating pairs. The bar
 95 % interval of the median stays at or below 1.02; resizing NaFlex positions for 64 different grids takes at most 0.2.
 """
 
-import platform
+import argparse
 import random
-from pathlib import Path
 
 import torch
-import transformers
+from report import RESULTS, publish, table, versions
 from timing import Ratio, alternate
 from transformers import PreTrainedModel, Siglip2Model, SiglipModel
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, native_config
 from modeling_siglip_ext.positions import resize_positions
-
-
-RESULTS = Path(__file__).parent / "results" / "towers.md"
 
 
 def against_stock(
@@ -93,22 +89,28 @@ def naflex(batch: int = 4, rounds: int = 20) -> dict[str, Ratio]:
     return lines | against_stock(f"NaFlex B/16, 256 tokens, batch {batch}", *models, inputs, rounds)
 
 
-def report(table: dict[str, Ratio]) -> str:
-    lines = [
+def render(found: dict[str, Ratio]) -> list[str]:
+    return [
         "# Towers against stock transformers",
         "",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{versions(f'{torch.get_num_threads()} threads', 'float32')}; "
         "ratio = ours / stock, median of alternating pairs with its 95 % interval.",
         "",
-        "| what | ours, s | stock, s | ratio |",
-        "|---|---|---|---|",
+        *table(
+            ("what", "ours, s", "stock, s", "ratio"),
+            [[name, f"{r.seconds_a:.3f}", f"{r.seconds_b:.3f}", str(r)] for name, r in found.items()],
+        ),
     ]
-    lines += [f"| {name} | {r.seconds_a:.3f} | {r.seconds_b:.3f} | {r} |" for name, r in table.items()]
-    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=20, help="alternating pairs")
+    args = parser.parse_args()
+    found = fixed_resolution(args.batch, args.rounds) | naflex(args.batch, args.rounds)
+    publish(RESULTS / "towers.md", render(found))
 
 
 if __name__ == "__main__":
-    text = report(fixed_resolution() | naflex())
-    RESULTS.write_text(text)
-    print(text)
+    main()

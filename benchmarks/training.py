@@ -11,7 +11,6 @@ drawn from that.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import transformers
+from report import RESULTS, publish, store, stored, table, versions
 from timing import Ratio, alternate
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, SiglipModel, Trainer, TrainerCallback, TrainingArguments
@@ -34,7 +33,6 @@ from modeling_siglip_ext.training.components.grad_cache import cached_backward, 
 from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTower
 
 
-RESULTS = Path(__file__).parent / "results"
 PAIRS = {"step": 2, "cache": 64, "lit": 256, "step memory": 8, "memory": 32_768}
 
 
@@ -311,27 +309,25 @@ MEASURES = {
 }
 
 
-def report(results: dict[str, dict]) -> str:
+def render(results: dict[str, dict]) -> list[str]:
+    ratios = {name: Ratio(**found) for name, found in results.items() if "median" in found}
     lines = [
         "# Training",
         "",
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}. Ratios are ours / the other, medians of 20 "
+        f"{versions(f'{torch.get_num_threads()} threads', 'float32')}. Ratios are ours / the other, medians of 20 "
         "alternating pairs with 95 % intervals.",
         "",
-        "| what | ours, s | other, s | ratio |",
-        "|---|---|---|---|",
+        *table(
+            ("what", "ours, s", "other, s", "ratio"),
+            [[name, f"{r.seconds_a:.3f}", f"{r.seconds_b:.3f}", str(r)] for name, r in ratios.items()],
+        ),
+        *("", "Anonymous memory:", ""),
     ]
-    for name, found in results.items():
-        if "median" in found:
-            ratio = Ratio(**found)
-            lines.append(f"| {name} | {ratio.seconds_a:.3f} | {ratio.seconds_b:.3f} | {ratio} |")
-    lines += ["", "Anonymous memory:", ""]
     for name, found in results.items():
         if "median" not in found:
             figures = ", ".join(f"{key.replace('_', ' ')} {value:.0f}" for key, value in found.items())
             lines.append(f"- {name}: {figures}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
@@ -346,13 +342,13 @@ def main() -> None:
             print(json.dumps(found))
             return
         path = RESULTS / "training.json"
-        results = json.loads(path.read_text()) if path.exists() else {}
+        results = stored(path)
         for part in args.parts or MEASURES:
             for name, found in MEASURES[part](folder).items():
                 results[name] = asdict(found) if isinstance(found, Ratio) else found
                 print(name, found, flush=True)
-            path.write_text(json.dumps(results, indent=1) + "\n")
-            (RESULTS / "training.md").write_text(report(results))
+            store(path, results)
+        publish(path.with_suffix(".md"), render(results))
 
 
 if __name__ == "__main__":
