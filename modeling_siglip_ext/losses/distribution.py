@@ -216,19 +216,15 @@ class LogSumExps:
 
 
 Accumulator = Sums | LogSumExps
+Block = list[torch.Tensor]
 # Called with the global index of the first row, the rows, and the accumulated values to update in place, if any.
-Visit = Callable[[int, list[torch.Tensor], torch.Tensor], None]
-VisitOrLook = Callable[[int, list[torch.Tensor], torch.Tensor | None], None]
+Visit = Callable[[int, Block, torch.Tensor], None]
+Look = Callable[[int, Block, torch.Tensor | None], None]
 
 
 @overload
 def sweep(
-    comm: Communicator,
-    distribution: str,
-    sizes: Sequence[int],
-    block: list[torch.Tensor],
-    accumulator: Accumulator,
-    visit: Visit,
+    comm: Communicator, distribution: str, sizes: Sequence[int], block: Block, accumulator: Accumulator, visit: Visit
 ) -> torch.Tensor: ...
 
 
@@ -237,9 +233,9 @@ def sweep(
     comm: Communicator,
     distribution: str,
     sizes: Sequence[int],
-    block: list[torch.Tensor],
+    block: Block,
     accumulator: Accumulator | None,
-    visit: VisitOrLook,
+    visit: Look,
 ) -> torch.Tensor | None: ...
 
 
@@ -247,7 +243,7 @@ def sweep(
     comm: Communicator,
     distribution: str,
     sizes: Sequence[int],
-    block: list[torch.Tensor],
+    block: Block,
     accumulator: Accumulator | None,
     visit: Callable[..., None],
 ) -> torch.Tensor | None:
@@ -275,11 +271,7 @@ def _new(accumulator: Accumulator | None, rows: int) -> torch.Tensor | None:
 
 
 def _sweep_gather(
-    comm: Communicator,
-    sizes: Sequence[int],
-    block: list[torch.Tensor],
-    accumulator: Accumulator | None,
-    visit: VisitOrLook,
+    comm: Communicator, sizes: Sequence[int], block: Block, accumulator: Accumulator | None, visit: Look
 ) -> torch.Tensor | None:
     everything = [gather_rows(comm, rows, sizes) for rows in block]
     total = _new(accumulator, sum(sizes))
@@ -290,17 +282,13 @@ def _sweep_gather(
 
 
 def _sweep_ring(
-    comm: Communicator,
-    sizes: Sequence[int],
-    block: list[torch.Tensor],
-    accumulator: Accumulator | None,
-    visit: VisitOrLook,
+    comm: Communicator, sizes: Sequence[int], block: Block, accumulator: Accumulator | None, visit: Look
 ) -> torch.Tensor | None:
     world, longest = comm.world_size, max(sizes)
     starts = [0, *accumulate(sizes)]
     ways = [(direction, hops) for direction, hops in ((1, world // 2), (-1, (world - 1) // 2)) if hops]
 
-    def show(owner: int, rows: list[torch.Tensor], total: torch.Tensor | None) -> None:
+    def show(owner: int, rows: Block, total: torch.Tensor | None) -> None:
         n = sizes[owner]
         visit(starts[owner], [tensor[:n] for tensor in rows], None if total is None else total[:n])
 
