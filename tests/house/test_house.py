@@ -73,7 +73,7 @@ ARROWS = {
         "model_folder": {"errors", "name_map", "containers", "plan", "checkpoint", "transfer"},
         "big_vision.names": {"errors", "name_map", "containers", "resize"},
         "big_vision.config": {"errors", "containers", "plan", "checkpoint", "big_vision.names"},
-        "released": {"errors", "model_folder", "big_vision.config"},
+        "released": {"errors", "plan", "checkpoint", "model_folder", "big_vision.config"},
         "big_vision": {*BENEATH_FORMATS, "big_vision.names", "big_vision.config"},
         "open_clip": {*BENEATH_FORMATS},
         "top": {*BENEATH_FORMATS, "big_vision", "open_clip"},
