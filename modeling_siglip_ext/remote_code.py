@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 MODULES = (
     "configuration_siglip_ext",
+    "embeddings",
     "foreign",
     "images",
     "layers",
