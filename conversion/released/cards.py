@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from modeling_siglip_ext.hub.card import Card, Figure, Results
+from modeling_siglip_ext.hub.card import Card
 from modeling_siglip_ext.hub.facts import ModelFacts, facts_of
+from modeling_siglip_ext.hub.results import Figure, Results
 
 from .catalogue import Entry, entries
 

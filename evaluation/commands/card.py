@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel
 
 from modeling_siglip_ext.embedding_store import weights_fingerprint
-from modeling_siglip_ext.hub.card import Figure, Results, add_results
+from modeling_siglip_ext.hub.card import add_results
+from modeling_siglip_ext.hub.results import Figure, Results
 
 from ..known_benchmarks import BENCHMARKS
 from ..results import is_number, result_files

@@ -12,7 +12,9 @@ from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from modeling_siglip_ext.conversion.__main__ import main
-from modeling_siglip_ext.hub.publish import PublishError, RefusedError, prepare, publish
+from modeling_siglip_ext.hub.calls import PublishError
+from modeling_siglip_ext.hub.publish import publish
+from modeling_siglip_ext.hub.upload import RefusedError, prepare
 
 
 NAME = "user/model"
