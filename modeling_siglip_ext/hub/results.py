@@ -15,6 +15,21 @@ from ..files import write_text
 
 EVAL_RESULTS = ".eval_results"
 MEASURED, PUBLISHED = "siglip-ext-measured.yaml", "siglip-ext-published.yaml"
+TASKS = {  # the Hub's name of the task, and one for a reader
+    "zero-shot": ("zero-shot-image-classification", "Zero-shot classification"),
+    "retrieval": ("zero-shot-image-classification", "Image-text retrieval"),
+    "multilingual-retrieval": ("zero-shot-image-classification", "Image-text retrieval, mean over languages"),
+    "few-shot": ("image-classification", "Few-shot classification"),
+    "linear-probe": ("image-classification", "Linear probe"),
+    "knn": ("image-classification", "k nearest neighbours"),
+    "threshold": ("zero-shot-image-classification", "Matching of images and texts"),
+}
+SHARES = ("accuracy", "recall", "precision", "f1", "roc_auc")
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share between 0 and 1, by its name."""
+    return any(word in metric for word in SHARES)
 
 
 @dataclass(frozen=True)
