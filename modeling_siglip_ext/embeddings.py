@@ -90,16 +90,16 @@ class SiglipExtNaflexEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.grid_size**2, config.hidden_size)
 
     def forward(
         self,
         pixel_values: torch.Tensor,
-        spatial_shapes: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor,
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
         tokens = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
-        table = all_rows(self.position_embedding, self.config.num_patches, tokens.device)
+        table = all_rows(self.position_embedding, self.config.grid_size**2, tokens.device)
         return tokens + resize_positions(table, spatial_shapes, pixel_values.shape[1])
 
 

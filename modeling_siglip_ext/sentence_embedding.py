@@ -3,6 +3,7 @@
 By default it pads texts to the longest of the batch, which gives wrong vectors here, and does not normalise.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def settings(config: PreTrainedConfig) -> dict[str, Any]:
     return found
 
 
-def save_settings(config: PreTrainedConfig, folder: str | Path) -> None:
+def save_settings(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
     """Write both files into the folder of a dual model, made if it is missing."""
     write_json(Path(folder) / MODULES_FILE, MODULES)
     write_json(Path(folder) / SETTINGS_FILE, settings(config))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
@@ -158,10 +158,11 @@ def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
     card = ModelCard(text[: inside.start()] + blocks.strip() + "\n" + text[inside.end() :])
     added = [entry for one in results for entry in eval_results(one)]
     new = {(entry.unique_identifier, entry.metric_type) for entry in added}
-    kept = [e for e in card.data.eval_results or [] if (e.unique_identifier, e.metric_type) not in new]
-    card.data.eval_results = kept + added
-    if card.data.get("model_name") is None:
-        card.data.model_name = title(text) or Path(folder).resolve().name
+    data = cast(ModelCardData, card.data)
+    kept = [e for e in data.eval_results or [] if (e.unique_identifier, e.metric_type) not in new]
+    data.eval_results = kept + added
+    if data.model_name is None:
+        data.model_name = title(text) or Path(folder).resolve().name
     text = _tidy(str(card))
     check_card(text)
     write_eval_results(Path(folder) / EVAL_RESULTS / MEASURED, results, keep=True)
