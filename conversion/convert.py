@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from modeling_siglip_ext import SiglipExtVisionConfig, native_config
 from modeling_siglip_ext.files import new_folder
 from modeling_siglip_ext.hub.card import write_card
+from modeling_siglip_ext.texts import STOCK_TEXT_LENGTH
 
 from .containers.arrays import DTYPES, Arrays
 from .containers.safetensors_files import SafetensorsWriter, read_safetensors
@@ -27,7 +28,6 @@ from .transfer import compare_tensors, write_tensors
 
 
 FORMATS = ("native", "ext")
-STOCK_TEXT_LENGTH = 64
 logger = logging.getLogger(__name__)
 
 

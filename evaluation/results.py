@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_siglip_ext.embedding_store import write_json
+from modeling_siglip_ext.hub.results import is_share
 
 
 PACKAGES = ("siglip-ext", "torch", "transformers", "datasets", "numpy", "pillow", "scikit-learn")
@@ -104,5 +105,4 @@ def is_number(value: Any) -> bool:
 def show(key: str, value: float | None) -> str:
     if value is None:
         return "-"
-    share = any(word in key for word in ("accuracy", "recall", "precision", "f1", "roc_auc"))
-    return f"{100 * value:.1f}" if share else f"{value:.4g}"
+    return f"{100 * value:.1f}" if is_share(key) else f"{value:.4g}"

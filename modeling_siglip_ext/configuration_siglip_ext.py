@@ -6,7 +6,7 @@ two forms.
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -62,8 +62,8 @@ def check_heads(config: PreTrainedConfig) -> None:
         )
 
 
-class StockReadable:
-    """Mixin: reads the `config.json` of stock `siglip` / `siglip2` folders, and writes that form where it suffices."""
+class StockReadable(PreTrainedConfig):
+    """Reads the `config.json` of stock `siglip` / `siglip2` folders, and writes that form where it suffices."""
 
     # set where the package itself serves the pipeline: transformers would insist on the copy beside the model, and on
     # trust_remote_code for it
@@ -101,7 +101,7 @@ class StockReadable:
 
 
 @strict
-class SiglipExtTextConfig(StockReadable, PreTrainedConfig):
+class SiglipExtTextConfig(StockReadable):
     r"""The text tower: a bidirectional transformer over texts padded to `max_position_embeddings`, without a mask.
 
     Args:
@@ -157,7 +157,7 @@ class SiglipExtTextConfig(StockReadable, PreTrainedConfig):
 
 
 @strict
-class SiglipExtVisionConfig(StockReadable, PreTrainedConfig):
+class SiglipExtVisionConfig(StockReadable):
     r"""The vision tower, for one fixed image size or (`naflex=True`) for any aspect ratio and sequence length.
 
     Args:
@@ -232,7 +232,17 @@ class SiglipExtVisionConfig(StockReadable, PreTrainedConfig):
     @property
     def grid_size(self) -> int:
         """Patches along one side of the learned position grid."""
-        return math.isqrt(self.num_patches) if self.naflex else self.image_size // self.patch_size
+        if self.naflex:
+            assert self.num_patches is not None, "given or set in __post_init__"
+            return math.isqrt(self.num_patches)
+        assert self.image_size is not None, "given or set in __post_init__"
+        return self.image_size // self.patch_size
+
+
+if TYPE_CHECKING:
+    TowerConfig = Any  # a configuration with the fields of its own class, whatever was given
+else:
+    TowerConfig = dict | PreTrainedConfig | None
 
 
 def sub_config(value: dict | PreTrainedConfig | None, own_class: type[PreTrainedConfig]) -> PreTrainedConfig:
@@ -253,7 +263,7 @@ def sub_config(value: dict | PreTrainedConfig | None, own_class: type[PreTrained
 
 
 @strict
-class SiglipExtConfig(StockReadable, PreTrainedConfig):
+class SiglipExtConfig(StockReadable):
     r"""Two towers and the loss head.
 
     Args:
@@ -282,8 +292,8 @@ class SiglipExtConfig(StockReadable, PreTrainedConfig):
     model_type = "siglip_ext"
     sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: TowerConfig = None
+    vision_config: TowerConfig = None
     loss_type: str = "sigmoid"
     logit_scale_init: float = math.log(10)
     logit_bias_init: float | int | None = -10.0

@@ -7,12 +7,12 @@ that cannot be read costs its row and nothing else.
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .images import UnreadableImageError, load_image
+from .images import UnreadableImageError, is_image_file, load_image
 from .texts import text_config, tokenize, warn_of_cut
 
 
@@ -46,7 +46,7 @@ class EncodedBatch:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """Put `model` in evaluation mode without gradients, and give every submodule its own mode back afterwards.
 
     A frozen tower kept in evaluation mode while the rest trains stays so, which a plain `model.train()` would undo.
@@ -75,8 +75,7 @@ def embed(model: nn.Module, kind: str, inputs: Mapping[str, torch.Tensor], *, no
 
 def image_files(folder: str | Path) -> list[Path]:
     """All files below a folder that PIL can read by their suffix, in order of their names."""
-    known = Image.registered_extensions()
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in known and path.is_file())
+    files = sorted(path for path in Path(folder).rglob("*") if is_image_file(path) and path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no image files")
     return files
@@ -99,7 +98,7 @@ def items_of(source: Any, column: str | None, default: str) -> tuple[Iterable[An
         source = source.select_columns([column])
     count = len(source) if hasattr(source, "__len__") else None
     if column is not None:
-        return (item[column] for item in source), count
+        return (item[column] for item in cast(Iterable[Any], source)), count
     return source, count
 
 
@@ -195,7 +194,7 @@ def stream_texts(
     """Embeddings of texts, batch after batch; arguments as in `encode_texts`. The model must be in eval mode."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = cast(PreTrainedTokenizerBase, getattr(processor, "tokenizer", processor))
     start = 0
     for batch in chunks(texts, batch_size):
         wrong = [place for place, text in enumerate(batch) if not isinstance(text, str)]

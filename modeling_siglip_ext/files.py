@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,37 @@ DRAFT = ".part"
 
 
 def lock(folder: Path) -> int | None:
-    """Mark a draft as in use for as long as this process lives; None where another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Mark a draft as in use for as long as this process lives; None where another process has it or removed it."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
+    if not folder.exists():  # removed while it was opened here
+        os.close(descriptor)
+        return None
     return descriptor
+
+
+def new_draft(out: Path) -> tuple[Path, int | None]:
+    """A hidden folder beside `out`, and its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=DRAFT, dir=out.parent))
+        descriptor = lock(folder)
+        if descriptor is not None or fcntl is None:
+            return folder, descriptor
+        # another writer of `out` took it for abandoned before it was locked
 
 
 def remove_abandoned(out: Path) -> None:
     """Delete the drafts of `out` whose process was killed."""
-    for draft in out.parent.glob(f".{out.name}.*{DRAFT}"):
+    for draft in out.parent.glob(f".{escape(out.name)}.*{DRAFT}"):
         descriptor = lock(draft)
         if descriptor is not None:
             shutil.rmtree(draft, ignore_errors=True)
@@ -53,12 +72,10 @@ def drafts(out: Path, replace: bool) -> Generator[Path]:
         raise FileExistsError(f"{out} exists; choose another name or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if fcntl is not None:
-            remove_abandoned(out)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=DRAFT, dir=out.parent))
+        remove_abandoned(out)
+        folder, descriptor = new_draft(out)
     except OSError as error:
         raise type(error)(error.errno, f"cannot write in {out.parent}: {error.strerror}") from error
-    descriptor = None if fcntl is None else lock(folder)
     try:
         yield folder
     finally:

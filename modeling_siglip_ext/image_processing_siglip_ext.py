@@ -39,17 +39,19 @@ class SiglipExtImageProcessor(PilBackend):
     do_normalize = True
     do_convert_rgb = True
 
-    def process_image(self, image: ImageInput, **kwargs) -> np.ndarray:
+    def process_image(self, image: ImageInput, *args: Any, **kwargs: Any) -> np.ndarray:
         # what is an RGB image of PIL gets its size here, in C and without the interpreter's lock; the base class would
         # turn the large image into an array, back into PIL's form and again into an array, which takes as long again
-        size, resample = kwargs.get("size"), kwargs.get("resample")
+        size: SizeDict = kwargs.get("size") or SizeDict()
+        resample = kwargs.get("resample")
         opaque = isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info
         if opaque and kwargs.get("do_resize") and size.height and size.width and isinstance(resample, int):
             image = image.resize((size.width, size.height), resample)
-        return super().process_image(image, **kwargs)
+        return super().process_image(image, *args, **kwargs)
 
-    def resize(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
-        return image if image.shape[-2:] == (size.height, size.width) else super().resize(image, size, **kwargs)
+    def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
+        right = image.shape[-2:] == (size.height, size.width)
+        return image if right else super().resize(image, size, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "SiglipImageProcessor"}

@@ -29,8 +29,9 @@ ONLY_RECOGNIZED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 @cache
 def image_suffixes() -> frozenset[str]:
     """Suffixes of the formats that PIL reads, in lower case with their dot."""
+    known = Image.registered_extensions()  # first: this is what makes PIL load its formats
     readable = Image.OPEN.keys() - ONLY_RECOGNIZED
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
+    return frozenset(suffix for suffix, kind in known.items() if kind in readable)
 
 
 def is_image_file(path: str | os.PathLike) -> bool:

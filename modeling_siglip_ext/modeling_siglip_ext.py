@@ -5,8 +5,10 @@ nothing of the loss; poolings and positions are modules of their own.
 """
 
 import copy
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,8 +19,7 @@ from transformers.conversion_mapping import PrefixChange, register_checkpoint_co
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils import ModelOutput, auto_docstring, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -29,12 +30,13 @@ from .configuration_siglip_ext import (
     is_foreign,
     sub_config,
 )
+from .embeddings import SiglipExtNaflexEmbeddings, SiglipExtTextEmbeddings, SiglipExtVisionEmbeddings
 from .foreign import ForeignTowerAdapter, build_foreign_tower, load_foreign_tower, tower_width
 from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer, SiglipExtMLP
 from .losses import sigmoid_loss, softmax_loss
 from .naflex import check_naflex_inputs, valid_patches
 from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
-from .positions import interpolate_positions, resize_positions, sincos2d
+from .positions import sincos2d
 from .sentence_embedding import save_settings
 
 
@@ -65,99 +67,6 @@ class SiglipExtOutput(ModelOutput):
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
-def all_rows(embedding: nn.Embedding, count: int, device: torch.device) -> torch.Tensor:
-    """The whole table, by calling the module: offloading and adapters hook into the call."""
-    return embedding(torch.arange(count, device=device))
-
-
-class SiglipExtTextEmbeddings(nn.Module):
-    """Token and position embeddings; with mSigLIP's bottleneck the token table is narrow and projected up."""
-
-    def __init__(self, config: SiglipExtTextConfig):
-        super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.token_embedding_size or config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_projection = None
-        if config.token_embedding_size is not None:
-            self.token_projection = nn.Linear(config.token_embedding_size, config.hidden_size, bias=False)
-
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-        tokens = self.token_embedding(input_ids)
-        if self.token_projection is not None:
-            tokens = self.token_projection(tokens)
-        if position_ids is None:
-            return tokens + all_rows(self.position_embedding, input_ids.shape[1], input_ids.device)
-        return tokens + self.position_embedding(position_ids)
-
-
-class SiglipExtVisionEmbeddings(nn.Module):
-    """Patches of one fixed image size, with learned or sine-cosine positions and, if pooled so, a class token."""
-
-    def __init__(self, config: SiglipExtVisionConfig):
-        super().__init__()
-        self.config = config
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
-        if config.position_embedding_type == "learned":
-            self.position_embedding = nn.Embedding(config.grid_size**2, config.hidden_size)
-        else:
-            table = sincos2d(config.grid_size, config.hidden_size)
-            self.position_table = nn.Buffer(table, persistent=False)
-        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.pooling == "cls" else None
-
-    def positions(self, height: int, width: int, device: torch.device) -> torch.Tensor:
-        """Positions of a grid of patches, (height·width, D)."""
-        grid = self.config.grid_size
-        if self.config.position_embedding_type == "sincos2d":
-            return self.position_table
-        table = all_rows(self.position_embedding, grid**2, device)
-        return table if (height, width) == (grid, grid) else interpolate_positions(table, height, width)
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        spatial_shapes: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> torch.Tensor:
-        size = self.config.image_size
-        if not interpolate_pos_encoding and pixel_values.shape[-2:] != (size, size):
-            raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape[-2:])}, the model takes ({size}, {size}): resize with "
-                "its image processor, or pass interpolate_pos_encoding=True"
-            )
-        if interpolate_pos_encoding and self.config.position_embedding_type != "learned":
-            raise ValueError("interpolate_pos_encoding=True needs learned positions, this tower has sincos2d")
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        # laid out token by token: otherwise the strides of the convolution's output stay with the residual stream, and
-        # every layer norm copies it
-        tokens = patches.flatten(2).transpose(1, 2).contiguous()
-        tokens = tokens + self.positions(*patches.shape[-2:], patches.device)
-        if self.class_embedding is not None:  # it has no position (big_vision adds it after the positions)
-            tokens = torch.cat([self.class_embedding.expand(tokens.shape[0], 1, -1), tokens], dim=1)
-        return tokens
-
-
-class SiglipExtNaflexEmbeddings(nn.Module):
-    """Patches of images of any shape: (B, L, p·p·3), padded to L, each with the positions of its own grid."""
-
-    def __init__(self, config: SiglipExtVisionConfig):
-        super().__init__()
-        self.config = config
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.num_patches, config.hidden_size)
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        spatial_shapes: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> torch.Tensor:
-        tokens = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
-        table = all_rows(self.position_embedding, self.config.num_patches, tokens.device)
-        return tokens + resize_positions(table, spatial_shapes, pixel_values.shape[1])
-
-
 def lecun_normal_(weight: torch.Tensor) -> None:
     """Flax's default for dense layers: a normal of deviation fan_in^-1/2, cut at twice the deviation before cutting.
 
@@ -184,9 +93,9 @@ class PatchFeatures(ModelOutput):
 
 @auto_docstring
 class SiglipExtPreTrainedModel(PreTrainedModel):
-    config: SiglipExtConfig
+    config_class = SiglipExtConfig
     base_model_prefix = "siglip_ext"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
 
     _no_split_modules = [
@@ -205,7 +114,7 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
         "attentions": SiglipExtAttention,
     }
 
-    def _initialize_weights(self, module: nn.Module, *_) -> None:
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # transformers takes code outside its tree for code that ignores its init functions, and then passes over every
         # module without parameters of its own: attention and MLP would keep the initialisation of a plain Linear
         super()._initialize_weights(module)
@@ -244,7 +153,7 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
                 init.copy_(module.position_table, sincos2d(module.config.grid_size, module.config.hidden_size))
         elif isinstance(module, SiglipExtModel):
             init.constant_(module.logit_scale, module.config.logit_scale_init)
-            if module.logit_bias is not None:
+            if module.logit_bias is not None and module.config.logit_bias_init is not None:
                 init.constant_(module.logit_bias, module.config.logit_bias_init)
         elif isinstance(module, SiglipExtForImageClassification):
             std = module.config.vision_config.hidden_size**-0.5 * module.config.initializer_factor
@@ -255,7 +164,9 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory: str, *args, native: bool | None = None, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, native: bool | None = None, **kwargs: Any
+    ) -> None:
         """Save weights and configuration; where the stock classes can express the model, in their form.
 
         Args:
@@ -274,17 +185,18 @@ class SiglipExtTextModel(SiglipExtPreTrainedModel):
     """The text tower. Texts are padded to `max_position_embeddings`, and padding is attended to, as in training."""
 
     config: SiglipExtTextConfig
-    input_modalities = ("text",)
+    input_modalities = "text"
     base_model_prefix = "text_model"
     _keys_to_ignore_on_load_unexpected = [r"^vision_model\.", r"^logit_"]  # the rest of a full checkpoint
     _input_embed_layer = "token_embedding"
 
     def __init__(self, config: SiglipExtTextConfig):
         super().__init__(config)
+        assert config.projection_size is not None, "given or set in __post_init__"
         self.embeddings = SiglipExtTextEmbeddings(config)
         self.encoder = SiglipExtEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooling = build_pooling(config)
+        self.pooling = cast(nn.Module, build_pooling(config))  # only images may have none
         self.head = nn.Linear(config.hidden_size, config.projection_size) if config.use_head else None
         self.post_init()
 
@@ -295,7 +207,7 @@ class SiglipExtTextModel(SiglipExtPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -335,7 +247,7 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
 
     config: SiglipExtVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     base_model_prefix = "vision_model"
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_"]  # the rest of a full checkpoint
     _input_embed_layer = "patch_embedding"
@@ -361,7 +273,7 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -399,6 +311,7 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
             return None
         patch_values = self.config.num_channels * self.config.patch_size**2
         check_naflex_inputs(pixel_values, mask, spatial_shapes, patch_values)
+        assert spatial_shapes is not None, "checked"
         return valid_patches(spatial_shapes, pixel_values.shape[1]) if mask is None else mask
 
     def _pool(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -443,9 +356,9 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
             features = features[:, 1:]
         if post_norm:
             features = self.post_layernorm(features)
-        if self.config.naflex:
-            mask = self._patch_mask(pixel_values, pixel_attention_mask, spatial_shapes).bool()
-            return PatchFeatures(features=features, grid=spatial_shapes, mask=mask)
+        mask = self._patch_mask(pixel_values, pixel_attention_mask, spatial_shapes)
+        if mask is not None:
+            return PatchFeatures(features=features, grid=spatial_shapes, mask=mask.bool())
         grid = [size // self.config.patch_size for size in pixel_values.shape[-2:]]
         return PatchFeatures(features=features, grid=torch.tensor([grid] * len(features), device=features.device))
 
@@ -501,6 +414,9 @@ def load_tower(config: SiglipExtConfig, kind: str, source: str | PreTrainedModel
     return TOWERS[kind][1].from_pretrained(source, config=tower)
 
 
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
+
+
 class SiglipExtModel(SiglipExtPreTrainedModel):
     """The dual model with its loss head.
 
@@ -521,6 +437,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
 
     ```"""
 
+    config: SiglipExtConfig
     loss_group: torch.distributed.ProcessGroup | None = None
 
     def __init__(
@@ -578,7 +495,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         sources = {"vision": vision, "text": text}
         poolings = {"vision": vision_pooling, "text": text_pooling}
         configs = {kind: source_config(source, kind) for kind, source in sources.items()}
-        fields = {f"{kind}_config": config for kind, config in configs.items()}
+        fields: dict[str, Any] = {f"{kind}_config": config for kind, config in configs.items()}
         fields |= {f"{kind}_pooling": pooling for kind, pooling in poolings.items()} | config_fields
         if is_foreign(configs["vision"]):
             fields["vision_projection_size"] = projection_size
@@ -588,7 +505,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         models = {f"{kind}_model": load_tower(config, kind, source) for kind, source in sources.items()}
         return cls(config, **models)
 
-    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         # before the weights, so that what `push_to_hub` uploads at the end is complete
         if kwargs.get("is_main_process", True):
             save_settings(self.config, save_directory)
@@ -607,7 +524,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """The text tower's output; `pooler_output` (B, D) is the embedding before normalisation.
 
@@ -625,7 +542,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> tuple | BaseModelOutputWithPooling:
         """The vision tower's output; `pooler_output` (B, D) is the embedding before normalisation."""
         if self.vision_adapter is not None:
@@ -653,7 +570,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> SiglipExtOutput:
         r"""
         Args:
@@ -694,8 +611,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """The loss of `config.loss_type` over normalised embeddings (B, D); over all ranks while training."""
         scale, bias = self._loss_head(image_embeds.device)
-        loss = sigmoid_loss if self.config.loss_type == "sigmoid" else softmax_loss
-        return loss(
+        return LOSSES[self.config.loss_type](
             image_embeds,
             text_embeds,
             scale,
@@ -712,8 +628,9 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
 class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
     """The vision tower with a linear classifier on its pooled vector (the stock class always averages tokens)."""
 
+    config: SiglipExtConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: SiglipExtConfig):
         super().__init__(config)
@@ -724,6 +641,7 @@ class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
             )
         if config.vision_config.pooling == "none":
             raise ValueError('vision_config.pooling="none" gives nothing to classify; choose "map" or "mean"')
+        assert config.num_labels is not None, "transformers counts id2label"
         self.num_labels = config.num_labels
         self.vision_model = SiglipExtVisionModel._from_config(config.vision_config)
         self.classifier = nn.Linear(embedding_size(config, "vision"), config.num_labels)
@@ -743,7 +661,7 @@ class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
         spatial_shapes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> ImageClassifierOutput:
         r"""
         Args:

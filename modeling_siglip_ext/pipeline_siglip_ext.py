@@ -43,7 +43,7 @@ class NumberedDataset(Dataset):
     """The items of a dataset with their places."""
 
     def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+        self.dataset: Any = dataset  # one with a length
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -76,7 +76,7 @@ class RowCache:
 
 def weights_version(model: PreTrainedModel) -> int:
     """Changes whenever the text tower's weights are replaced, moved, cast or updated in place."""
-    modules = (model.text_model, getattr(model, "text_adapter", None))
+    modules: tuple[Any, Any] = (model.text_model, getattr(model, "text_adapter", None))
     parameters = [parameter for module in modules if module is not None for parameter in module.parameters()]
     return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters))
 
@@ -117,6 +117,10 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
     classify(["a.jpg", "b.jpg"], candidate_labels=["cat", "dog"], hypothesis_template=["a {}.", "a photo of a {}."])
     ```"""
 
+    model: Any  # ours or a stock one
+    tokenizer: Any
+    image_processor: Any
+
     def __init__(self, *args, cache_rows: int = CACHE_ROWS, **kwargs):
         self._classes = RowCache(cache_rows)
         # the tokenizers library refuses a change of padding or truncation while another thread encodes; and of two
@@ -128,13 +132,13 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
 
     def _sanitize_parameters(
         self,
+        tokenizer_kwargs: dict | None = None,
         candidate_labels: Sequence[str] | None = None,
         hypothesis_template: str | Sequence[str] | None = None,
         function_to_apply: str | None = None,
         top_k: int | None = None,
         threshold: float | None = None,
         timeout: float | None = None,
-        tokenizer_kwargs: dict | None = None,
         **unknown,
     ) -> tuple[dict, dict, dict]:
         if unknown:
@@ -145,7 +149,8 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             raise ValueError(f"function_to_apply={function_to_apply!r}; choose 'sigmoid' or 'softmax'")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1")
-        forward, after = {}, {"top_k": top_k, "threshold": threshold}
+        forward: dict[str, Any] = {}
+        after: dict[str, Any] = {"top_k": top_k, "threshold": threshold}
         if candidate_labels is not None:
             forward["labels"] = after["labels"] = check_labels(candidate_labels)
         if hypothesis_template is not None:
@@ -191,7 +196,10 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             image = (Numbered(index, item) for index, item in enumerate(image))
         return super(ZeroShotImageClassificationPipeline, self).__call__(image, **kwargs)
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
+    # labels are no input of an image here: `_forward` gets them, and embeds them once
+    def preprocess(  # ty: ignore[incompatible-method-override]
+        self, image: Any, timeout: float | None = None
+    ) -> dict[str, torch.Tensor]:
         """One image to the inputs of the image tower, and whether it could be read."""
         numbered = isinstance(image, Numbered)
         readable = True

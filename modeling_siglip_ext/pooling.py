@@ -52,14 +52,15 @@ class SiglipExtMultiheadAttentionPoolingHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """hidden_states (B, N, D), mask (B, N) with 1 for valid tokens, or None; returns (B, D)."""
+        attention_mask = None
         if mask is not None:
-            mask = create_bidirectional_mask(
+            attention_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=self.probe.expand(hidden_states.shape[0], -1, -1),
                 attention_mask=mask,
                 encoder_hidden_states=hidden_states,
             )
-        pooled = self.attention(self.probe, hidden_states, mask)
+        pooled = self.attention(self.probe, hidden_states, attention_mask)
         return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
 
 

@@ -6,13 +6,11 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
+from .texts import NO_LENGTH
 from .tokenization_siglip_ext import set_text_length
 
 
 logger = logging.get_logger(__name__)
-
-# transformers gives a tokenizer without a length 1e30.
-UNKNOWN_LENGTH = 1_000_000
 
 
 class SiglipExtProcessor(ProcessorMixin):
@@ -61,7 +59,7 @@ class SiglipExtProcessor(ProcessorMixin):
                 padding,
             )
             padding = "max_length"
-        if padding == "max_length" and self.tokenizer.model_max_length > UNKNOWN_LENGTH and "max_length" not in kwargs:
+        if padding == "max_length" and self.tokenizer.model_max_length > NO_LENGTH and "max_length" not in kwargs:
             raise ValueError(
                 "the tokenizer has no model_max_length to pad to: set tokenizer.model_max_length to the text tower's "
                 "max_position_embeddings"
@@ -71,7 +69,7 @@ class SiglipExtProcessor(ProcessorMixin):
         return {**kwargs, "padding": padding}
 
     def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
-        if self.tokenizer.model_max_length <= UNKNOWN_LENGTH:
+        if self.tokenizer.model_max_length <= NO_LENGTH:
             set_text_length(self.tokenizer, self.tokenizer.model_max_length)
         naflex = "spatial_shapes" in self.image_processor.model_input_names
         stock = (Siglip2Processor if naflex else SiglipProcessor)(self.image_processor, self.tokenizer)

@@ -4,14 +4,17 @@ transformers flattens remote code to base names, so the bundle is a flat folder 
 `from .name import`. The loss in it is the eager one, in one file.
 """
 
-import shutil
 from pathlib import Path
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .files import write_text
+
 
 MODULES = (
     "configuration_siglip_ext",
+    "embeddings",
+    "files",
     "foreign",
     "images",
     "layers",
@@ -59,9 +62,8 @@ def source_file(module: str) -> Path:
 
 def add_remote_code(config: PreTrainedConfig, folder: str | Path) -> None:
     """Copy the bundle into the folder and name its classes in `config.auto_map`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for module in MODULES:
-        shutil.copyfile(source_file(module), Path(folder) / f"{module}.py")
+        write_text(Path(folder) / f"{module}.py", source_file(module).read_text(encoding="utf-8"))
     config.auto_map = {auto: f"{ENTRY}.{name}" for auto, name in CLASSES[config.model_type].items()}
     if config.model_type == "siglip_ext" and "SiglipExtForImageClassification" not in (config.architectures or ()):
         config.custom_pipelines = pipelines()

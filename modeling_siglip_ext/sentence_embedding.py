@@ -3,10 +3,13 @@
 By default it pads texts to the longest of the batch, which gives wrong vectors here, and does not normalise.
 """
 
-import json
+import os
 from pathlib import Path
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
+
+from .files import write_json
 
 
 MODULES_FILE, SETTINGS_FILE = "modules.json", "sentence_bert_config.json"
@@ -17,9 +20,9 @@ MODULES = [
 ]
 
 
-def settings(config: PreTrainedConfig) -> dict:
+def settings(config: PreTrainedConfig) -> dict[str, Any]:
     """The settings of its transformer module: which methods embed, and for SigLIP texts their full length."""
-    found = {
+    found: dict[str, Any] = {
         "transformer_task": "feature-extraction",
         "modality_config": {
             kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"}
@@ -36,8 +39,7 @@ def settings(config: PreTrainedConfig) -> dict:
     return found
 
 
-def save_settings(config: PreTrainedConfig, folder: str | Path) -> None:
+def save_settings(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
     """Write both files into the folder of a dual model, made if it is missing."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, content in ((MODULES_FILE, MODULES), (SETTINGS_FILE, settings(config))):
-        (Path(folder) / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(Path(folder) / MODULES_FILE, MODULES)
+    write_json(Path(folder) / SETTINGS_FILE, settings(config))

@@ -10,6 +10,11 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# The length that the zero-shot pipeline and the processors of transformers pad texts to.
+STOCK_TEXT_LENGTH = 64
+# A tokenizer without a length of its own reports 1e30; no text tower is as long as this.
+NO_LENGTH = 1_000_000
+
 
 def text_config(model: PreTrainedModel) -> Any:
     """The configuration of the text tower of a dual model."""
@@ -54,4 +59,4 @@ def warn_of_cut(texts: Sequence[str], length: int) -> None:
         )
 
 
-__all__ = ["pads_to_full_length", "text_config", "tokenize", "warn_of_cut"]
+__all__ = ["NO_LENGTH", "STOCK_TEXT_LENGTH", "pads_to_full_length", "text_config", "tokenize", "warn_of_cut"]

@@ -5,18 +5,18 @@ They differ in the padding token: v1 pads with EOS, v2 with `<pad>` (reference: 
 """
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
+AnyTokenizer = TypeVar("AnyTokenizer", bound=PreTrainedTokenizerBase)
 TEXT_RULES = ("v1", "v2")
 SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def apply_text_rules(
-    tokenizer: PreTrainedTokenizerBase, rules: str = "v2", max_length: int = 64
-) -> PreTrainedTokenizerBase:
+def apply_text_rules(tokenizer: AnyTokenizer, rules: str = "v2", max_length: int = 64) -> AnyTokenizer:
     """Make a fast tokenizer follow the rules, in place, and return it.
 
     Args:

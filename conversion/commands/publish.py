@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from modeling_siglip_ext.hub.publish import PublishError, publish
+from modeling_siglip_ext.hub.calls import PublishError
+from modeling_siglip_ext.hub.publish import publish
 
 
 EXAMPLES = """examples:

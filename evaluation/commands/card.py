@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel
 
 from modeling_siglip_ext.embedding_store import weights_fingerprint
-from modeling_siglip_ext.hub.card import Figure, Results, add_results
+from modeling_siglip_ext.hub.card import add_results
+from modeling_siglip_ext.hub.results import TASKS, Figure, Results, is_share
 
 from ..known_benchmarks import BENCHMARKS
 from ..results import is_number, result_files
@@ -27,16 +28,6 @@ NAMES = {
     "flickr30k": "Flickr30k",
     "xm3600": "XM3600",
 }
-TASKS = {  # the Hub's name of the task, and one for a reader
-    "zero-shot": ("zero-shot-image-classification", "Zero-shot classification"),
-    "retrieval": ("zero-shot-image-classification", "Image-text retrieval"),
-    "multilingual-retrieval": ("zero-shot-image-classification", "Image-text retrieval, mean over languages"),
-    "few-shot": ("image-classification", "Few-shot classification"),
-    "linear-probe": ("image-classification", "Linear probe"),
-    "knn": ("image-classification", "k nearest neighbours"),
-    "threshold": ("zero-shot-image-classification", "Matching of images and texts"),
-}
-SHARES = ("accuracy", "recall", "precision", "f1", "roc_auc")
 
 
 def card(args: argparse.Namespace) -> None:
@@ -71,7 +62,7 @@ def as_results(result: dict[str, Any]) -> Results:
             re.sub(r"\W+", "_", task) + f"_{key}",
             value,
             chance(task, key, about, settings),
-            percent=any(word in key for word in SHARES),
+            percent=is_share(key),
         )
         for key, value in result["metrics"].items()
         if is_number(value)

@@ -6,98 +6,29 @@ published elsewhere are kept apart in all three places. Parts of a card between 
 use the model, when the folder is published under a name, and the measured figures, when it is evaluated.
 """
 
-import datetime
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub import ModelCard, ModelCardData
 
+from ..files import write_text
 from .facts import Example, ModelFacts, example_of, facts_of
+from .results import EVAL_RESULTS, MEASURED, PUBLISHED, Results, eval_results, write_eval_results
 
 
 CARD = "README.md"
-EVAL_RESULTS = ".eval_results"
-MEASURED, PUBLISHED = "siglip-ext-measured.yaml", "siglip-ext-published.yaml"
 MARK = re.compile(r"<!-- siglip-ext \S+ wrote this card")
 NOTHING_MEASURED = "Nothing was measured with this copy of the weights."
 LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
 LICENSE = re.compile(r"[a-z0-9.+-]+")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of a model.
-
-    Args:
-        label: what a reader calls it, e.g. "image→text R@1".
-        metric: identifier for the metadata, e.g. "image_to_text_recall@1".
-        value: the figure; shares are between 0 and 1.
-        chance: what guessing gives, where that is known.
-        percent: whether the card shows `value` and `chance` in percent.
-    """
-
-    label: str
-    metric: str
-    value: float
-    chance: float | None = None
-    percent: bool = True
-
-    def text(self, value: float | None) -> str:
-        """`value` as the card shows it."""
-        if value is None:
-            return ""
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
-
-
-@dataclass(frozen=True)
-class Results:
-    """Figures on one dataset, measured here or published elsewhere.
-
-    Args:
-        dataset: its name for a reader.
-        dataset_id: its name on the Hub ("user/name"), or a short name of its own.
-        figures: at least one.
-        task: the Hub's name of the task.
-        task_name: the same for a reader.
-        split: the part of the dataset.
-        source: name and address of the publication; None for what was measured with this package on these weights.
-        date: when it was measured, ISO 8601.
-        note: how it was measured.
-
-    Raises:
-        ValueError: a figure without a dataset, or no figure.
-    """
-
-    dataset: str
-    dataset_id: str
-    figures: tuple[Figure, ...]
-    task: str = "zero-shot-image-classification"
-    task_name: str = "Zero-shot classification and image-text retrieval"
-    split: str | None = None
-    source: tuple[str, str] | None = None
-    date: str | None = None
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.dataset or not self.dataset_id:
-            raise ValueError("a figure says nothing without the dataset it was measured on: give its name and id")
-        if not self.figures:
-            raise ValueError(f"results on {self.dataset} without a figure")
-
-    @property
-    def key(self) -> str:
-        """What a newer measurement of the same replaces."""
-        kinds = sorted({figure.metric for figure in self.figures})
-        return re.sub(r"[^\w@.-]+", "-", "-".join([self.dataset_id, self.split or "", *kinds[:1]]))
 
 
 @dataclass(frozen=True)
@@ -199,7 +130,8 @@ def write_card(folder: str | Path, card: Card) -> Path:
     text = render(card)
     write_eval_results(folder / EVAL_RESULTS / MEASURED, card.measured)
     write_eval_results(folder / EVAL_RESULTS / PUBLISHED, card.published)
-    return _write(folder / CARD, text)
+    write_text(folder / CARD, text)
+    return folder / CARD
 
 
 def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
@@ -226,15 +158,16 @@ def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
     card = ModelCard(text[: inside.start()] + blocks.strip() + "\n" + text[inside.end() :])
     added = [entry for one in results for entry in eval_results(one)]
     new = {(entry.unique_identifier, entry.metric_type) for entry in added}
-    kept = [e for e in card.data.eval_results or [] if (e.unique_identifier, e.metric_type) not in new]
-    card.data.eval_results = kept + added
-    if card.data.get("model_name") is None:
-        card.data.model_name = title(text) or Path(folder).resolve().name
+    data = cast(ModelCardData, card.data)
+    kept = [e for e in data.eval_results or [] if (e.unique_identifier, e.metric_type) not in new]
+    data.eval_results = kept + added
+    if data.model_name is None:
+        data.model_name = title(text) or Path(folder).resolve().name
     text = _tidy(str(card))
     check_card(text)
-    file = Path(folder) / EVAL_RESULTS / MEASURED
-    write_eval_results(file, results, keep=True)
-    return _write(path, text)
+    write_eval_results(Path(folder) / EVAL_RESULTS / MEASURED, results, keep=True)
+    write_text(path, text)
+    return path
 
 
 def card_at(folder: str | Path, location: str) -> str:
@@ -280,71 +213,6 @@ def citations() -> dict[str, str]:
 # ---- metadata ----
 
 
-def eval_results(results: Results) -> list[EvalResult]:
-    """The figures as the metadata holds them.
-
-    The format has one source for all figures of a dataset and split; published ones therefore stand under a split of
-    their own, or they would pass for measured ones.
-    """
-    published = results.source is not None
-    return [
-        EvalResult(
-            task_type=results.task,
-            task_name=results.task_name,
-            dataset_type=results.dataset_id,
-            dataset_name=f"{results.dataset}, as published" if published else results.dataset,
-            dataset_split=" ".join(filter(None, (results.split, "(published)"))) if published else results.split,
-            metric_type=figure.metric,
-            metric_name=figure.label,
-            metric_value=round(figure.value, 6),
-            # the format has no other room for what guessing gives
-            metric_args=None if figure.chance is None else {"chance": round(figure.chance, 6)},
-            source_name=results.source[0] if published else None,
-            source_url=results.source[1] if published else None,
-        )
-        for figure in results.figures
-    ]
-
-
-def eval_result_entries(results: Results) -> list[EvalResultEntry]:
-    """The figures as `.eval_results/` holds them; none for a dataset that is not on the Hub."""
-    if "/" not in results.dataset_id:
-        return []
-    if results.source is None:
-        notes = f"measured with siglip-ext {metadata.version('siglip-ext')}"
-    else:
-        notes = "published by the authors, not measured with this copy of the weights"
-    return [
-        EvalResultEntry(
-            dataset_id=results.dataset_id,
-            task_id=figure.metric,
-            value=round(figure.value, 6),
-            date=results.date,
-            source_name=None if results.source is None else results.source[0],
-            source_url=None if results.source is None else results.source[1],
-            notes=f"{notes}; {results.split}" if results.split else notes,
-        )
-        for figure in results.figures
-    ]
-
-
-def write_eval_results(path: Path, results: Sequence[Results], *, keep: bool = False) -> None:
-    """Write one file of `.eval_results/`; without entries for it the file is removed.
-
-    Args:
-        keep: keep the file's entries of other datasets and tasks.
-    """
-    entries = eval_result_entries_to_yaml([entry for one in results for entry in eval_result_entries(one)])
-    if keep and path.is_file():
-        new = [entry["dataset"] for entry in entries]
-        entries = [old for old in yaml.safe_load(path.read_text("utf-8")) if old["dataset"] not in new] + entries
-    if not entries:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
-
-
 def check_card(text: str) -> ModelCard:
     """Check a card's metadata as far as that goes without the Hub, which checks again when it is committed.
 
@@ -372,10 +240,6 @@ def check_card(text: str) -> ModelCard:
                 f"the card's metadata: figures of two sources on {result.dataset_type} are not kept apart"
             )
     return card
-
-
-def today() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 # ---- templates ----
@@ -411,10 +275,3 @@ def _read(file: str) -> str:
 def _tidy(text: str) -> str:
     """No more than one empty line in a row, and one newline at the end."""
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _write(path: Path, text: str) -> Path:
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-    return path

@@ -1,18 +1,18 @@
 """What a model card must know of a model to say how it is used: read from its folder or its configuration."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..configuration_siglip_ext import SiglipExtConfig, SiglipExtVisionConfig
+from ..files import read_json
+from ..texts import NO_LENGTH, STOCK_TEXT_LENGTH
 
 
-# the length that the zero-shot pipeline of transformers pads texts to
-STOCK_TEXT_LENGTH = 64
 STOCK_PATCH = 16
 HELD_OUT = "held_out"
+REMEDY = "save the model again"
 CONFIGS = {
     "siglip": SiglipExtConfig,
     "siglip2": SiglipExtConfig,
@@ -128,19 +128,19 @@ def facts_of(folder: str | Path) -> ModelFacts:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: not a folder of a whole model")
-    model_type = _json(file).get("model_type")
+    model_type = read_json(file, REMEDY).get("model_type")
     if model_type not in CONFIGS:
         raise ValueError(f"{file}: {model_type!r} is none of {', '.join(CONFIGS)}")
     config = CONFIGS[model_type].from_pretrained(folder)
     length, settings, images = None, folder / "tokenizer_config.json", folder / "processor_config.json"
     if settings.is_file() and "siglip" not in getattr(getattr(config, "text_config", None), "model_type", "siglip"):
-        found = _json(settings).get("model_max_length")
-        length = found if isinstance(found, int) and found < 1_000_000 else None
+        found = read_json(settings, REMEDY).get("model_max_length")
+        length = found if isinstance(found, int) and found < NO_LENGTH else None
     facts = facts_of_config(
         config, stock="siglip_ext" not in model_type, text_length=length, tokenizer=settings.is_file()
     )
     if facts.naflex and images.is_file():  # how many patches an image gets is the processor's choice
-        found = _json(images).get("image_processor", {}).get("max_num_patches")
+        found = read_json(images, REMEDY).get("image_processor", {}).get("max_num_patches")
         facts = replace(facts, max_patches=found or facts.max_patches)
     return facts
 
@@ -150,15 +150,5 @@ def example_of(folder: str | Path) -> Example:
     listing = Path(folder) / HELD_OUT / "captions.json"
     if not listing.is_file():
         return Example()
-    images = _json(listing)["images"]
+    images = read_json(listing, "remove the folder, or train again")["images"]
     return Example(f"{HELD_OUT}/{next(iter(images))}", tuple(images.values())[:4], "{}", own=True)
-
-
-def _json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no mapping")
-    return content

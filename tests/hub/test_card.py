@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from modeling_siglip_ext.hub.card import (
     NOTHING_MEASURED,
     Card,
-    Figure,
-    Results,
     add_results,
     card_at,
     check_card,
@@ -23,6 +21,7 @@ from modeling_siglip_ext.hub.card import (
     written_here,
 )
 from modeling_siglip_ext.hub.facts import Example, ModelFacts, example_of, facts_of
+from modeling_siglip_ext.hub.results import Figure, Results
 
 
 FACTS = ModelFacts(pair=True, stock=True, naflex=False, image_size=224, max_patches=None, text_length=64)

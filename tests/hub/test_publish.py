@@ -12,7 +12,9 @@ from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from modeling_siglip_ext.conversion.__main__ import main
-from modeling_siglip_ext.hub.publish import PublishError, RefusedError, prepare, publish
+from modeling_siglip_ext.hub.calls import PublishError
+from modeling_siglip_ext.hub.publish import publish
+from modeling_siglip_ext.hub.upload import RefusedError, prepare, select
 
 
 NAME = "user/model"
@@ -122,6 +124,15 @@ def test_what_belongs_to_a_run_stays_here(hub, model):
     assert "held_out/00.png" in there
     left = [line.split()[2].strip(":") for line in said if "left here" in line]
     assert set(left) >= {"training_args.bin", "optimizer.pt", "optimizer.safetensors", "checkpoint-5/", ".cache/"}
+
+
+def test_the_draft_of_a_writer_that_was_killed_stays_here(tmp_path):
+    for name in (".eval_results/a.yaml", ".eval_results/.a.yaml.x.part/a.yaml", ".config.json.x.part/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    files, left_out = select(tmp_path)
+    assert files == [".eval_results/a.yaml"]
+    assert left_out.keys() == {".eval_results/.a.yaml.x.part/a.yaml", ".config.json.x.part/"}
 
 
 @pytest.mark.parametrize("token", [TOKEN, "hf_" + "a" * 34])

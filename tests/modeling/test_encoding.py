@@ -2,6 +2,8 @@
 
 import io
 import logging
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -234,3 +236,10 @@ def test_search_with_faiss(parts):
     cosines = texts.astype(np.float64) @ images.T.astype(np.float64)
     np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :3], rtol=0, atol=1e-6)
     assert (places[:, 0] == cosines.argmax(axis=1)).all()
+
+
+def test_a_fresh_process_knows_all_image_suffixes():
+    """PIL loads its formats late; what is asked before that must not be taken for all there are."""
+    code = "from modeling_siglip_ext.images import is_image_file as known; print(known('a.JPG'), known('b.py'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "True False"

@@ -11,7 +11,9 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from modeling_siglip_ext.hub.card import CARD, check_card, write_card, written_here
-from modeling_siglip_ext.hub.publish import ensure_repository, publish, select
+from modeling_siglip_ext.hub.publish import publish
+from modeling_siglip_ext.hub.repository import ensure_repository
+from modeling_siglip_ext.hub.upload import select
 
 from .card import GENERATED, trainer_card
 

@@ -18,12 +18,12 @@ from PIL.Image import open as open_image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, ProcessorMixin
 
+from modeling_siglip_ext.texts import NO_LENGTH
+
 from .samples import BAD_SAMPLE, SkipCounter, as_captions
 
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# A tokenizer without a length of its own reports a number beyond any text tower.
-NO_LENGTH = 1_000_000
 
 
 def check_columns(present: Iterable[str], setting: str, columns: Iterable[str]) -> None:

@@ -12,8 +12,9 @@ from datasets import Dataset
 from transformers import TrainerState
 
 from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import loss_curve, retrieval_contact_sheet
-from modeling_siglip_ext.hub.card import Card, Figure, Results, today, write_card
+from modeling_siglip_ext.hub.card import Card, write_card
 from modeling_siglip_ext.hub.facts import HELD_OUT, example_of, facts_of
+from modeling_siglip_ext.hub.results import Figure, Results, today
 
 from ..components.card import LIMITS, training_text
 from .fields import Recipe

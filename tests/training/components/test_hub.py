@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard, constants
 from transformers import AutoModel, AutoProcessor
 
-from modeling_siglip_ext.hub.publish import RefusedError
+from modeling_siglip_ext.hub.upload import RefusedError
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, SiglipExtTrainer
 from modeling_siglip_ext.training.components.card import GENERATED
 
