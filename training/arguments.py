@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from .components.locked_towers import TOWERS
+from .components.towers import TOWERS
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import CONVENTIONS
 

@@ -23,7 +23,7 @@ from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
 from .components.grad_cache import cached_backward, check_chunkable, split_batch, whole
 from .components.hub import HubPushes
-from .components.locked_towers import lock_towers
+from .components.towers import lock_towers
 from .components.monitor import Monitor
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
