@@ -13,7 +13,9 @@ from transformers.utils.hub import PushInProgress
 from modeling_siglip_ext.hub.card import CARD, check_card, write_card, written_here
 from modeling_siglip_ext.hub.publish import ensure_repository, publish, select
 
-from .card import GENERATED, trainer_card
+from ..arguments import SiglipExtTrainingArguments
+from .card import GENERATED, Trained, output_folder, trainer_card
+from .towers import core_model
 
 
 logger = logging.get_logger(__name__)
@@ -23,6 +25,14 @@ WITH_OPTIMIZER = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 class HubPushes(Trainer):
     """The part of `SiglipExtTrainer` that pushes; a name that is not free is found out before the first step."""
 
+    args: SiglipExtTrainingArguments
+    loss_name: str
+    """"sigmoid" or "softmax", for the card."""
+
+    def trained(self) -> Trained:
+        """What there is to tell of the training, so far."""
+        return Trained(core_model(self.model), self.args, self.state, self.processing_class, self.loss_name)
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, or make sure that it may be pushed to.
 
@@ -31,15 +41,15 @@ class HubPushes(Trainer):
             PublishError: the Hub refuses.
             ValueError: a `hub_strategy` that pushes optimiser state.
         """
-        if self.args.hub_strategy in WITH_OPTIMIZER:
+        strategy = HubStrategy(self.args.hub_strategy)
+        if strategy in WITH_OPTIMIZER:
             raise ValueError(
-                f"hub_strategy={self.args.hub_strategy.value!r} would publish optimiser state and pickles: use "
-                "'every_save' or 'end'"
+                f"hub_strategy={strategy.value!r} would publish optimiser state and pickles: use 'every_save' or 'end'"
             )
         if not self.is_world_process_zero():
             return
         self.hub_model_id = ensure_repository(
-            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            self.args.hub_model_id or output_folder(self.args).absolute().name,
             private=self.args.hub_private_repo if private is None else private,
             overwrite=self.args.hub_overwrite,
             revision=self.args.hub_revision,
@@ -48,7 +58,7 @@ class HubPushes(Trainer):
         self.push_in_progress = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
+        if output_dir is None or Path(output_dir) == output_folder(self.args):
             self._finish_current_push()  # it reads the files that are replaced now
         super().save_model(output_dir, _internal_call)
 
@@ -93,7 +103,7 @@ class HubPushes(Trainer):
             return
         self._finish_current_push()  # it reads the files that are replaced now
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        output = Path(self.args.output_dir)
+        output = output_folder(self.args)
         # checkpoints may be deleted while the upload runs
         for name in select(Path(checkpoint_folder))[0]:
             (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -137,14 +147,15 @@ class HubPushes(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        path = Path(self.args.output_dir) / CARD
+        path = output_folder(self.args) / CARD
         if path.exists():
             text = path.read_text(encoding="utf-8")
             if not written_here(text) or GENERATED not in (check_card(text).data.tags or []):
                 return
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"license": license, "language": language, "tags": tags, "dataset": dataset}
-        write_card(path.parent, trainer_card(self, name=model_name, finetuned_from=finetuned_from, **about))
+        card = trainer_card(self.trained(), name=model_name, finetuned_from=finetuned_from, **about)
+        write_card(path.parent, card)
 
 
 def _warn_of_failure(job: Future) -> None:
