@@ -5,12 +5,14 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .arguments import SiglipExtTrainingArguments
@@ -42,8 +44,8 @@ class SiglipExtTrainer(AtomicCheckpoints):
 
     - The loss is a weighted sum of objectives (`objectives/`), of which there is one: the contrastive loss of the
       global batch, for `SiglipExtModel` and any other model with `image_embeds`, `text_embeds`, `logit_scale` and
-      `logit_bias` (stock `SiglipModel`, `Siglip2Model`). Each process reports its share times the number of processes, so
-      that the mean over processes is the global loss and DDP's averaged gradient is the exact one.
+      `logit_bias` (stock `SiglipModel`, `Siglip2Model`). Each process reports its share times the number of processes,
+      so that the mean over processes is the global loss and DDP's averaged gradient is the exact one.
     - `mini_batch_size` runs the towers on chunks of the contrastive batch, with the same gradients (`grad_cache.py`);
       the activations of MLPs are not kept for the backward (`recompute.py`).
     - Weight decay acts on kernels only (`get_decay_parameter_names`); towers can be locked or learn slower
@@ -112,7 +114,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
             raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
-            args.accelerator_config.dispatch_batches = False
+            cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
 
         super().__init__(model=model, args=args, **kwargs)
 
@@ -206,12 +208,11 @@ class SiglipExtTrainer(AtomicCheckpoints):
         inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
         if inputs["pixel_values"].dtype == torch.uint8:
             owners = (self.processing_class, getattr(self.data_collator, "processor", None))
-            found = [owner.image_processor for owner in owners if hasattr(owner, "image_processor")]
-            if not found:
-                raise ValueError(
-                    "uint8 images need their mean and std: pass processing_class=processor to the Trainer"
-                )
-            inputs["pixel_values"] = normalised(inputs["pixel_values"], found[0])
+            processors = [getattr(owner, "image_processor", None) for owner in owners]
+            processor = next((found for found in processors if found is not None), None)
+            if processor is None:
+                raise ValueError("uint8 images need mean and std: pass processing_class=processor to the Trainer")
+            inputs["pixel_values"] = normalised(inputs["pixel_values"], processor)
         return inputs
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -244,21 +245,16 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return super().create_optimizer(model)
 
     def _clip_grad_norm(self, model):
-        self._measure_gradients()
+        self._monitor.gradients(core_model(self.model), self.args, self.state, self.accelerator.scaler)
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model, grad_norm=None):
         if grad_norm is None:
-            self._measure_gradients()
+            self._monitor.gradients(core_model(self.model), self.args, self.state, self.accelerator.scaler)
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is None:  # with one, gradients may overflow, and the step is left out
             self._monitor.loss(self.state.global_step + 1, torch.as_tensor(norm))
         return norm
-
-    def _measure_gradients(self) -> None:
-        if self._monitor.measures(self.args, self.state):
-            scaler = self.accelerator.scaler
-            self._monitor.gradients(core_model(self.model), 1.0 if scaler is None else scaler.get_scale())
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self._budget is None or self.lr_scheduler is not None:
@@ -298,7 +294,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return loader
 
     def _get_dataloader(
-        self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
         args, collator, drop_last = self.args, self.data_collator, self.args.dataloader_drop_last
         if isinstance(dataset, ImageTextStream):
@@ -319,9 +315,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
             # dataloader_drop_last is for training: every sample counts in evaluation.
             args.dataloader_drop_last = drop_last and is_training
             self.data_collator = ReportingCollator(collator) if is_training else collator
-            loader = super()._get_dataloader(
-                dataset, description, batch_size, sampler_fn=sampler_fn, is_training=is_training, **kwargs
-            )
+            loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         finally:
             args.dataloader_drop_last, self.data_collator = drop_last, collator
         if is_training and args.mini_batch_size is not None and not isinstance(dataset, IterableDataset):
@@ -346,13 +340,16 @@ class SiglipExtTrainer(AtomicCheckpoints):
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
             if output.predictions is None:
                 raise ValueError(f"{description} saw no batch: the dataset is empty")
-            images, texts = output.predictions
-            scale, bias = (p if p is None else whole(p) for p in loss_head(core_model(self.model)))
+            pairs = cast(tuple[np.ndarray, np.ndarray], output.predictions)
+            scale, bias = loss_head(core_model(self.model))
+            head = whole(scale), None if bias is None else whole(bias)
             size = self.args.eval_contrastive_batch_size
-            metrics = blockwise_loss(images, texts, scale, bias, self._contrastive.loss, size)
+            metrics = blockwise_loss(*pairs, *head, self._contrastive.loss, size)
             if self.compute_metrics is not None:
-                metrics.update(self.compute_metrics(EvalPrediction(predictions=output.predictions, label_ids=None)))
+                # transformers' types know neither two predictions nor their lack of labels
+                metrics.update(self.compute_metrics(EvalPrediction(cast(Any, pairs), cast(Any, None))))
         prefix = f"{metric_key_prefix}_"
+        assert output.metrics is not None
         output.metrics.update({prefix + name.removeprefix(prefix): value for name, value in metrics.items()})
         return output
 

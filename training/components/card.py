@@ -138,8 +138,8 @@ def trainer_card(
     return Card(
         name=name or folder.resolve().name,
         summary=(
-            f"An image-text model with {parameters / 1e6:.1f} million parameters, {source} with the {trained.loss} loss, "
-            "by `siglip-ext`."
+            f"An image-text model with {parameters / 1e6:.1f} million parameters, {source} with the {trained.loss} "
+            "loss, by `siglip-ext`."
         ),
         facts=_facts(trained),
         limits=LIMITS,

@@ -3,8 +3,10 @@
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
@@ -26,6 +28,7 @@ class HubPushes(Trainer):
     """The part of `SiglipExtTrainer` that pushes; a name that is not free is found out before the first step."""
 
     args: SiglipExtTrainingArguments
+    model: nn.Module
     loss_name: str
     """"sigmoid" or "softmax", for the card."""
 
@@ -70,7 +73,7 @@ class HubPushes(Trainer):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs,
-    ) -> CommitInfo | Future | None:
+    ) -> CommitInfo | Future | None:  # ty: ignore[incompatible-method-override]  # None in all processes but one
         """Save the model and publish `output_dir`; see `modeling_siglip_ext.hub.publish`.
 
         Args:
@@ -93,7 +96,7 @@ class HubPushes(Trainer):
         self.create_model_card(**kwargs)
         options = self._push_options(commit_message, token, revision)
         if blocking:
-            return publish(self.args.output_dir, self.hub_model_id, **options)
+            return publish(output_folder(self.args), self._repository(), **options)
         return self._in_background(options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -122,11 +125,15 @@ class HubPushes(Trainer):
             "overwrite": self.args.hub_overwrite,
         }
 
+    def _repository(self) -> str:
+        assert self.hub_model_id is not None, "init_hf_repo comes first"
+        return self.hub_model_id
+
     def _in_background(self, options: dict) -> Future:
         options["say"] = logger.info
-        job = HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+        job = HfApi().run_as_future(publish, output_folder(self.args), self._repository(), **options)
         job.add_done_callback(_warn_of_failure)
-        self.push_in_progress = PushInProgress([job])
+        self.push_in_progress = PushInProgress(cast(Any, [job]))  # a list, whatever its annotation says
         return job
 
     def create_model_card(
@@ -150,7 +157,7 @@ class HubPushes(Trainer):
         path = output_folder(self.args) / CARD
         if path.exists():
             text = path.read_text(encoding="utf-8")
-            if not written_here(text) or GENERATED not in (check_card(text).data.tags or []):
+            if not written_here(text) or GENERATED not in (check_card(text).data.get("tags") or []):
                 return
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"license": license, "language": language, "tags": tags, "dataset": dataset}

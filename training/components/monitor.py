@@ -69,7 +69,7 @@ class Monitor(TrainerCallback):
         bad = ~torch.isfinite(value.detach()).all() & (self.first_bad < 0)
         self.first_bad = torch.where(bad, graph_input(step, self.first_bad), self.first_bad)
 
-    def measures(self, args: TrainingArguments, state: TrainerState) -> bool:
+    def _measures(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether the gradients of the step that is under way will be logged."""
         step = state.global_step + 1
         if self.every_step or args.logging_strategy == "epoch" or (step == 1 and args.logging_first_step):
@@ -77,8 +77,17 @@ class Monitor(TrainerCallback):
         return args.logging_strategy == "steps" and step % state.logging_steps == 0
 
     @torch.no_grad()
-    def gradients(self, model: nn.Module, scale: float = 1.0) -> None:
-        """Gradient norm of each tower and of the loss head; `scale` is what gradients were multiplied by."""
+    def gradients(
+        self, model: nn.Module, args: TrainingArguments, state: TrainerState, scaler: torch.amp.GradScaler | None
+    ) -> None:
+        """Gradient norm of each tower and of the loss head, where they will be logged.
+
+        Args:
+            scaler: what gradients are multiplied by.
+        """
+        if not self._measures(args, state):
+            return
+        scale = 1.0 if scaler is None else scaler.get_scale()
         parts: dict[str, list[torch.Tensor]] = {}
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:

@@ -103,21 +103,13 @@ class XlaBackend(Backend):
         seed = xm.get_rng_state()
         return lambda: xm.set_rng_state(seed)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model=None,
-        optimizer=None,
-        **kwargs,
-    ):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         """Before the first step, new or resumed: check the weights, and put everything where it belongs.
 
         Raises:
             RuntimeError: where the devices of a launch start from different weights.
         """
-        core = core_model(model)
+        core, optimizer = core_model(kwargs["model"]), kwargs["optimizer"]
         check_equal_weights(core)
         _checkpoint_activations(core)
         _steps_to_host(optimizer)

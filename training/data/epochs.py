@@ -23,11 +23,9 @@ class Epochs(TrainerCallback):
         self.on_the_host = on_the_host
         self.sampler: GroupedSampler | None = None
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
-    ):
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         epoch = int(state.epoch or 0)
-        loader = self.on_the_host(train_dataloader)
+        loader = self.on_the_host(kwargs["train_dataloader"])
         told = [getattr(loader, "dataset", None), loader if isinstance(loader, PlainLoader) else None, self.sampler]
         for part in told:
             if hasattr(part, "set_epoch"):

@@ -22,8 +22,8 @@ class GroupSettings:
     """How learning rate and weight decay vary over a dual model.
 
     `lr_factors` and `weight_decays` go by part ("vision", "text", "head", see `part_of`); what is not named has factor
-    1 and the general weight decay, also a new head on top of a tower from elsewhere. With `layer_decay` the layer below
-    the top one learns `layer_decay` times as fast, the next `layer_decay`² times, down to the embeddings.
+    1 and the general weight decay, as has a new head on top of a tower from elsewhere. With `layer_decay` the layer
+    below the top one learns `layer_decay` times as fast, the next `layer_decay`² times, down to the embeddings.
     """
 
     learning_rate: float
