@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .arguments import SiglipExtTrainingArguments
-from .components.backend import backend_for
 from .components.checkpoint import AtomicCheckpoints, LossSums
+from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
 from .components.grad_cache import split_batch

@@ -1,6 +1,6 @@
 """What training does otherwise on another kind of device: one object, which for most devices does nothing.
 
-`xla.py` is the other one; torch_xla is imported only where an XLA device is met.
+`xla.py` has the other one; `devices.py` chooses, and imports torch_xla only where an XLA device is met.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,12 +51,3 @@ class Backend(TrainerCallback):
         """Remember the generators of the tensors' devices; the result sets them again."""
         devices, states = get_device_states(*tensors)
         return lambda: set_device_states(devices, states)
-
-
-def backend_for(*devices: torch.device) -> Backend:
-    """What the devices of one process need."""
-    if all(device.type != "xla" for device in devices):
-        return Backend()
-    from .xla import XlaBackend
-
-    return XlaBackend()

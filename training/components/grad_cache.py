@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from .backend import backend_for
+from .devices import backend_for
 from .towers import loss_head, whole
 
 
