@@ -131,7 +131,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         # of forward as soon as the batch holds `labels`.
         self.model_accepts_loss_kwargs = False
 
-        self._monitor = Monitor(every_step=self._backend.one_graph)
+        self._monitor = Monitor(lambda: core_model(self.model), every_step=self._backend.one_graph)
         self._data = DataProgress(args.max_bad_fraction, args.dataloader_num_workers)
         self._epochs = Epochs(self._backend.on_the_host)
         losses = LossSums(self.loss_sums, self.set_loss_sums)
@@ -245,12 +245,12 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return super().create_optimizer(model)
 
     def _clip_grad_norm(self, model):
-        self._monitor.gradients(core_model(self.model), self.args, self.state, self.accelerator.scaler)
+        self._monitor.gradients(self.args, self.state, self.accelerator.scaler)
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model, grad_norm=None):
         if grad_norm is None:
-            self._monitor.gradients(core_model(self.model), self.args, self.state, self.accelerator.scaler)
+            self._monitor.gradients(self.args, self.state, self.accelerator.scaler)
         norm = super()._get_grad_norm(model, grad_norm)
         if self.accelerator.scaler is None:  # with one, gradients may overflow, and the step is left out
             self._monitor.loss(self.state.global_step + 1, torch.as_tensor(norm))
@@ -359,8 +359,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         training = "loss" in logs
         if training:
             total = partial(self.accelerator.reduce, reduction="sum")
-            seen = examples_seen(self.args, self.state)
-            logs.update(self._monitor.figures(core_model(self.model), seen, total))
+            logs.update(self._monitor.figures(examples_seen(self.args, self.state), total))
             if self._data.skips.total_skipped:
                 logs["samples_skipped"] = self._data.skips.total_skipped
         super().log(logs, *args, **kwargs)

@@ -21,7 +21,8 @@ class Backend(TrainerCallback):
     def check_launch(
         self, device: torch.device, batch_size: int, mini_batch_size: int | None, shard_parameters: bool
     ) -> None:
-        """
+        """Take note of how the run is to use the devices.
+
         Raises:
             ValueError, RuntimeError: for settings, or a way of starting, that do not fit the device.
         """

@@ -31,11 +31,12 @@ class Monitor(TrainerCallback):
     - The first step whose loss was not finite, and the samples it had.
 
     Args:
+        core: gives the dual model in training without wrappers, `core_model`.
         every_step: measure gradients at every step instead of only at those that are logged.
     """
 
-    def __init__(self, every_step: bool = False):
-        self.every_step = every_step
+    def __init__(self, core: Callable[[], nn.Module], every_step: bool = False):
+        self.core, self.every_step = core, every_step
         self.started: tuple[float, int] | None = None
         self.batches: deque[tuple[int, list, int]] = deque()
         self.sums: torch.Tensor | None = None
@@ -77,9 +78,7 @@ class Monitor(TrainerCallback):
         return args.logging_strategy == "steps" and step % state.logging_steps == 0
 
     @torch.no_grad()
-    def gradients(
-        self, model: nn.Module, args: TrainingArguments, state: TrainerState, scaler: torch.amp.GradScaler | None
-    ) -> None:
+    def gradients(self, args: TrainingArguments, state: TrainerState, scaler: torch.amp.GradScaler | None) -> None:
         """Gradient norm of each tower and of the loss head, where they will be logged.
 
         Args:
@@ -89,7 +88,7 @@ class Monitor(TrainerCallback):
             return
         scale = 1.0 if scaler is None else scaler.get_scale()
         parts: dict[str, list[torch.Tensor]] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.core().named_parameters():
             if parameter.grad is not None:
                 part = (part_of(name) or HEAD).removesuffix("_adapter")
                 parts.setdefault(part, []).append(parameter.grad)
@@ -97,15 +96,14 @@ class Monitor(TrainerCallback):
         for part, grads in parts.items():
             self.grad_norms[part] = whole(nn.utils.get_total_norm(grads)) / scale
 
-    def figures(self, model: nn.Module, seen: int, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+    def figures(self, seen: int, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Everything since the last call.
 
         Args:
-            model: the dual model in training.
             seen: examples, see `examples_seen`.
             reduce: sums a tensor over the processes.
         """
-        scale, bias = loss_head(model)
+        scale, bias = loss_head(self.core())
         logit_scale, logit_bias = whole(scale.detach()).item(), None if bias is None else whole(bias.detach()).item()
         now, before = time.perf_counter(), self.started
         figures: dict[str, float] = {"examples_seen": seen}

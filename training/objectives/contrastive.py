@@ -36,7 +36,7 @@ class Contrastive:
                 f"{type(model).__name__} has no {' and no '.join(missing)}: the sigmoid loss needs a "
                 "dual-tower model such as SiglipExtModel or SiglipModel"
             )
-        self.name: str = getattr(model.config, "loss_type", "sigmoid")
+        self.name = "softmax" if getattr(model.config, "loss_type", None) == "softmax" else "sigmoid"
         self.loss: Callable[..., torch.Tensor] = LOSSES[self.name]
         """(image_embeds, text_embeds, logit_scale, logit_bias) → scalar, of the global batch of the default group."""
 
@@ -51,11 +51,12 @@ class Contrastive:
 
     def __call__(self, outputs, inputs: Mapping[str, Any]) -> torch.Tensor:
         """From outputs with `image_embeds` and `text_embeds` (B, D), normalised."""
-        if self.forward_options:
+        core = self.core()
+        if isinstance(core, SiglipExtModel):
             return outputs.loss
         # A stock forward builds its small local logits from logit_scale and logit_bias, too; their gradients come from
         # the line below alone. DDP reduces them all the same: its hooks sit on the parameters.
-        return self.loss(outputs.image_embeds, outputs.text_embeds, *loss_head(self.core()))
+        return self.loss(outputs.image_embeds, outputs.text_embeds, *loss_head(core))
 
     def in_chunks(self, model: nn.Module, chunks: Sequence[dict], **settings: Any) -> CachedStep:
         """The same loss of all chunks together by the gradient cache, which leaves the gradients in the parameters.

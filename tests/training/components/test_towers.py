@@ -36,8 +36,8 @@ def test_logged_norms_count_an_adapter_with_its_tower(arguments):
     model = nn.ModuleDict({"vision_model": nn.Linear(1, 1, False), "vision_adapter": nn.Linear(1, 1, False)})
     for parameter, grad in zip(model.parameters(), (3.0, 4.0)):
         parameter.grad = torch.full_like(parameter, grad)
-    monitor, args, state = Monitor(), arguments(), TrainerState(logging_steps=1)
-    monitor.gradients(model, args, state, None)
+    monitor = Monitor(lambda: model)
+    monitor.gradients(arguments(), TrainerState(logging_steps=1), None)
     assert {part: norm.item() for part, norm in monitor.grad_norms.items()} == {"vision": 5.0}
 
 
