@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from .components.locked_towers import TOWERS
+from .components.towers import check_towers
 from .optimizers import OPTIMIZERS, optimizer_class
-from .optimizers.parameter_groups import CONVENTIONS
+from .optimizers.parameter_groups import CONVENTIONS, GroupSettings
 
 
 @dataclass
@@ -179,23 +179,41 @@ class SiglipExtTrainingArguments(TrainingArguments):
         self._check_towers()
         self._check_ranges()
         self._count_in_examples()
-        if self.eval_contrastive_batch_size < 1:
-            raise ValueError(f"eval_contrastive_batch_size must be positive, got {self.eval_contrastive_batch_size}")
-        if self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
-        if self.group_from_epoch < 0:
-            raise ValueError(f"group_from_epoch must not be negative, got {self.group_from_epoch}")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
         if self.batch_eval_metrics:
             raise ValueError(
                 "batch_eval_metrics=True is not supported: retrieval figures need the whole evaluation set"
             )
 
+    def group_settings(self) -> GroupSettings:
+        """What the optimiser's parameter groups follow from."""
+
+        def given(**values: float | None) -> dict[str, float]:
+            return {part: value for part, value in values.items() if value is not None}
+
+        return GroupSettings(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            convention=self.weight_decay_convention,
+            lr_factors=given(vision=self.vision_lr_factor, text=self.text_lr_factor, head=self.head_lr_factor),
+            weight_decays=given(vision=self.vision_weight_decay, text=self.text_weight_decay),
+            layer_decay=self.layer_decay,
+        )
+
+    def check_samples(self, count: int) -> None:
+        """
+        Raises:
+            ValueError: for a training set of so many samples that is smaller than one batch.
+        """
+        batch = self.train_batch_size * self.world_size
+        if count < batch:
+            raise ValueError(
+                f"the training set has {count} samples, fewer than one batch of {batch}: lower "
+                "per_device_train_batch_size"
+            )
+
     def _check_towers(self) -> None:
+        check_towers(self.lock_towers)
         for tower in self.lock_towers:
-            if tower not in TOWERS:
-                raise ValueError(f"lock_towers: {tower!r} is no tower; choose from {', '.join(TOWERS)}")
             for name in (f"{tower}_lr_factor", f"{tower}_weight_decay"):
                 if getattr(self, name) is not None:
                     raise ValueError(
@@ -216,6 +234,13 @@ class SiglipExtTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}; to stop a tower's training use lock_towers")
+        for name in ("eval_contrastive_batch_size", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.group_from_epoch < 0:
+            raise ValueError(f"group_from_epoch must not be negative, got {self.group_from_epoch}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
         for name in ("ema_decay", "max_bad_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -15,7 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from modeling_siglip_ext import sigmoid_loss
-from modeling_siglip_ext.training.components.grad_cache import cached_backward, split_batch, whole
+from modeling_siglip_ext.training.components.grad_cache import cached_backward, split_batch
+from modeling_siglip_ext.training.components.towers import whole
 
 
 STEPS = 20

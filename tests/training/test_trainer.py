@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, SiglipModel, TrainingArguments
 
-from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
@@ -36,14 +35,41 @@ def any_model(request):
     return request.getfixturevalue(request.param)
 
 
-def test_defaults(tmp_path):
-    args = SiglipExtTrainingArguments(output_dir=str(tmp_path))
-    assert args.remove_unused_columns is False
-    assert args.dataloader_drop_last is True
-    assert args.logging_nan_inf_filter is False
-    assert args.ddp_find_unused_parameters is False
-    assert args.adam_beta2 == 0.95
-    assert args.lr_scheduler_type == "cosine"
+def test_every_column_reaches_the_collator(our_model, arguments, rows, processor):
+    """Trainer's own default would drop image and caption, which forward does not name."""
+    seen = []
+
+    def collate(examples: list[dict]) -> dict:
+        seen.append(set(examples[0]))
+        images, texts = ([example[name] for example in examples] for name in ("image", "caption"))
+        return dict(processor(images=images, text=texts, return_tensors="pt"))
+
+    trainer = SiglipExtTrainer(model=our_model, args=arguments(max_steps=1), train_dataset=rows, data_collator=collate)
+    trainer.train()
+    assert seen[0] == set(rows.column_names)
+
+
+def test_training_batches_are_whole_and_evaluation_sees_all(our_model, arguments, rows, processor):
+    trainer = make_trainer(our_model, arguments(per_device_train_batch_size=6), rows, processor)
+    assert [len(batch["input_ids"]) for batch in trainer.get_train_dataloader()] == [6, 6]
+    assert len(trainer.predict(trainer.eval_dataset).predictions[0]) == 16
+
+
+def test_the_papers_optimiser_and_schedule_by_default(our_model, arguments, rows, processor):
+    trainer = make_trainer(our_model, arguments(), rows, processor)
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 4)) for step in range(4)])
+
+
+def test_a_loss_that_is_not_finite_is_shown(our_model, arguments, rows, processor):
+    """Trainer's own default would show the mean of earlier losses in its place."""
+    our_model.text_model.head.bias.data.fill_(torch.nan)
+    trainer = make_trainer(our_model, arguments(), rows, processor)
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert math.isnan(trainer.state.log_history[0]["loss"])
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,22 @@
 """The card of a model that was trained by the Trainer alone, and the words about a training that all cards share."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
 import yaml
+from torch import nn
+from transformers import PreTrainedConfig, TrainerState
 
 from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import loss_curve
 from modeling_siglip_ext.hub.card import Card
 from modeling_siglip_ext.hub.facts import ModelFacts, example_of, facts_of
-from modeling_siglip_ext.losses import softmax_loss
 
+from ..arguments import SiglipExtTrainingArguments
+from .towers import loss_head
 
-if TYPE_CHECKING:
-    from ..trainer import SiglipExtTrainer
 
 SETTINGS = (
     "per_device_train_batch_size",
@@ -44,26 +46,58 @@ LIMITS = (
 )
 
 
-def training_text(trainer: "SiglipExtTrainer", images: int | None = None) -> str:
+@dataclass(frozen=True)
+class Trained:
+    """What there is to tell of a training."""
+
+    model: nn.Module
+    """Without wrappers; it has a `config`, `logit_scale` and `logit_bias`."""
+    args: SiglipExtTrainingArguments
+    state: TrainerState
+    processor: Any
+    """What is saved with the model, if anything."""
+    loss: str
+    """"sigmoid" or "softmax"."""
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        config = self.model.config
+        assert isinstance(config, PreTrainedConfig)
+        return config
+
+    @property
+    def folder(self) -> Path:
+        """Where the model is written."""
+        return output_folder(self.args)
+
+
+def output_folder(args: SiglipExtTrainingArguments) -> Path:
+    """`output_dir`, which is never None once the arguments are made."""
+    assert args.output_dir is not None
+    return Path(args.output_dir)
+
+
+def training_text(trained: Trained, images: int | None = None) -> str:
     """How long, on how much, and where the head ended.
 
     Args:
         images: size of the training set; None for a stream.
     """
-    args, state, model = trainer.args, trainer.state, trainer._core_model()
+    args, state = trained.args, trained.state
+    scale, bias = loss_head(trained.model)
     batch = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
     epochs = "" if images is None else f" ({state.epoch or 0:.1f} epochs over {images:,} images)"
     seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), 0.0)
     text = (
         f"{state.global_step} steps, {state.global_step * batch:,} image-text pairs seen{epochs}, "
         f"{seconds:.0f} s, on {args.world_size} {args.device.type} process{'es' if args.world_size > 1 else ''}. "
-        f"Final temperature {model.logit_scale.exp().item():.2f}"
+        f"Final temperature {scale.exp().item():.2f}"
     )
-    return text + ("." if model.logit_bias is None else f", bias {model.logit_bias.item():.2f}.")
+    return text + ("." if bias is None else f", bias {bias.item():.2f}.")
 
 
 def trainer_card(
-    trainer: "SiglipExtTrainer",
+    trained: Trained,
     *,
     name: str | None = None,
     license: str | None = None,
@@ -72,7 +106,7 @@ def trainer_card(
     finetuned_from: str | None = None,
     dataset: str | Sequence[str] | None = None,
 ) -> Card:
-    """The card of the model in `output_dir`, from what the Trainer knows; figures are those that were logged.
+    """The card of the model in `output_dir`, from what is known of its training; figures are those that were logged.
 
     Args:
         name: title; the folder's name where it is not given.
@@ -81,22 +115,21 @@ def trainer_card(
         dataset: name or names on the Hub of the training set.
 
     """
-    folder = Path(trainer.args.output_dir)
+    folder, history = trained.folder, trained.state.log_history
     pictures = {}
-    if any("loss" in entry for entry in trainer.state.log_history):
-        loss_curve(folder / "loss_curve.png", trainer.state.log_history, title=folder.resolve().name)
+    if any("loss" in entry for entry in history):
+        loss_curve(folder / "loss_curve.png", history, title=folder.resolve().name)
         pictures["Loss over training"] = "loss_curve.png"
-    origin = finetuned_from or getattr(trainer._core_model().config, "_name_or_path", "")
+    origin = finetuned_from or getattr(trained.config, "_name_or_path", "")
     if not origin or Path(origin).exists():  # a folder of this machine says nothing elsewhere
         origin = None
-    loss = "softmax" if trainer._contrastive_loss is softmax_loss else "sigmoid"
     source = f"fine-tuned from `{origin}`" if origin else "trained"
-    parameters = sum(parameter.numel() for parameter in trainer._core_model().parameters())
-    evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    parameters = sum(parameter.numel() for parameter in trained.model.parameters())
+    evaluated = [entry for entry in history if "eval_loss" in entry]
     figures = {k: v for k, v in (evaluated[-1] if evaluated else {}).items() if k.startswith("eval_")}
     timings = ("runtime", "per_second")
     shown = {k: v for k, v in figures.items() if isinstance(v, float) and not any(word in k for word in timings)}
-    training = training_text(trainer)
+    training = training_text(trained)
     if shown:
         training += " On its evaluation set, at the last evaluation: " + ", ".join(
             f"{key.removeprefix('eval_')} {value:.4g}" for key, value in shown.items()
@@ -105,10 +138,10 @@ def trainer_card(
     return Card(
         name=name or folder.resolve().name,
         summary=(
-            f"An image-text model with {parameters / 1e6:.1f} million parameters, {source} with the {loss} loss, by "
-            "`siglip-ext`."
+            f"An image-text model with {parameters / 1e6:.1f} million parameters, {source} with the {trained.loss} "
+            "loss, by `siglip-ext`."
         ),
-        facts=_facts(trainer),
+        facts=_facts(trained),
         limits=LIMITS,
         example=example_of(folder),
         license=license,
@@ -118,16 +151,16 @@ def trainer_card(
         tags=[GENERATED, *_listed(tags)],
         pictures=pictures,
         training=training,
-        recipe=_settings(trainer),
+        recipe=_settings(trained.args),
     )
 
 
-def _facts(trainer: "SiglipExtTrainer") -> ModelFacts:
+def _facts(trained: Trained) -> ModelFacts:
     """The facts of the model as it is or will be saved."""
     with TemporaryDirectory() as folder:
-        trainer._core_model().config.save_pretrained(folder)
-        if trainer.processing_class is not None:
-            trainer.processing_class.save_pretrained(folder)
+        trained.config.save_pretrained(folder)
+        if trained.processor is not None:
+            trained.processor.save_pretrained(folder)
         return facts_of(folder)
 
 
@@ -135,7 +168,7 @@ def _listed(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _settings(trainer: "SiglipExtTrainer") -> str:
-    values = {name: getattr(trainer.args, name) for name in SETTINGS}
+def _settings(args: SiglipExtTrainingArguments) -> str:
+    values = {name: getattr(args, name) for name in SETTINGS}
     shown = {name: getattr(value, "value", value) for name, value in values.items() if value not in (None, [], False)}
     return yaml.safe_dump(shown, sort_keys=False).strip()

@@ -1,12 +1,13 @@
 """Exponential moving average of the weights: kept beside them, saved, resumed, evaluated, and the run's result."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .graph_input import graph_input
 
@@ -14,7 +15,7 @@ from .graph_input import graph_input
 FILE = "ema.safetensors"
 
 
-class WeightAverage:
+class WeightAverage(TrainerCallback):
     """average ← decay · average + (1 − decay) · weight after every optimiser step, for each trained parameter.
 
     The decay grows as (1 + steps) / (10 + steps) until it reaches `decay`, so that a short run does not average its
@@ -34,6 +35,12 @@ class WeightAverage:
             for name, p in self.parameters.items()
         }
 
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.update()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.copy_to_model()
+
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
@@ -48,7 +55,7 @@ class WeightAverage:
             parameter.copy_(self.average[name])
 
     @contextmanager
-    def in_model(self) -> Iterator[None]:
+    def in_model(self) -> Generator[None]:
         """Put the average in place of the weights, and the weights back afterwards."""
         weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.copy_to_model()

@@ -7,15 +7,16 @@ embedding, chunk by chunk with that gradient. Gradients are those of one big bat
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import get_device_states, set_device_states
+
+from .devices import backend_for
+from .towers import loss_head, whole
 
 
 class CachedStep(NamedTuple):
@@ -28,27 +29,16 @@ class CachedStep(NamedTuple):
     text_embeds: torch.Tensor
 
 
-class RandomState:
-    """The random generators of the CPU and of the devices of some tensors, to be set again later."""
+def random_state(tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+    """Remember the random generators of the CPU and of the tensors' devices; the result sets them again."""
+    cpu = torch.get_rng_state()
+    restore_devices = backend_for(*(tensor.device for tensor in tensors)).random_state(tensors)
 
-    def __init__(self, tensors: Sequence[torch.Tensor]):
-        self.cpu = torch.get_rng_state()
-        self.xla: int | None = None
-        if any(tensor.device.type == "xla" for tensor in tensors):  # of which torch knows no generator
-            from .xla import get_rng_state
+    def restore() -> None:
+        torch.set_rng_state(cpu)
+        restore_devices()
 
-            self.xla = get_rng_state()
-            return
-        self.devices, self.states = get_device_states(*tensors)
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.xla is not None:
-            from .xla import set_rng_state
-
-            set_rng_state(self.xla)
-            return
-        set_device_states(self.devices, self.states)
+    return restore
 
 
 def split_batch(inputs: dict, size: int) -> list[dict]:
@@ -110,11 +100,11 @@ def cached_backward(
         weight: factor on the gradients, e.g. one over the number of accumulated batches.
         sync: whether the last chunk's backward lets DDP or FSDP average gradients over the ranks.
     """
-    states, image_rows, text_rows = [], [], []
+    restores, image_rows, text_rows = [], [], []
     with torch.no_grad():
         for chunk in chunks:
             inputs = prepare(chunk)
-            states.append(RandomState([value for value in inputs.values() if isinstance(value, torch.Tensor)]))
+            restores.append(random_state([value for value in inputs.values() if isinstance(value, torch.Tensor)]))
             outputs = model(**inputs, return_loss=False)
             image_rows.append(outputs.image_embeds)
             text_rows.append(outputs.text_embeds)
@@ -123,18 +113,18 @@ def cached_backward(
     images, texts = _leaf(image_rows), _leaf(text_rows)
     del image_rows, text_rows
 
-    head = [whole(p).detach().clone().requires_grad_(p.requires_grad) for p in _head(core)]
-    value = loss(images, texts, *head, *[None] * (2 - len(head)))
-    wanted = [leaf for leaf in (images, texts, *head) if leaf.requires_grad]
+    scale, bias = (None if p is None else _copy(p) for p in loss_head(core))
+    value = loss(images, texts, scale, bias)
+    wanted = [leaf for leaf in (images, texts, scale, bias) if leaf is not None and leaf.requires_grad]
     image_grads, text_grads, *head_grads = torch.autograd.grad(value * weight, wanted)
     images, texts = images.detach(), texts.detach()
 
-    parts = zip(chunks, states, image_grads.split(sizes), text_grads.split(sizes))
-    for number, (chunk, state, image_grad, text_grad) in enumerate(parts, start=1):
+    parts = zip(chunks, restores, image_grads.split(sizes), text_grads.split(sizes))
+    for number, (chunk, restore, image_grad, text_grad) in enumerate(parts, start=1):
         last = number == len(chunks)
         with nullcontext() if last and sync else no_gradient_sync(model):
             inputs = prepare(chunk)
-            state.restore()
+            restore()
             outputs = model(**inputs, return_loss=False)
             # Its gradient with respect to each embedding is the one of the loss.
             surrogate = _dot(outputs.image_embeds, image_grad) + _dot(outputs.text_embeds, text_grad)
@@ -147,7 +137,7 @@ def cached_backward(
 
 
 @contextmanager
-def no_gradient_sync(model: nn.Module) -> Iterator[None]:
+def no_gradient_sync(model: nn.Module) -> Generator[None]:
     """Let gradients add up on this rank; works for DDP, FSDP2 and unwrapped models, compiled or not."""
     wrapped = getattr(model, "_orig_mod", model)
     if isinstance(wrapped, FSDPModule):
@@ -156,8 +146,8 @@ def no_gradient_sync(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             wrapped.set_requires_gradient_sync(True)
-    elif hasattr(wrapped, "no_sync"):
-        with wrapped.no_sync():
+    elif callable(no_sync := getattr(wrapped, "no_sync", None)):
+        with no_sync():
             yield
     else:
         yield
@@ -173,13 +163,9 @@ def _dot(output: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     return (output.to(grad.dtype) * grad).sum()
 
 
-def _head(core: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in (core.logit_scale, core.logit_bias) if parameter is not None]
-
-
-def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter as one tensor, also where FSDP has sharded it."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+def _copy(parameter: torch.Tensor) -> torch.Tensor:
+    """The whole parameter as a leaf of a new graph."""
+    return whole(parameter).detach().clone().requires_grad_(parameter.requires_grad)
 
 
 def _unsharded(model: nn.Module, core: nn.Module) -> list[torch.Tensor]:
@@ -187,4 +173,4 @@ def _unsharded(model: nn.Module, core: nn.Module) -> list[torch.Tensor]:
     wrapped = getattr(model, "_orig_mod", model)
     if isinstance(wrapped, FSDPModule):
         wrapped.unshard()
-    return [parameter for parameter in _head(core) if parameter.requires_grad]
+    return [parameter for parameter in loss_head(core) if parameter is not None and parameter.requires_grad]

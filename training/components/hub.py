@@ -3,8 +3,10 @@
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
@@ -15,7 +17,9 @@ from modeling_siglip_ext.hub.publish import publish
 from modeling_siglip_ext.hub.repository import ensure_repository
 from modeling_siglip_ext.hub.upload import select
 
-from .card import GENERATED, trainer_card
+from ..arguments import SiglipExtTrainingArguments
+from .card import GENERATED, Trained, output_folder, trainer_card
+from .towers import core_model
 
 
 logger = logging.get_logger(__name__)
@@ -25,6 +29,15 @@ WITH_OPTIMIZER = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 class HubPushes(Trainer):
     """The part of `SiglipExtTrainer` that pushes; a name that is not free is found out before the first step."""
 
+    args: SiglipExtTrainingArguments
+    model: nn.Module
+    loss_name: str
+    """"sigmoid" or "softmax", for the card."""
+
+    def trained(self) -> Trained:
+        """What there is to tell of the training, so far."""
+        return Trained(core_model(self.model), self.args, self.state, self.processing_class, self.loss_name)
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, or make sure that it may be pushed to.
 
@@ -33,15 +46,15 @@ class HubPushes(Trainer):
             PublishError: the Hub refuses.
             ValueError: a `hub_strategy` that pushes optimiser state.
         """
-        if self.args.hub_strategy in WITH_OPTIMIZER:
+        strategy = HubStrategy(self.args.hub_strategy)
+        if strategy in WITH_OPTIMIZER:
             raise ValueError(
-                f"hub_strategy={self.args.hub_strategy.value!r} would publish optimiser state and pickles: use "
-                "'every_save' or 'end'"
+                f"hub_strategy={strategy.value!r} would publish optimiser state and pickles: use 'every_save' or 'end'"
             )
         if not self.is_world_process_zero():
             return
         self.hub_model_id = ensure_repository(
-            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            self.args.hub_model_id or output_folder(self.args).absolute().name,
             private=self.args.hub_private_repo if private is None else private,
             overwrite=self.args.hub_overwrite,
             revision=self.args.hub_revision,
@@ -50,7 +63,7 @@ class HubPushes(Trainer):
         self.push_in_progress = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if output_dir is None or Path(output_dir) == Path(self.args.output_dir):
+        if output_dir is None or Path(output_dir) == output_folder(self.args):
             self._finish_current_push()  # it reads the files that are replaced now
         super().save_model(output_dir, _internal_call)
 
@@ -62,7 +75,7 @@ class HubPushes(Trainer):
         revision: str | None = None,
         private: bool | None = None,
         **kwargs,
-    ) -> CommitInfo | Future | None:
+    ) -> CommitInfo | Future | None:  # ty: ignore[incompatible-method-override]  # None in all processes but one
         """Save the model and publish `output_dir`; see `modeling_siglip_ext.hub.publish`.
 
         Args:
@@ -85,7 +98,7 @@ class HubPushes(Trainer):
         self.create_model_card(**kwargs)
         options = self._push_options(commit_message, token, revision)
         if blocking:
-            return publish(self.args.output_dir, self.hub_model_id, **options)
+            return publish(output_folder(self.args), self._repository(), **options)
         return self._in_background(options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -95,7 +108,7 @@ class HubPushes(Trainer):
             return
         self._finish_current_push()  # it reads the files that are replaced now
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        output = Path(self.args.output_dir)
+        output = output_folder(self.args)
         # checkpoints may be deleted while the upload runs
         for name in select(Path(checkpoint_folder))[0]:
             (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -114,11 +127,15 @@ class HubPushes(Trainer):
             "overwrite": self.args.hub_overwrite,
         }
 
+    def _repository(self) -> str:
+        assert self.hub_model_id is not None, "init_hf_repo comes first"
+        return self.hub_model_id
+
     def _in_background(self, options: dict) -> Future:
         options["say"] = logger.info
-        job = HfApi().run_as_future(publish, self.args.output_dir, self.hub_model_id, **options)
+        job = HfApi().run_as_future(publish, output_folder(self.args), self._repository(), **options)
         job.add_done_callback(_warn_of_failure)
-        self.push_in_progress = PushInProgress([job])
+        self.push_in_progress = PushInProgress(cast(Any, [job]))  # a list, whatever its annotation says
         return job
 
     def create_model_card(
@@ -139,14 +156,15 @@ class HubPushes(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        path = Path(self.args.output_dir) / CARD
+        path = output_folder(self.args) / CARD
         if path.exists():
             text = path.read_text(encoding="utf-8")
-            if not written_here(text) or GENERATED not in (check_card(text).data.tags or []):
+            if not written_here(text) or GENERATED not in (check_card(text).data.get("tags") or []):
                 return
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"license": license, "language": language, "tags": tags, "dataset": dataset}
-        write_card(path.parent, trainer_card(self, name=model_name, finetuned_from=finetuned_from, **about))
+        card = trainer_card(self.trained(), name=model_name, finetuned_from=finetuned_from, **about)
+        write_card(path.parent, card)
 
 
 def _warn_of_failure(job: Future) -> None:

@@ -3,40 +3,57 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .graph_input import graph_input
+from .towers import HEAD, loss_head, part_of, whole
 
 
 NAMES_KEPT = 8
 
 
-class Monitor:
+def examples_seen(args: TrainingArguments, state: TrainerState) -> int:
+    """Over all processes since the first step of the run, resumed or not."""
+    return state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
+class Monitor(TrainerCallback):
     """Collects figures during a step and gives them at the logging step.
 
     - `examples_per_second` and `examples_seen`, over all processes.
     - `temperature`, `bias`, and the mean logit of positive and negative pairs of the last global batch. Means over all
       pairs need no matrix: the sum of all cosines is the product of the two sums of embeddings.
-    - `grad_norm_<part>` of the last step, before clipping, for each tower and the loss head.
+    - `grad_norm_<part>` of the last step, before clipping, for each tower (with its adapter) and the loss head.
     - The first step whose loss was not finite, and the samples it had.
+
+    Args:
+        core: gives the dual model in training without wrappers, `core_model`.
+        every_step: measure gradients at every step instead of only at those that are logged.
     """
 
-    def __init__(self):
+    def __init__(self, core: Callable[[], nn.Module], every_step: bool = False):
+        self.core, self.every_step = core, every_step
         self.started: tuple[float, int] | None = None
         self.batches: deque[tuple[int, list, int]] = deque()
         self.sums: torch.Tensor | None = None
         self.grad_norms: dict[str, torch.Tensor] = {}
         self.first_bad: torch.Tensor | None = None
 
-    def start(self, examples_seen: int) -> None:
-        self.started = (time.perf_counter(), examples_seen)
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.started = (time.perf_counter(), examples_seen(args, state))
 
     def batch(self, step: int, names: list) -> None:
         """Remember the first samples of a batch by name."""
         self.batches.append((step, names[:NAMES_KEPT], len(names)))
+
+    def pairs(self, step: int, image_embeds: torch.Tensor, text_embeds: torch.Tensor, loss: torch.Tensor) -> None:
+        """What a step has computed for a batch."""
+        self.embeddings(image_embeds, text_embeds)
+        self.loss(step, loss)
 
     @torch.no_grad()
     def embeddings(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
@@ -53,26 +70,46 @@ class Monitor:
         bad = ~torch.isfinite(value.detach()).all() & (self.first_bad < 0)
         self.first_bad = torch.where(bad, graph_input(step, self.first_bad), self.first_bad)
 
+    def _measures(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Whether the gradients of the step that is under way will be logged."""
+        step = state.global_step + 1
+        if self.every_step or args.logging_strategy == "epoch" or (step == 1 and args.logging_first_step):
+            return True
+        return args.logging_strategy == "steps" and step % state.logging_steps == 0
+
     @torch.no_grad()
-    def gradients(self, model: nn.Module, scale: float = 1.0) -> None:
-        """Gradient norm of each tower and of the loss head; `scale` is what gradients were multiplied by."""
+    def gradients(self, args: TrainingArguments, state: TrainerState, scaler: torch.amp.GradScaler | None) -> None:
+        """Gradient norm of each tower and of the loss head, where they will be logged.
+
+        Args:
+            scaler: what gradients are multiplied by.
+        """
+        if not self._measures(args, state):
+            return
+        scale = 1.0 if scaler is None else scaler.get_scale()
         parts: dict[str, list[torch.Tensor]] = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.core().named_parameters():
             if parameter.grad is not None:
-                part = next((tower for tower in ("vision", "text") if f"{tower}_" in name), "head")
+                part = (part_of(name) or HEAD).removesuffix("_adapter")
                 parts.setdefault(part, []).append(parameter.grad)
         self.grad_norms = {}
         for part, grads in parts.items():
-            norm = nn.utils.get_total_norm(grads)
-            self.grad_norms[part] = (norm.full_tensor() if isinstance(norm, DTensor) else norm) / scale
+            self.grad_norms[part] = whole(nn.utils.get_total_norm(grads)) / scale
 
-    def figures(self, examples_seen: int, logit_scale: float, logit_bias: float | None, reduce) -> dict[str, float]:
-        """Everything since the last call; `reduce` sums a tensor over the processes."""
+    def figures(self, seen: int, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Everything since the last call.
+
+        Args:
+            seen: examples, see `examples_seen`.
+            reduce: sums a tensor over the processes.
+        """
+        scale, bias = loss_head(self.core())
+        logit_scale, logit_bias = whole(scale.detach()).item(), None if bias is None else whole(bias.detach()).item()
         now, before = time.perf_counter(), self.started
-        figures: dict[str, float] = {"examples_seen": examples_seen}
+        figures: dict[str, float] = {"examples_seen": seen}
         if before is not None:
-            figures["examples_per_second"] = round((examples_seen - before[1]) / (now - before[0]), 2)
-        self.started = (now, examples_seen)
+            figures["examples_per_second"] = round((seen - before[1]) / (now - before[0]), 2)
+        self.started = (now, seen)
         figures["temperature"] = math.exp(logit_scale)
         if logit_bias is not None:
             figures["bias"] = logit_bias
@@ -81,10 +118,10 @@ class Monitor:
             width, rows = (len(total) - 2) // 2, total[-1]
             images, texts, positives = total[:width], total[width : 2 * width], total[-2]
             negatives = sum(a * b for a, b in zip(images, texts)) - positives
-            bias = logit_bias or 0.0
-            figures["positive_logit"] = positives / rows * figures["temperature"] + bias
+            shift = logit_bias or 0.0
+            figures["positive_logit"] = positives / rows * figures["temperature"] + shift
             if rows > 1:
-                figures["negative_logit"] = negatives / (rows * (rows - 1)) * figures["temperature"] + bias
+                figures["negative_logit"] = negatives / (rows * (rows - 1)) * figures["temperature"] + shift
         figures |= {f"grad_norm_{part}": norm.item() for part, norm in self.grad_norms.items()}
         self.grad_norms = {}
         return figures

@@ -49,7 +49,7 @@ class ReadableProgress(ProgressCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.budget is None:
             super().on_step_end(args, state, control, **kwargs)
-        elif state.is_world_process_zero:
+        elif self.training_bar is not None:
             self.training_bar.update(self.budget.progress() * self.budget.max_seconds - self.training_bar.n)
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
@@ -61,7 +61,7 @@ class ReadableProgress(ProgressCallback):
         self.prediction_bar.update(1)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None:
+        if logs is None or self.training_bar is None:
             return
         if "loss" in logs:
             self.training_bar.set_postfix_str(f"step {state.global_step}, loss {logs['loss']:.3f}")

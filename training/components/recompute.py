@@ -4,6 +4,8 @@ Of a transformer block the widest tensors are the input and the output of the ML
 the derivative of the activation; the output, which only the second linear map wants back, follows from it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -28,7 +30,7 @@ class _Recomputing:
     """The forward of an MLP whose second linear map saves the input of the activation instead of its output."""
 
     def __init__(self, mlp: nn.Module):
-        self.mlp = mlp
+        self.mlp: Any = mlp  # its fc1, fc2 and activation_fn are known by name only
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         mlp = self.mlp

@@ -12,7 +12,7 @@ Two ways to use several devices:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,9 +24,13 @@ import torch_xla.runtime as xr
 from torch import nn
 from torch.utils.data import DataLoader
 from torch_xla.utils.checkpoint import checkpoint
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from modeling_siglip_ext.losses.xla.devices import XlaDevices, check_world_size
 from modeling_siglip_ext.losses.xla.tiled import DATA_AXIS
+
+from .backend import Backend
+from .towers import core_model
 
 
 def use_spmd() -> None:
@@ -37,40 +41,91 @@ def use_spmd() -> None:
         xs.set_global_mesh(xs.Mesh(np.arange(devices), (devices,), (DATA_AXIS,)))
 
 
-@contextmanager
-def unchanged_float32() -> Iterator[None]:
-    """Undo what accelerate does on a TPU for bf16=True: a setting that turns all float32 into bfloat16.
+class XlaBackend(Backend):
+    """The Trainer's device where it is one of torch_xla's."""
 
-    Weights and the optimiser's state would lose most of their digits, and the logits of the loss theirs. Autocast,
-    which bf16=True means everywhere else, is there as well.
-    """
-    names = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16")
-    before = {name: os.environ.get(name) for name in names}
-    yield
-    for name, value in before.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+    one_graph = True
+    shard_parameters = False
 
+    def check_launch(
+        self, device: torch.device, batch_size: int, mini_batch_size: int | None, shard_parameters: bool
+    ) -> None:
+        """
+        Raises:
+            RuntimeError: for processes that do not know of each other.
+            ValueError: for a batch that cannot be spread over the devices, or settings that need SPMD.
+        """
+        self.shard_parameters = shard_parameters
+        check_world_size()
+        if not xr.is_spmd():
+            if shard_parameters:
+                raise ValueError("xla_shard_parameters needs xla_spmd=True, in one process a host")
+            return
+        mesh = xs.get_global_mesh()
+        if mesh is None or DATA_AXIS not in (mesh.axis_names or ()):
+            raise ValueError(f"under SPMD the global mesh must have an axis {DATA_AXIS!r}; xla_spmd=True makes one")
+        devices = mesh.shape()[DATA_AXIS]
+        for name, size in (("per_device_train_batch_size", batch_size), ("mini_batch_size", mini_batch_size)):
+            if size is not None and size % devices:
+                raise ValueError(f"{name}={size} is the batch of all devices under SPMD, and {devices} must divide it")
 
-def check_launch(batch_size: int, mini_batch_size: int | None, shard_parameters: bool) -> None:
-    """
-    Raises:
-        RuntimeError: for processes that do not know of each other.
-        ValueError: for a batch that cannot be spread over the devices, or settings that need SPMD.
-    """
-    check_world_size()
-    if not xr.is_spmd():
-        if shard_parameters:
-            raise ValueError("xla_shard_parameters needs xla_spmd=True, in one process a host")
-        return
-    mesh = xs.get_global_mesh()
-    if mesh is None or DATA_AXIS not in (mesh.axis_names or ()):
-        raise ValueError(f"under SPMD the global mesh must have an axis {DATA_AXIS!r}; xla_spmd=True makes one")
-    devices = mesh.shape()[DATA_AXIS]
-    for name, size in (("per_device_train_batch_size", batch_size), ("mini_batch_size", mini_batch_size)):
-        if size is not None and size % devices:
-            raise ValueError(f"{name}={size} is the batch of all devices under SPMD, and {devices} must divide it")
+    @contextmanager
+    def unchanged_float32(self) -> Generator[None]:
+        """Undo what accelerate does on a TPU for bf16=True: a setting that turns all float32 into bfloat16.
+
+        Weights and the optimiser's state would lose most of their digits, and the logits of the loss theirs.
+        Autocast, which bf16=True means everywhere else, is there as well.
+        """
+        names = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16")
+        before = {name: os.environ.get(name) for name in names}
+        yield
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    def shard_batch(self, inputs: dict) -> dict:
+        return shard_batch(inputs)
+
+    def optimizer_settings(self, settings: dict) -> dict:
+        """Without the fused kernel, which XLA lacks and does not need: it fuses by itself."""
+        return {**settings, "fused": False} if settings.get("fused") else settings
+
+    def on_the_host(self, loader: DataLoader) -> DataLoader:
+        return getattr(loader, "dataloader", loader)
+
+    def sync(self) -> None:
+        """End the graph here and run it. Without this, what is traced grows from step to step."""
+        torch_xla.sync()
+
+    def random_state(self, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """By the seed that random numbers on the device follow from; known to the host."""
+        seed = xm.get_rng_state()
+        return lambda: xm.set_rng_state(seed)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Before the first step, new or resumed: check the weights, and put everything where it belongs.
+
+        Raises:
+            RuntimeError: where the devices of a launch start from different weights.
+        """
+        core, optimizer = core_model(kwargs["model"]), kwargs["optimizer"]
+        check_equal_weights(core)
+        _checkpoint_activations(core)
+        _steps_to_host(optimizer)
+        if self.shard_parameters:
+            for parameter in core.parameters():
+                kept = [
+                    value for value in optimizer.state.get(parameter, {}).values() if isinstance(value, torch.Tensor)
+                ]
+                _spread([parameter, *(value for value in kept if value.shape == parameter.shape)])
+        self.sync()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.sync()
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.sync()
 
 
 def shard_batch(inputs: dict) -> dict:
@@ -80,23 +135,6 @@ def shard_batch(inputs: dict) -> dict:
             if isinstance(value, torch.Tensor) and value.ndim:
                 _shard(value, 0)
     return inputs
-
-
-def begin(model: nn.Module, optimizer: torch.optim.Optimizer, shard_parameters: bool) -> None:
-    """Before the first step, new or resumed: check the weights, and put everything where it belongs.
-
-    Raises:
-        RuntimeError: where the devices of a launch start from different weights.
-    """
-    check_equal_weights(model)
-    _checkpoint_activations(model)
-    _steps_to_host(optimizer)
-    if shard_parameters:
-        for parameter in model.parameters():
-            state = optimizer.state.get(parameter, {})
-            same = [value for value in state.values() if isinstance(value, torch.Tensor)]
-            _spread([parameter, *(value for value in same if value.shape == parameter.shape)])
-    sync()
 
 
 def _spread(matrices: list[torch.Tensor]) -> None:
@@ -135,30 +173,6 @@ def check_equal_weights(model: nn.Module) -> None:
             f"{names[differing.index(True)]} differs between the devices, which would train {devices.world_size} "
             "models. Call transformers.set_seed before the model is made, in each of them, or load a checkpoint"
         )
-
-
-def sync() -> None:
-    """End the graph here and run it. Without this, what is traced grows from step to step."""
-    torch_xla.sync()
-
-
-def get_rng_state() -> int:
-    """The seed that random numbers on the device follow from; known to the host."""
-    return xm.get_rng_state()
-
-
-def set_rng_state(seed: int) -> None:
-    xm.set_rng_state(seed)
-
-
-def unfused(settings: dict) -> dict:
-    """Settings of an optimiser without the fused kernel, which XLA lacks and does not need: it fuses by itself."""
-    return {**settings, "fused": False} if settings.get("fused") else settings
-
-
-def on_the_host(loader: DataLoader) -> DataLoader:
-    """The loader inside the one of torch_xla, which moves batches to the device."""
-    return getattr(loader, "dataloader", loader)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -1,10 +1,12 @@
 """How far a run has come in its data: what was skipped, and where each worker of a stream is."""
 
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from .samples import SkipCounter
 from .streaming import ImageTextStream
 
 
-class DataProgress:
+class DataProgress(TrainerCallback):
     """Takes note of every batch that is about to be trained; saved and loaded with a checkpoint.
 
     Args:
@@ -16,6 +18,7 @@ class DataProgress:
         self.skips = SkipCounter(max_bad_fraction)
         self.workers = workers
         self.positions: dict[int, tuple[int, int]] = {}
+        self.resumed_workers: int | None = None
 
     def take(self, batch: dict) -> list:
         """Take out of a batch what `ReportingCollator` wrote into it; the names of its samples.
@@ -38,16 +41,23 @@ class DataProgress:
     def load(self, state: dict) -> None:
         self.skips.load(state["skips"])
         self.positions = {worker: tuple(position) for worker, position in state["positions"]}
+        self.resumed_workers = state["workers"]
 
-    def resume(self, stream: ImageTextStream, state: dict, batches: int) -> None:
-        """Let a stream go on where the checkpoint's stopped, after `batches`.
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs
+    ):
+        """After `load`: let a stream go on where the checkpoint's stopped.
 
         Raises:
             ValueError: for another number of workers.
         """
-        if state["workers"] != self.workers:
+        saved, self.resumed_workers = self.resumed_workers, None
+        stream = getattr(train_dataloader, "dataset", None)
+        if saved is None or args.ignore_data_skip or not isinstance(stream, ImageTextStream):
+            return
+        if saved != self.workers:
             raise ValueError(
-                f"the checkpoint's stream was read by dataloader_num_workers={state['workers']}, not {self.workers}: "
+                f"the checkpoint's stream was read by dataloader_num_workers={saved}, not {self.workers}: "
                 "set the same number to continue where it stopped"
             )
-        stream.resume(self.positions, batches)
+        stream.resume(self.positions, state.global_step * args.gradient_accumulation_steps)

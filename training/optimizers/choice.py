@@ -43,19 +43,19 @@ def build_optimizer(
     return kind(groups, **settings)
 
 
-def _scaling_vit_adafactor(beta1: float, beta2: float, eps: float) -> tuple[type, dict]:
+def _scaling_vit_adafactor(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
     return ScalingViTAdafactor, {"momentum": beta1, "beta2_cap": beta2}
 
 
-def _adamw(beta1: float, beta2: float, eps: float) -> tuple[type, dict]:
+def _adamw(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
     return torch.optim.AdamW, {"betas": (beta1, beta2), "eps": eps, "fused": True}
 
 
-def _adamw_bf16(beta1: float, beta2: float, eps: float) -> tuple[type, dict]:
+def _adamw_bf16(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
     return AdamWBf16, {"betas": (beta1, beta2), "eps": eps}
 
 
-def _lion(beta1: float, beta2: float, eps: float) -> tuple[type, dict]:
+def _lion(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
     try:
         from pytorch_optimizer import Lion
     except ImportError as error:
@@ -63,7 +63,7 @@ def _lion(beta1: float, beta2: float, eps: float) -> tuple[type, dict]:
     return Lion, {}
 
 
-OPTIMIZERS: dict[str, Callable[[float, float, float], tuple[type, dict]]] = {
+OPTIMIZERS: dict[str, Callable[[float, float, float], tuple[type[torch.optim.Optimizer], dict]]] = {
     "scaling_vit_adafactor": _scaling_vit_adafactor,
     "adamw": _adamw,
     "adamw_bf16": _adamw_bf16,

@@ -79,7 +79,8 @@ def descend_whole(
 
 
 def _with_torchs_threads() -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    most = numba.config.NUMBA_NUM_THREADS  # ty: ignore[missing-attribute]  # numba sets it while it is imported
+    numba.set_num_threads(min(torch.get_num_threads(), most))
 
 
 # numba makes 64 bits of sums and shifts of 32, hence the casts.

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import repeat
+from typing import overload
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -25,8 +26,14 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
     `torch.optim.Optimizer` would cast it to the parameter's.
     """
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -7,16 +7,12 @@ the peak learning rate plays no part. The papers' 1e-4 is of the second kind.
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-
-if TYPE_CHECKING:
-    from ..arguments import SiglipExtTrainingArguments
+from ..components.towers import HEAD, TOWERS, part_of
 
 
-_TOWER = re.compile(r"(?:^|\.)(vision|text)_model\.")
 _LAYER = re.compile(r"\.(?:layers?|blocks?|h|stages)\.(\d+)\.")
 CONVENTIONS = ("torch", "big_vision")
 
@@ -25,9 +21,9 @@ CONVENTIONS = ("torch", "big_vision")
 class GroupSettings:
     """How learning rate and weight decay vary over a dual model.
 
-    `lr_factors` and `weight_decays` go by tower ("vision", "text"), and "head" is `logit_scale` and `logit_bias`; what
-    is not named has factor 1 and the general weight decay. With `layer_decay` the layer below the top one learns
-    `layer_decay` times as fast, the next `layer_decay`² times, down to the embeddings.
+    `lr_factors` and `weight_decays` go by part ("vision", "text", "head", see `part_of`); what is not named has factor
+    1 and the general weight decay, as has a new head on top of a tower from elsewhere. With `layer_decay` the layer
+    below the top one learns `layer_decay` times as fast, the next `layer_decay`² times, down to the embeddings.
     """
 
     learning_rate: float
@@ -36,20 +32,6 @@ class GroupSettings:
     lr_factors: dict[str, float]
     weight_decays: dict[str, float]
     layer_decay: float | None
-
-    @classmethod
-    def of(cls, args: "SiglipExtTrainingArguments") -> "GroupSettings":
-        def given(**values: float | None) -> dict[str, float]:
-            return {part: value for part, value in values.items() if value is not None}
-
-        return cls(
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            convention=args.weight_decay_convention,
-            lr_factors=given(vision=args.vision_lr_factor, text=args.text_lr_factor, head=args.head_lr_factor),
-            weight_decays=given(vision=args.vision_weight_decay, text=args.text_weight_decay),
-            layer_decay=args.layer_decay,
-        )
 
 
 def kernel_names(model: nn.Module) -> list[str]:
@@ -83,12 +65,12 @@ def parameter_groups(model: nn.Module, kernels: list[str], settings: GroupSettin
     decayed = set(kernels)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in trained:
-        tower = _tower(name) or ("head" if name.endswith(("logit_scale", "logit_bias")) else None)
-        lr = settings.learning_rate * settings.lr_factors.get(tower, 1.0) * factors.get(name, 1.0)
-        decay = settings.weight_decays.get(tower, settings.weight_decay) if name in decayed else 0.0
+        part = part_of(name) or ""
+        lr = settings.learning_rate * settings.lr_factors.get(part, 1.0) * factors.get(name, 1.0)
+        decay = settings.weight_decays.get(part, settings.weight_decay) if name in decayed else 0.0
         if settings.convention == "big_vision" and lr > 0:
             decay /= lr  # torch multiplies by it again
-        own_rate = tower == "head" and "head" in settings.lr_factors
+        own_rate = part == HEAD and HEAD in settings.lr_factors
         groups.setdefault((own_rate, -lr, -decay), []).append(parameter)
     return [
         {"params": parameters, "lr": -lr, "weight_decay": -decay}
@@ -96,18 +78,13 @@ def parameter_groups(model: nn.Module, kernels: list[str], settings: GroupSettin
     ]
 
 
-def _tower(name: str) -> str | None:
-    found = _TOWER.search(name)
-    return found.group(1) if found else None
-
-
 def _layer_factors(names: list[str], layer_decay: float | None) -> dict[str, float]:
     """layer_decay to the power of the number of layers between a parameter and the top of its tower."""
     if layer_decay is None:
         return {}
     factors = {}
-    for tower in ("vision", "text"):
-        own = [name for name in names if _tower(name) == tower]
+    for tower in TOWERS:
+        own = [name for name in names if part_of(name) == tower]
         layer = {name: int(found.group(1)) for name in own if (found := _LAYER.search(name))}
         depth = max(layer.values(), default=-1) + 1
         for name in own:

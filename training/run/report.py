@@ -73,7 +73,9 @@ def write_report(run: "Run", metrics: dict[str, float], embeddings: tuple[np.nda
         tags=["image-text-retrieval"],
         pictures=pictures,
         measured=_results(run, metrics),
-        training=training_text(trainer, len(run.train_rows) if isinstance(run.train_rows, Dataset) else None),
+        training=training_text(
+            trainer.trained(), len(run.train_rows) if isinstance(run.train_rows, Dataset) else None
+        ),
         recipe=_recipe_text(run.recipe),
     )
     write_card(folder, card)
