@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import batch_size, initialisation, label_noise, languages, negatives, optimiser, robustness
+from . import batch_size, initialisation, label_noise, languages, negatives, optimizers, robustness
 from .experiment import Settings, run
 from .report import write_report
 from .runs import Runs
@@ -18,7 +18,7 @@ from .study import Study
 
 STUDIES = {
     module.STUDY.name: module.STUDY
-    for module in (batch_size, initialisation, robustness, optimiser, label_noise, negatives, languages)
+    for module in (batch_size, initialisation, robustness, optimizers, label_noise, negatives, languages)
 }
 RUNS = "runs.jsonl"
 
