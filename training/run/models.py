@@ -43,7 +43,7 @@ def build_model(
         precomputed: leave the image tower away; an `EmbeddingTower` stands in for it.
 
     Raises:
-        ValueError: if a tokenizer would have to be trained without captions.
+        ValueError: if a tokenizer would have to be trained without captions, or the image tower is NaFlex.
     """
     if model.vision_name_or_path is not None:
         return _from_towers(model, captions, precomputed)
@@ -63,7 +63,8 @@ def build_model(
     )
     tokenizer = _tokenizer(config, model, captions)
     side = cast(SiglipExtVisionConfig, config.vision_config).image_size
-    assert side is not None  # only the configuration of a NaFlex tower goes without
+    if side is None:
+        raise ValueError("a NaFlex image tower cannot be trained from a recipe: unset vision_config.naflex")
     image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
     return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
 
