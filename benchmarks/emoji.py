@@ -29,8 +29,10 @@ from report import RESULTS, publish, store, stored, table
 
 from modeling_siglip_ext.evaluation.metrics.retrieval import retrieval_ranks
 from modeling_siglip_ext.training.data.emoji.loader import load_emoji
-from modeling_siglip_ext.training.run.fields import parse_recipe
-from modeling_siglip_ext.training.run.train import Run, prepare, rows, train
+from modeling_siglip_ext.training.run import rows
+from modeling_siglip_ext.training.run.prepare import Run, prepare
+from modeling_siglip_ext.training.run.recipe import parse_recipe
+from modeling_siglip_ext.training.run.train import train
 
 
 RUNS = ("seed0", "seed1", "seed2", "shuffled", "untrained")
@@ -108,7 +110,7 @@ def measure(name: str, overrides: list[str]) -> dict:
 def recall_by_part(run: Run, image_embeds, text_embeds) -> dict[str, float]:
     """Image→text R@1 among all captions, for each part of the held-out set."""
     ranks, _ = retrieval_ranks(torch.from_numpy(image_embeds), torch.from_numpy(text_embeds))
-    parts = [part or "validation" for part in run.eval_rows["held_out"]]
+    parts = [part or "validation" for part in run.rows.held_out["held_out"]]
     return {
         part: sum(int(rank) == 0 for rank, own in zip(ranks, parts) if own == part) / parts.count(part)
         for part in sorted(set(parts))

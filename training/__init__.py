@@ -7,6 +7,10 @@ if __name__ == "training":
 
 from .arguments import SiglipExtTrainingArguments
 from .data.dataset import ImageTextCollator, ImageTextDataset, load_image_folder
+from .data.image_embeddings import load_embeddings, precompute
+from .run.prepare import prepare
+from .run.recipe import parse_recipe
+from .run.train import train
 from .trainer import SiglipExtTrainer
 
 
@@ -15,5 +19,10 @@ __all__ = [
     "ImageTextDataset",
     "SiglipExtTrainer",
     "SiglipExtTrainingArguments",
+    "load_embeddings",
     "load_image_folder",
+    "parse_recipe",
+    "precompute",
+    "prepare",
+    "train",
 ]

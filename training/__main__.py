@@ -1,21 +1,21 @@
-"""`siglip-ext-train`: train or fine-tune from a recipe."""
+"""The command `siglip-ext-train`: train or fine-tune from a recipe, and what goes before and beside it."""
 
 import sys
 from collections.abc import Sequence
 
-from transformers.utils.logging import disable_progress_bar
+from modeling_siglip_ext import command_line
+from modeling_siglip_ext.command_line import exit_status, underscored
 
-from .run.fields import bundled_recipes, parse_recipe, recipe_parser
+from .run import precompute, recipe_command
+from .run.recipe import is_recipe
+from .studies import command as study
 
 
-HELP = """\
-usage: siglip-ext-train RECIPE [--FIELD VALUE ...]
-       siglip-ext-train precompute --vision_name_or_path MODEL --dataset DATASET --output_dir FOLDER
-       siglip-ext-train study NAME [--seeds N] [--workers N]
+PROG = "siglip-ext-train"
+DESCRIPTION = """Train a SigLIP model: siglip-ext-train RECIPE|FILE.yaml [--FIELD VALUE ...]
 
-Train a SigLIP model. RECIPE is a bundled recipe ({recipes}) or a YAML file; every field of it can be overridden.
-
-examples:
+COMMAND is a bundled recipe or a YAML file, every field of which can be overridden, or one of the other commands."""
+EXAMPLES = """examples:
   # a small model from scratch on the bundled emoji, about four minutes on two CPU cores
   siglip-ext-train emoji --output_dir demo-output
 
@@ -35,49 +35,19 @@ examples:
   # several GPUs: the loss still runs over the global batch
   torchrun --nproc-per-node 4 -m modeling_siglip_ext.training my-recipe.yaml
 
-`siglip-ext-train RECIPE --help` lists every field."""
+`siglip-ext-train RECIPE --help` lists every field. Bad input ends with exit status 2."""
+COMMANDS = (precompute, study, recipe_command)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `siglip-ext-train`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP.format(recipes=", ".join(bundled_recipes())))
-        return
-    name, overrides = words[0], words[1:]
-    if name == "precompute":
-        from .run.precompute import main as precompute
-
-        precompute(overrides)
-        return
-    if name == "study":
-        from .studies.command import main as study
-
-        study(overrides)
-        return
-    if "-h" in overrides or "--help" in overrides:
-        recipe_parser(prog=f"siglip-ext-train {name}").print_help()
-        return
-
-    disable_progress_bar()  # of loading and saving; training shows its own
-    try:
-        smoke = "--smoke" in overrides
-        recipe = parse_recipe(name, [word for word in overrides if word != "--smoke"], smoke)
-        # torch, datasets and transformers' models load only now, so that a typo is reported at once.
-        from .run.train import prepare, train
-
-        if smoke:
-            from .run.smoke_start import small_start
-
-            small_start(recipe)
-        run = prepare(recipe)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.exit(f"siglip-ext-train: error: {error}")
-    train(run)
-    if run.trainer.is_world_process_zero():
-        print(f"\nModel, card and pictures are in {run.trainer.args.output_dir}")
-    run.trainer.end()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `siglip-ext-train`; returns the exit status."""
+    words = underscored(sys.argv[1:] if argv is None else argv)
+    if words and is_recipe(words[0]):
+        return recipe_command.run_recipe(PROG, words[0], words[1:])
+    if words[:1] == [precompute.NAME]:
+        return exit_status(PROG, lambda: precompute.main(words[1:]))
+    return command_line.main(command_line.command_line(PROG, DESCRIPTION, COMMANDS, EXAMPLES), words)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

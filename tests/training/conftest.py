@@ -1,5 +1,8 @@
 """Small models, processors and datasets for the tests of this room."""
 
+import re
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -13,6 +16,7 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
+from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 
 
@@ -100,3 +104,30 @@ def arguments(tmp_path):
         return SiglipExtTrainingArguments(**values)
 
     return build
+
+
+@pytest.fixture
+def status() -> Callable[[list[str]], int | str | None]:
+    """Runs `siglip-ext-train` with some words; gives its exit status."""
+
+    def run(words: list[str]) -> int | str | None:
+        try:
+            return main(words)
+        except SystemExit as end:
+            return end.code
+
+    return run
+
+
+@pytest.fixture
+def refused(status, capsys) -> Callable[[list[str], str], None]:
+    """Checks that words are refused with exit status 2 and one line that says why."""
+
+    def check(words: list[str], reason: str) -> None:
+        capsys.readouterr()
+        assert status(words) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("siglip-ext-train: error:")]
+        assert len(lines) == 1
+        assert re.search(reason, lines[0]), lines[0]
+
+    return check

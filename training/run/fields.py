@@ -1,19 +1,7 @@
-"""Recipes: YAML files whose fields are those of three dataclasses, each of which the command line can override."""
+"""The fields of a recipe beside those of the Trainer: the model, and the data."""
 
-import argparse
-import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from importlib import resources
-from pathlib import Path
-from typing import NamedTuple
-
-import yaml
-from transformers import HfArgumentParser
-
-from ..arguments import SiglipExtTrainingArguments
-from .smoke import shrunk
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -87,7 +75,7 @@ class ModelArguments:
 
     def __post_init__(self):
         for name in ("vision_config", "text_config"):
-            setattr(self, name, _mapping(name, getattr(self, name)))
+            setattr(self, name, as_mapping(name, getattr(self, name)))
         if self.model_name_or_path is not None and (self.vision_config or self.text_config):
             raise ValueError(
                 "model_name_or_path brings its own configuration: leave out vision_config and text_config"
@@ -173,129 +161,12 @@ class DataArguments:
         return self.streaming or self.dataset.endswith(".tar")
 
 
-class Recipe(NamedTuple):
-    """Everything `run` needs."""
-
-    name: str
-    model: ModelArguments
-    data: DataArguments
-    training: SiglipExtTrainingArguments
-    given: dict
-    """The fields that the file or the command line set, in their order, with their final values."""
-
-
-def bundled_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("modeling_siglip_ext.training.recipes")
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def read_recipe(name_or_path: str) -> dict:
-    """Fields of a bundled recipe (by name) or of a YAML file (by path).
+def as_mapping(name: str, value: dict | str | None) -> dict | None:
+    """The value of a field that is a mapping or, on the command line, JSON text.
 
     Raises:
-        FileNotFoundError: listing the bundled recipes.
-        ValueError: if the file is not a YAML mapping.
+        ValueError: it is neither.
     """
-    if name_or_path in bundled_recipes():
-        text = (
-            resources.files("modeling_siglip_ext.training.recipes").joinpath(f"{name_or_path}.yaml").read_text("utf-8")
-        )
-    elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text("utf-8")
-    else:
-        raise FileNotFoundError(
-            f"{name_or_path!r} is neither a YAML file nor a bundled recipe ({', '.join(bundled_recipes())})"
-        )
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name_or_path} is not YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{name_or_path} must be a YAML mapping of field names to values")
-    return recipe
-
-
-def recipe_parser(**kwargs) -> HfArgumentParser:
-    """The parser of every field of a recipe."""
-    return HfArgumentParser(
-        [ModelArguments, DataArguments, SiglipExtTrainingArguments], allow_abbrev=False, exit_on_error=False, **kwargs
-    )
-
-
-def parse_recipe(name_or_path: str, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
-    """Read a recipe and apply command-line overrides.
-
-    Args:
-        name_or_path: bundled recipe or YAML file.
-        overrides: as on the command line: `["--learning_rate", "1e-4", "--vision_config.hidden_size", "64"]`.
-        smoke: shrink the recipe's model, data and length first (`smoke.py`).
-
-    Raises:
-        FileNotFoundError: no such recipe.
-        ValueError: unknown field (naming the nearest one) or a value of the wrong type.
-    """
-    values = read_recipe(name_or_path)
-    known = [
-        f.name for kind in (ModelArguments, DataArguments, SiglipExtTrainingArguments) for f in fields(kind) if f.init
-    ]
-    for name in values:
-        _check_field(name, known, name_or_path)
-    if smoke:
-        values = shrunk(values)
-    overrides, nested = _split_nested(list(overrides))
-    for name, entries in nested.items():
-        _check_field(name, ["vision_config", "text_config"], "the command line")
-        values[name] = {**(_mapping(name, values.get(name)) or {}), **entries}
-
-    parser = recipe_parser()
-    # As text, so that the parser checks and converts values of the file as it does those of the command line.
-    scalars = (bool, int, float)
-    parser.set_defaults(**{name: str(v) if isinstance(v, scalars) else v for name, v in values.items()})
-    try:
-        *parts, rest = parser.parse_args_into_dataclasses(
-            overrides, look_for_args_file=False, return_remaining_strings=True
-        )
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
-    for word in rest:
-        if word.startswith("--"):
-            _check_field(word.removeprefix("--").split("=")[0].replace("-", "_"), known, "the command line")
-        raise ValueError(f"the command line: {word!r} belongs to no field")
-    for word in overrides:
-        if word.startswith("--"):
-            name = word.removeprefix("--").split("=")[0].replace("-", "_")
-            values.setdefault(name if name in known else name.removeprefix("no_"), None)
-    given = {name: getattr(next(part for part in parts if hasattr(part, name)), name) for name in values}
-    return Recipe(Path(name_or_path).stem, *parts, given)
-
-
-def _check_field(name: str, known: list[str], where: str) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "see `siglip-ext-train RECIPE --help` for all fields"
-        raise ValueError(f"{where}: unknown field {name!r}; {hint}")
-
-
-def _split_nested(words: list[str]) -> tuple[list[str], dict[str, dict]]:
-    """Take `--vision_config.hidden_size 64` out of the words, as {"vision_config": {"hidden_size": 64}}."""
-    plain, nested = [], {}
-    while words:
-        word = words.pop(0)
-        name, _, value = word.partition("=")
-        if not (name.startswith("--") and "." in name):
-            plain.append(word)
-            continue
-        if not value:
-            if not words:
-                raise ValueError(f"the command line: {name} needs a value")
-            value = words.pop(0)
-        outer, inner = name.removeprefix("--").split(".", 1)
-        nested.setdefault(outer.replace("-", "_"), {})[inner] = yaml.safe_load(value)
-    return plain, nested
-
-
-def _mapping(name: str, value: dict | str | None) -> dict | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)

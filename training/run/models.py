@@ -1,12 +1,13 @@
 """The model and processor that a recipe names: a checkpoint, towers put together, or one from scratch."""
 
 import copy
+from typing import Any, cast
 
-from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
@@ -18,13 +19,13 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
-from modeling_siglip_ext.configuration_siglip_ext import is_foreign
+from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig, is_foreign
 from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_size, load_tower, source_config
 from modeling_siglip_ext.positions import resample_positions
 from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
 
 from ..data.image_embeddings import EmbeddingTower
-from .fields import ModelArguments
+from .fields import ModelArguments, as_mapping
 
 
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
@@ -42,24 +43,28 @@ def build_model(
         precomputed: leave the image tower away; an `EmbeddingTower` stands in for it.
 
     Raises:
-        ValueError: if a tokenizer would have to be trained without captions.
+        ValueError: if a tokenizer would have to be trained without captions, or the image tower is NaFlex.
     """
     if model.vision_name_or_path is not None:
         return _from_towers(model, captions, precomputed)
     if precomputed:
         raise ValueError("image_embeddings needs vision_name_or_path, the image tower they were made by")
-    attention = {} if model.attn_implementation is None else {"attn_implementation": model.attn_implementation}
+    attention: dict[str, Any] = {}
+    if model.attn_implementation is not None:
+        attention["attn_implementation"] = model.attn_implementation
     if model.model_name_or_path is not None:
         processor = AutoProcessor.from_pretrained(model.model_name_or_path)
         start = SiglipExtModel.from_pretrained(model.model_name_or_path, **attention)
         return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
     config = SiglipExtConfig(
-        vision_config=model.vision_config,
-        text_config={**(model.text_config or {}), "vocab_size": model.vocab_size},
+        vision_config=as_mapping("vision_config", model.vision_config),
+        text_config={**text_fields(model), "vocab_size": model.vocab_size},
         **_head(model),
     )
     tokenizer = _tokenizer(config, model, captions)
-    side = config.vision_config.image_size
+    side = cast(SiglipExtVisionConfig, config.vision_config).image_size
+    if side is None:
+        raise ValueError("a NaFlex image tower cannot be trained from a recipe: unset vision_config.naflex")
     image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
     return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
 
@@ -75,16 +80,17 @@ def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: 
         ValueError: for NaFlex, which takes any size, and for an image tower from elsewhere.
     """
     config = copy.deepcopy(model.config)
-    if is_foreign(config.vision_config) or config.vision_config.naflex:
+    vision = cast(SiglipExtVisionConfig, config.vision_config)
+    if is_foreign(vision) or vision.naflex:
         raise ValueError(
             f"image_size={image_size} needs a SigLIP image tower of fixed resolution: NaFlex takes images of any "
             "size, and a tower from elsewhere has its own"
         )
-    config.vision_config.image_size = image_size
+    vision.image_size = image_size
     other = SiglipExtModel._from_config(config, attn_implementation=model.config._attn_implementation)
     state = model.state_dict()
     if POSITIONS in state:  # fixed sine-cosine positions have no table
-        state[POSITIONS] = resample_positions(state[POSITIONS], config.vision_config.grid_size)
+        state[POSITIONS] = resample_positions(state[POSITIONS], vision.grid_size)
     other.load_state_dict(state)
     processor.image_processor.size = {"height": image_size, "width": image_size}
     return other
@@ -92,7 +98,7 @@ def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: 
 
 def text_length(model: SiglipExtModel, processor: ProcessorMixin) -> int:
     """Tokens per text: all positions of a SigLIP tower; of other towers what the tokenizer says."""
-    positions = model.config.text_config.max_position_embeddings
+    positions = cast(SiglipExtTextConfig, model.config.text_config).max_position_embeddings
     return positions if model.text_adapter is None else min(positions, processor.tokenizer.model_max_length)
 
 
@@ -107,19 +113,24 @@ def _from_towers(
     model: ModelArguments, captions: list[str] | None, precomputed: bool
 ) -> tuple[SiglipExtModel, ProcessorMixin]:
     name = model.vision_name_or_path
-    fields = {"vision_config": source_config(name, "vision"), "vision_pooling": model.vision_pooling}
+    assert name is not None
+    fields: dict[str, Any] = {"vision_config": source_config(name, "vision"), "vision_pooling": model.vision_pooling}
     if model.text_name_or_path is not None:
-        text = {"text_config": source_config(model.text_name_or_path, "text"), "text_pooling": model.text_pooling}
+        text: dict[str, Any] = {
+            "text_config": source_config(model.text_name_or_path, "text"),
+            "text_pooling": model.text_pooling,
+        }
         config = SiglipExtConfig(**fields, **text, **_head(model))
-        tokenizer = AutoTokenizer.from_pretrained(model.text_name_or_path)
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(model.text_name_or_path))
     else:
         width = embedding_size(SiglipExtConfig(**fields), "vision")
-        text_config = {"projection_size": width, **(model.text_config or {}), "vocab_size": model.vocab_size}
+        text_config = {"projection_size": width, **text_fields(model), "vocab_size": model.vocab_size}
         config = SiglipExtConfig(**fields, text_config=text_config, **_head(model))
         tokenizer = _tokenizer(config, model, captions)
-    if is_foreign(config.text_config):
+    if is_foreign(cast(PreTrainedConfig, config.text_config)):
         config.text_projection_size = embedding_size(config, "vision")
-    vision: nn.Module = EmbeddingTower(config.vision_config) if precomputed else load_tower(config, "vision", name)
+    vision_config = cast(PreTrainedConfig, config.vision_config)
+    vision: Any = load_tower(config, "vision", name) if not precomputed else EmbeddingTower(vision_config)
     trained_text = None if model.text_name_or_path is None else load_tower(config, "text", model.text_name_or_path)
     dual = SiglipExtModel(config, vision_model=vision, text_model=trained_text)
     if precomputed:
@@ -129,7 +140,11 @@ def _from_towers(
     return dual, SiglipExtProcessor(AutoImageProcessor.from_pretrained(name), tokenizer)
 
 
-def _head(model: ModelArguments) -> dict[str, str | float]:
+def text_fields(model: ModelArguments) -> dict[str, Any]:
+    return as_mapping("text_config", model.text_config) or {}
+
+
+def _head(model: ModelArguments) -> dict[str, Any]:
     """The loss head of a new model."""
     values = {
         "loss_type": model.loss_type,
@@ -141,9 +156,9 @@ def _head(model: ModelArguments) -> dict[str, str | float]:
 
 def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[str] | None) -> PreTrainedTokenizerBase:
     """The named tokenizer, or one trained on the captions; the text config gets its numbers."""
-    text = config.text_config
+    text = cast(SiglipExtTextConfig, config.text_config)
     if model.tokenizer_name_or_path is not None:
-        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer_name_or_path)
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(model.tokenizer_name_or_path))
         set_text_length(tokenizer, text.max_position_embeddings)
     elif captions is None:
         raise ValueError(

@@ -1,6 +1,5 @@
 """`siglip-ext-train precompute`: the embeddings of a locked image tower, once for all epochs and runs."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,14 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
+from modeling_siglip_ext.command_line import Subparsers
+
 from ..data.image_embeddings import precompute
 from .fields import DataArguments
 from .rows import every_row
+
+
+NAME = "precompute"
 
 
 @dataclass
@@ -41,27 +45,33 @@ class PrecomputeArguments(DataArguments):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
+def register(commands: Subparsers) -> None:
+    """List the command; `main` reads its words."""
+    commands.add_parser(NAME, help="write the embeddings of a locked image tower, once for all epochs and runs")
+
+
 def main(words: Sequence[str]) -> None:
-    """Entry point of `siglip-ext-train precompute`; under torchrun each process embeds a share of the shards."""
+    """Entry point of `siglip-ext-train precompute`; under torchrun each process embeds a share of the shards.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the field and the remedy.
+    """
     parser = HfArgumentParser(PrecomputeArguments, prog="siglip-ext-train precompute", allow_abbrev=False)
-    try:
-        (args,) = parser.parse_args_into_dataclasses(list(words), look_for_args_file=False)
-        state = PartialState()
-        precompute(
-            args.vision_name_or_path,
-            every_row(args),
-            Path(args.output_dir),
-            image_column=args.image_column,
-            pooling=args.vision_pooling,
-            batch_size=args.batch_size,
-            shard_size=args.shard_size,
-            device=state.device,
-            dtype=torch.bfloat16 if args.bf16 else torch.float32,
-            max_bad_fraction=args.max_bad_fraction,
-            rank=state.process_index,
-            world_size=state.num_processes,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"siglip-ext-train: error: {error}")
+    (args,) = parser.parse_args_into_dataclasses(list(words), look_for_args_file=False)
+    state = PartialState()
+    precompute(
+        args.vision_name_or_path,
+        every_row(args),
+        Path(args.output_dir),
+        image_column=args.image_column,
+        pooling=args.vision_pooling,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        device=state.device,
+        dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        max_bad_fraction=args.max_bad_fraction,
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
     if state.is_main_process:
         print(f"The embeddings are in {args.output_dir}")

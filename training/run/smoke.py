@@ -1,17 +1,39 @@
 """`--smoke`: a recipe with a tiny model and few steps on the bundled emoji, to see that it runs.
 
 What makes the recipe stays: optimiser, learning rate, its schedule and factors, weight decay, clipping, the loss and
-its initial temperature and bias, poolings, locked towers, gradient cache and averaged weights.
+its initial temperature and bias, poolings, locked towers, gradient cache and averaged weights. In place of checkpoints
+that a recipe starts from stand tiny ones with random weights.
 """
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ViTConfig, ViTModel
+
+from modeling_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtImageProcessor,
+    SiglipExtModel,
+    SiglipExtProcessor,
+    train_tokenizer,
+)
+
+from ..data.emoji.loader import load_emoji
+from .recipe import Recipe
+from .rows import BUNDLED
+
 
 STEPS = 12
 BATCH = 32
-# Stands for a checkpoint or tower that `smoke_start.py` makes in the output folder.
+VOCABULARY = 500
+# Stands for a checkpoint or tower that `small_start` makes in the output folder.
 START = "smoke"
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
 TEXT = {**TOWER, "max_position_embeddings": 64}
+IMAGE_PROCESSOR = SiglipExtImageProcessor(size={"height": VISION["image_size"], "width": VISION["image_size"]})
 _BOTTLENECK = 8
 # Belong to the data and the machine that the recipe is for.
 _LEFT_OUT = (
@@ -23,14 +45,14 @@ _LEFT_OUT = (
 )  # fmt: skip
 
 
-def shrunk(recipe: dict) -> dict:
+def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
     """The fields of a recipe for a smoke run.
 
     The warm-up keeps its share of the run where the recipe gives both in examples or in steps.
     """
     values = {name: value for name, value in recipe.items() if name not in _LEFT_OUT}
     values |= {
-        "dataset": "emoji",
+        "dataset": BUNDLED,
         "image_column": "image",
         "caption_column": ["en"],
         "per_device_train_batch_size": BATCH,
@@ -43,7 +65,7 @@ def shrunk(recipe: dict) -> dict:
         "logging_steps": 1,
         "use_cpu": True,
         "dataloader_pin_memory": False,
-        "vocab_size": 500,
+        "vocab_size": VOCABULARY,
     }
     if "mini_batch_size" in recipe:
         values["mini_batch_size"] = BATCH // 2
@@ -63,7 +85,7 @@ def shrunk(recipe: dict) -> dict:
     return values
 
 
-def _warmup_share(recipe: dict) -> float:
+def _warmup_share(recipe: dict[str, Any]) -> float:
     """Share of the run that warms up."""
     if recipe.get("warmup_examples") and recipe.get("max_examples"):
         return float(recipe["warmup_examples"]) / float(recipe["max_examples"])
@@ -71,3 +93,33 @@ def _warmup_share(recipe: dict) -> float:
     if warmup < 1:
         return warmup  # a share already
     return warmup / float(recipe["max_steps"]) if recipe.get("max_steps") else 0.1
+
+
+def small_start(recipe: Recipe) -> None:
+    """Write what the recipe starts from into `start` in its output folder, and point the recipe there.
+
+    A model is a SigLIP with a tokenizer of its own, a tower a ViT.
+    """
+    assert recipe.training.output_dir is not None  # a default takes its place
+    folder, model = Path(recipe.training.output_dir) / "start", recipe.model
+    torch.manual_seed(recipe.training.seed)
+    if model.model_name_or_path == START:
+        _write_model(folder)
+        model.model_name_or_path = str(folder)
+    if model.vision_name_or_path == START:
+        tower = ViTConfig(**TOWER, image_size=VISION["image_size"], patch_size=VISION["patch_size"])
+        ViTModel(tower, add_pooling_layer=False).save_pretrained(folder)
+        IMAGE_PROCESSOR.save_pretrained(folder)
+        model.vision_name_or_path = str(folder)
+
+
+def _write_model(folder: Path) -> None:
+    captions = load_emoji("train")["en"]
+    tokenizer = train_tokenizer(captions, vocab_size=VOCABULARY, max_length=TEXT["max_position_embeddings"])
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    SiglipExtModel(SiglipExtConfig(vision_config=VISION, text_config={**TEXT, **tokens})).save_pretrained(str(folder))
+    SiglipExtProcessor(IMAGE_PROCESSOR, tokenizer).save_pretrained(str(folder))

@@ -2,7 +2,7 @@
 
 from .experiment import Settings
 from .runs import Runs
-from .study import Figure, Study, choice, recall, seed_by_seed, tuned_loss
+from .study import Chart, Study, choice, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
@@ -19,7 +19,7 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return sweeps + seed_by_seed((chosen for _, chosen in found), seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     ours: dict[str, dict[str, list[float]]] = {loss: {} for loss in LOSSES}
     choices = []
     for loss in LOSSES:
@@ -30,7 +30,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
                 choices.append(f"{loss} at {batch_size} {choice(chosen)}")
     note = f"Chosen on validation, learning rate and initial temperature: {', '.join(choices)}."
     title = "ImageNet 0-shot, B/16, 3B examples seen"
-    return [Figure("Batch size", "batch size", ours, title, PAPER, note=note if choices else "")]
+    return [Chart("Batch size", "batch size", ours, title, PAPER, note=note if choices else "")]
 
 
-STUDY = Study("batch-size", "sigmoid and softmax over the batch size", wanted, figures)
+STUDY = Study("batch-size", "sigmoid and softmax over the batch size", wanted, charts)

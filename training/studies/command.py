@@ -2,46 +2,56 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
-from . import batch_size, initialisation, label_noise, languages, negatives, optimiser, robustness
-from .experiment import Settings, run
-from .report import write_report
+from modeling_siglip_ext.command_line import Subparsers, add_command, unknown_word
+
+from . import batch_size, initialisation, label_noise, languages, negatives, optimizers, robustness
+from .experiment import Settings, train_and_evaluate
+from .report import write_study_report
 from .runs import Runs
 from .study import Study
 
 
 STUDIES = {
     module.STUDY.name: module.STUDY
-    for module in (batch_size, initialisation, robustness, optimiser, label_noise, negatives, languages)
+    for module in (batch_size, initialisation, robustness, optimizers, label_noise, negatives, languages)
 }
 RUNS = "runs.jsonl"
 
 
-def main(words: Sequence[str]) -> None:
-    """Entry point of `siglip-ext-train study`."""
-    parser = argparse.ArgumentParser(
-        prog="siglip-ext-train study",
-        description="Repeat a study of the SigLIP paper with small models on the bundled emoji.",
-        epilog="A study that was stopped goes on where it was: finished runs are in OUTPUT_DIR/runs.jsonl.",
-    )
+def register(commands: Subparsers) -> None:
     listed = "; ".join(f"{study.name}: {study.summary}" for study in STUDIES.values())
-    parser.add_argument("name", choices=list(STUDIES), help=listed)
+    parser = add_command(
+        commands,
+        "study",
+        run,
+        summary="repeat a study of the SigLIP paper with small models on the bundled emoji",
+        examples="A study that was stopped goes on where it was: finished runs are in OUTPUT_DIR/runs.jsonl.",
+    )
+    parser.add_argument("name", metavar="NAME", help=listed)
     parser.add_argument("--output_dir", type=Path, default=Path("studies"), help="where results are kept and written")
-    parser.add_argument("--seeds", type=int, default=3, help="runs for each reported point (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs for each reported point")
     parser.add_argument("--workers", type=int, default=_cores(), help="runs at the same time, one thread each")
     parser.add_argument("--max_runs", type=int, default=None, help="stop after so many runs; the report is written")
-    arguments = parser.parse_args(words)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: an unknown study, or a number that makes no sense.
+    """
+    if arguments.name not in STUDIES:
+        raise ValueError(unknown_word(arguments.name, STUDIES, "study"))
     if arguments.seeds < 1 or arguments.workers < 1:
-        parser.error("--seeds and --workers must be at least 1")
+        raise ValueError("--seeds and --workers must be at least 1")
     study, runs = STUDIES[arguments.name], Runs(arguments.output_dir / RUNS)
     missing = make_runs(study, runs, arguments.seeds, arguments.workers, arguments.max_runs)
-    paths = write_report(study, runs, arguments.seeds, arguments.output_dir)
+    paths = write_study_report(study, runs, arguments.seeds, arguments.output_dir)
     print(f"{study.name}: {missing} runs to go; wrote {', '.join(map(str, paths))}")
 
 
@@ -64,7 +74,7 @@ def make_runs(study: Study, runs: Runs, seeds: int, workers: int, limit: int | N
                 full = len(under_way) >= workers or (limit is not None and len(started) >= limit)
                 if one not in started and not full:
                     started.add(one)
-                    under_way[pool.submit(run, one)] = one
+                    under_way[pool.submit(train_and_evaluate, one)] = one
             if not under_way:
                 return len(missing)
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)

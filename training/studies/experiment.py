@@ -52,7 +52,7 @@ class Settings:
         object.__setattr__(self, "languages", tuple(self.languages))  # a list when read from JSON
 
 
-def run(settings: Settings) -> dict[str, float]:
+def train_and_evaluate(settings: Settings) -> dict[str, float]:
     """Train and evaluate.
 
     Returns:
@@ -125,7 +125,7 @@ def train(model: SiglipExtModel, part: Part, settings: Settings, vocab_size: int
         factor = min(1.0, step / max(1.0, settings.warmup * steps)) * DECAYS["cosine"](step / steps)
         for group, peak in zip(optimizer.param_groups, peaks):
             group["lr"] = peak * factor
-        pixels = normalised(part.images[indices])
+        pixels = normalized(part.images[indices])
         tokens = draw_tokens(part, indices, settings.languages, generator)
         if settings.noise is not None:
             pixels, tokens = add_noise(
@@ -146,6 +146,7 @@ def loss_of(
     embeds = outputs.image_embeds, outputs.text_embeds
     if settings.loss == "softmax":
         return softmax_loss(*embeds, model.logit_scale)
+    assert model.logit_bias is not None  # the configuration insists
     if settings.negatives is None:
         return sigmoid_loss(*embeds, model.logit_scale, model.logit_bias)
     return sigmoid_loss_of_some_negatives(
@@ -158,7 +159,7 @@ def loss_of(
     )
 
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
+def normalized(images: torch.Tensor) -> torch.Tensor:
     """uint8 to [-1, 1]."""
     return images.float().div_(127.5).sub_(1)
 
@@ -178,7 +179,7 @@ def draw_tokens(
 def evaluate(model: SiglipExtModel, part: Part) -> dict[str, float]:
     """Retrieval among all pairs of a part; a mean over its languages."""
     model.eval()
-    pixels = normalised(part.images).split(EMBED_BATCH)
+    pixels = normalized(part.images).split(EMBED_BATCH)
     images = torch.cat([unit(model.get_image_features(pixel_values=batch)) for batch in pixels])
     sums: dict[str, float] = {}
     for tokens in part.tokens.values():

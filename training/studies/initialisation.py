@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from .experiment import Settings
 from .runs import Runs
-from .study import Figure, Study, recall, seed_by_seed, tuned_loss
+from .study import Chart, Study, recall, seed_by_seed, tuned_loss
 
 
 # label: temperature, bias, whether it is learnt; a bias None is -log(batch size), which the paper does not have
@@ -35,13 +35,13 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return tuned_loss(runs)[0] + seed_by_seed(starts(runs).values(), seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     points = starts(runs)
     ours = {"sigmoid": {label: recall(runs, one, seeds) for label, one in points.items()}}
     rates = {f"{one.learning_rate:g}" for one in points.values()}
     note = f"Batch 32, learning rate {', '.join(rates)}, chosen with b = -log B." if rates else ""
     return [
-        Figure(
+        Chart(
             "Bias and temperature at the start",
             "start",
             ours,
@@ -54,4 +54,4 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
     ]
 
 
-STUDY = Study("initialisation", "bias and temperature at the start", wanted, figures)
+STUDY = Study("initialisation", "bias and temperature at the start", wanted, charts)

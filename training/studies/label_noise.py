@@ -5,7 +5,7 @@ from dataclasses import replace
 from .experiment import Settings
 from .noise import KINDS
 from .runs import Runs
-from .study import DRAWN_ONLY, Figure, Study, recall, seed_by_seed, tuned_loss
+from .study import DRAWN_ONLY, Chart, Study, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
@@ -25,7 +25,7 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return sweeps + seed_by_seed(points, seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     panels = []
     for kind in KINDS:
         ours: dict[str, dict[str, list[float]]] = {loss: {} for loss in LOSSES}
@@ -34,8 +34,8 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
                 one = settings_of(runs, loss, kind, share)
                 if one is not None:
                     ours[loss][f"{share:.1f}"] = recall(runs, one, seeds)
-        panels.append(Figure(f"Noise: {kind.replace('_', ', ')}", "probability", ours, note=DRAWN_ONLY))
+        panels.append(Chart(f"Noise: {kind.replace('_', ', ')}", "probability", ours, note=DRAWN_ONLY))
     return panels
 
 
-STUDY = Study("label-noise", "five kinds of label noise", wanted, figures)
+STUDY = Study("label-noise", "five kinds of label noise", wanted, charts)

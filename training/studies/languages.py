@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from .experiment import Settings
 from .runs import Runs
-from .study import Figure, Study, recall, seed_by_seed, tuned_loss
+from .study import Chart, Study, recall, seed_by_seed, tuned_loss
 
 
 BATCH_SIZES = (32, 64, 256)
@@ -28,14 +28,14 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return sweeps + seed_by_seed(points, seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     ours: dict[str, dict[str, list[float]]] = {label: {} for label in LANGUAGES}
     for label, languages in LANGUAGES.items():
         for size in BATCH_SIZES:
             one = settings_of(runs, languages, size)
             if one is not None:
                 ours[label][str(size)] = recall(runs, one, seeds)
-    return [Figure("Languages and batch size", "batch size", ours, note=NOTE)]
+    return [Chart("Languages and batch size", "batch size", ours, note=NOTE)]
 
 
-STUDY = Study("languages", "one and four languages over the batch size", wanted, figures)
+STUDY = Study("languages", "one and four languages over the batch size", wanted, charts)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from .experiment import Settings
 from .runs import Runs
 from .some_negatives import CHOICES
-from .study import DRAWN_ONLY, LEARNING_RATES, Figure, Study, recall, seed_by_seed, sweep
+from .study import DRAWN_ONLY, LEARNING_RATES, Chart, Study, recall, seed_by_seed, sweep
 
 
 # More negatives to take away from than at the base batch size, and examples for as many steps as a batch of 64 has.
@@ -31,7 +31,7 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return tuned(runs)[0] + seed_by_seed(points, seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     ours: dict[str, dict[str, list[float]]] = {way: {} for way in CHOICES}
     for way in CHOICES:
         for kept in KEPT:
@@ -42,7 +42,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
     _, chosen = tuned(runs)
     if chosen is not None:
         note += f" Learning rate, chosen with all negatives: {chosen.learning_rate:g}."
-    return [Figure("Negatives to a positive", "ratio", ours, note=note, reference=f"1:{NEGATIVES}")]
+    return [Chart("Negatives to a positive", "ratio", ours, note=note, reference=f"1:{NEGATIVES}")]
 
 
-STUDY = Study("negatives", "a share of the negative pairs, chosen in three ways", wanted, figures)
+STUDY = Study("negatives", "a share of the negative pairs, chosen in three ways", wanted, charts)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from .experiment import Settings
 from .runs import Runs
-from .study import DRAWN_ONLY, Figure, Study, recall, seed_by_seed, tuned_loss
+from .study import DRAWN_ONLY, Chart, Study, recall, seed_by_seed, tuned_loss
 
 
 LOSSES = ("sigmoid", "softmax")
@@ -24,7 +24,7 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return sweeps + seed_by_seed(points, seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     panels = []
     for decay in DECAYS:
         ours: dict[str, dict[str, list[float]]] = {loss: {} for loss in LOSSES}
@@ -33,11 +33,11 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
                 one = settings_of(runs, loss, rate, decay)
                 if one is not None:
                     ours[loss][f"{rate:g}"] = recall(runs, one, seeds)
-        panels.append(Figure(f"Weight decay {decay:g}", "learning rate", ours, note=DRAWN_ONLY))
+        panels.append(Chart(f"Weight decay {decay:g}", "learning rate", ours, note=DRAWN_ONLY))
     return [*panels, forgiven(panels)]
 
 
-def forgiven(panels: list[Figure]) -> Figure:
+def forgiven(panels: list[Chart]) -> Chart:
     """What is left of a loss's best point in the mean over the grid, seed by seed: the higher, the more it forgives.
 
     The best point is that with the highest mean over seeds.
@@ -49,7 +49,7 @@ def forgiven(panels: list[Figure]) -> Figure:
             best = max(grid, key=statistics.fmean)
             ours[loss]["grid"] = [100 * statistics.fmean(seed) / top for *seed, top in zip(*grid, best) if top > 0]
     note = "The best point is chosen on the figures shown, alike for both losses."
-    return Figure("Mean of the grid", "", ours, note=note, categories=True, y_label="% of the best point")
+    return Chart("Mean of the grid", "", ours, note=note, categories=True, y_label="% of the best point")
 
 
-STUDY = Study("robustness", "learning rate × weight decay", wanted, figures)
+STUDY = Study("robustness", "learning rate × weight decay", wanted, charts)

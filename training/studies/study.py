@@ -20,7 +20,7 @@ DRAWN_ONLY = "The paper draws its values and prints none."
 
 
 @dataclass
-class Figure:
+class Chart:
     """Lines over a common axis.
 
     `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones and
@@ -49,7 +49,7 @@ class Study:
     name: str
     summary: str
     wanted: Callable[[Runs, int], list[Settings]]
-    figures: Callable[[Runs, int], list[Figure]]
+    charts: Callable[[Runs, int], list[Chart]]
 
 
 def seeded(settings: Settings, seeds: int) -> list[Settings]:

@@ -8,7 +8,8 @@ from transformers import AutoModel
 
 from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training.__main__ import main
-from modeling_siglip_ext.training.run.fields import bundled_recipes, parse_recipe, read_recipe
+from modeling_siglip_ext.training.run.recipe import bundled_recipes, parse_recipe, read_recipe
+from modeling_siglip_ext.training.run.smoke import shrunk
 
 
 KEPT = (
@@ -43,7 +44,7 @@ def test_the_papers_numbers(name, tmp_path):
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_what_a_smoke_run_keeps(name, tmp_path):
     whole = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"])
-    small = parse_recipe(name, ["--output_dir", str(tmp_path)], smoke=True)
+    small = parse_recipe(name, ["--output_dir", str(tmp_path)], change=shrunk)
     for field in KEPT:
         assert getattr(small.training, field) == getattr(whole.training, field), field
     for field in ("loss_type", "logit_scale_init", "logit_bias_init"):
@@ -59,14 +60,14 @@ def test_what_a_smoke_run_keeps(name, tmp_path):
 
 
 def test_a_smoke_run_can_be_overridden(tmp_path):
-    recipe = parse_recipe("siglip_b16", ["--output_dir", str(tmp_path), "--max_steps", "3"], smoke=True)
+    recipe = parse_recipe("siglip_b16", ["--output_dir", str(tmp_path), "--max_steps", "3"], change=shrunk)
     assert recipe.training.max_steps == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_every_recipe_runs(name, tmp_path):
-    main([name, "--smoke", "--output_dir", str(tmp_path / "out")])
+    assert main([name, "--smoke", "--output_dir", str(tmp_path / "out")]) == 0
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(losses) == 12

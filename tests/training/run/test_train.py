@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.training import SiglipExtTrainer
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.run import report
 
@@ -66,7 +67,7 @@ def trained(folder_of_images, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     recipe = folder / "quick.yaml"
     recipe.write_text(QUICK, encoding="utf-8")
-    main([str(recipe), "--dataset", str(folder_of_images), "--output_dir", str(folder / "out")])
+    assert main([str(recipe), "--dataset", str(folder_of_images), "--output_dir", str(folder / "out")]) == 0
     return folder / "out"
 
 
@@ -112,14 +113,13 @@ def test_the_curve_ends_with_the_figures_of_the_card(strategy, steps, folder_of_
     monkeypatch.setattr(report, "loss_curve", lambda *args, **kwargs: drawn.append(args[1]) or draw(*args, **kwargs))
     recipe = tmp_path / "quick.yaml"
     recipe.write_text(QUICK.replace("max_steps: 4", "max_steps: 3"), encoding="utf-8")
-    main(
-        [
-            str(recipe),
-            f"--dataset={folder_of_images}",
-            f"--output_dir={tmp_path / 'out'}",
-            f"--eval_strategy={strategy}",
-        ]
-    )
+    words = [
+        str(recipe),
+        f"--dataset={folder_of_images}",
+        f"--output_dir={tmp_path / 'out'}",
+        f"--eval_strategy={strategy}",
+    ]
+    assert main(words) == 0
     points = [entry for entry in drawn[0] if "eval_loss" in entry]
     assert [entry["step"] for entry in points] == steps
     measured = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
@@ -158,7 +158,7 @@ def test_fine_tuning_what_was_trained(trained, folder_of_images, tmp_path):
         "--learning_rate": "1e-9",
         "--save_strategy": "no",
     }
-    main(["finetune", "--use_cpu", *[word for pair in overrides.items() for word in pair]])
+    assert main(["finetune", "--use_cpu", *[word for pair in overrides.items() for word in pair]]) == 0
     before, after = AutoModel.from_pretrained(trained), AutoModel.from_pretrained(tmp_path / "tuned")
     for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters()):
         torch.testing.assert_close(new, old, atol=1e-6, rtol=0, msg=name)
@@ -170,19 +170,27 @@ def test_fine_tuning_what_was_trained(trained, folder_of_images, tmp_path):
     assert old == new
 
 
-def test_errors_come_before_training(folder_of_images, tmp_path):
+def test_errors_come_before_training(folder_of_images, tmp_path, refused):
     recipe = tmp_path / "quick.yaml"
     recipe.write_text(QUICK, encoding="utf-8")
     start = [str(recipe), "--output_dir", str(tmp_path / "out"), "--dataset"]
-    with pytest.raises(SystemExit, match=r"caption_column='text'.*'captions'"):
-        main([*start, str(folder_of_images), "--caption_column", "text"])
-    with pytest.raises(SystemExit, match="per_device_train_batch_size"):
-        main([*start, str(folder_of_images), "--per_device_train_batch_size", "64"])
+    refused([*start, str(folder_of_images), "--caption_column", "text"], r"caption_column='text'.*'captions'")
+    refused([*start, str(folder_of_images), "--per_device_train_batch_size", "64"], "per_device_train_batch_size")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="holds no image"):
-        main([*start, str(tmp_path / "empty")])
-    with pytest.raises(SystemExit, match="neither a YAML file nor a bundled recipe"):
-        main(["nothing"])
+    refused([*start, str(tmp_path / "empty")], "holds no image")
+    refused(["nothing.yaml"], "neither a YAML file nor a bundled recipe")
+    refused([*start, str(folder_of_images), "--resume_from_checkpoint", str(tmp_path / "none")], "none")
+
+
+def test_a_crash_in_the_middle_of_training_is_no_bad_input(folder_of_images, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("a fault of this package")
+
+    recipe = tmp_path / "quick.yaml"
+    recipe.write_text(QUICK, encoding="utf-8")
+    monkeypatch.setattr(SiglipExtTrainer, "training_step", fail)
+    with pytest.raises(ValueError, match="a fault of this package"):
+        main([str(recipe), "--dataset", str(folder_of_images), "--output_dir", str(tmp_path / "out")])
 
 
 def tiny_lit(folder: Path, rows) -> Path:
@@ -204,11 +212,13 @@ def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
     towers = tiny_lit(tmp_path, rows)
     common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
     vision = ["--vision_name_or_path", str(towers / "vit")]
-    main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--shard_size", "5"])
+    assert (
+        main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--shard_size", "5"]) == 0
+    )
     batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
     run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
     output = ["--image_embeddings", str(tmp_path / "embeddings"), "--output_dir", str(tmp_path / "out")]
-    main(["siglit", *vision, *common, *run, *output])
+    assert main(["siglit", *vision, *common, *run, *output]) == 0
 
     model = SiglipExtModel.from_pretrained(tmp_path / "out").eval()
     tower = ViTModel.from_pretrained(towers / "vit", add_pooling_layer=False)
@@ -220,7 +230,7 @@ def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
     assert "vit" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-def test_tar_shards(folder_of_images, rows, trained, tmp_path):
+def test_tar_shards(folder_of_images, rows, trained, tmp_path, refused):
     """The recipe reads shards as it reads a folder, and starts from a checkpoint, as there are no captions to see."""
     with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
         for index, row in enumerate(rows):
@@ -229,9 +239,8 @@ def test_tar_shards(folder_of_images, rows, trained, tmp_path):
             archive.add(tmp_path / "caption.txt", f"{index:02d}.txt")
     start = ["finetune", "--use_cpu", "--dataset", f"{tmp_path}/train-{{0..0}}.tar", "--save_strategy", "no"]
     start += ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out"), "--eval_strategy", "no"]
-    with pytest.raises(SystemExit, match="set max_steps or max_examples"):
-        main([*start, "--model_name_or_path", str(trained)])
-    main([*start, "--model_name_or_path", str(trained), "--max_examples", "12", "--shuffle_buffer", "4"])
+    refused([*start, "--model_name_or_path", str(trained)], "set max_steps or max_examples")
+    assert main([*start, "--model_name_or_path", str(trained), "--max_examples", "12", "--shuffle_buffer", "4"]) == 0
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
 
@@ -246,17 +255,14 @@ def test_domain_recipe(folder_of_images, trained, tmp_path):
         "--mini_batch_size": "4",
         "--num_train_epochs": "2",
     }
-    main(["domain", "--use_cpu", *[word for pair in overrides.items() for word in pair]])
+    assert main(["domain", "--use_cpu", *[word for pair in overrides.items() for word in pair]]) == 0
     history = json.loads((tmp_path / "tuned" / "trainer_state.json").read_text())["log_history"]
     assert len([entry for entry in history if "eval_loss" in entry]) == 2
     assert type(AutoModel.from_pretrained(tmp_path / "tuned")).__name__ == "SiglipModel"
 
 
-def test_contradictory_recipes(folder_of_images, trained, tmp_path):
+def test_contradictory_recipes(folder_of_images, trained, tmp_path, refused):
     start = ["siglit", "--dataset", str(folder_of_images), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="unset vision_lr_factor"):
-        main([*start, "--vision_lr_factor", "0.1"])
-    with pytest.raises(SystemExit, match="leave out model_name_or_path"):
-        main([*start, "--model_name_or_path", str(trained)])
-    with pytest.raises(SystemExit, match="vision_name_or_path is missing"):
-        main(["precompute", "--dataset", str(folder_of_images)])
+    refused([*start, "--vision_lr_factor", "0.1"], "unset vision_lr_factor")
+    refused([*start, "--model_name_or_path", str(trained)], "leave out model_name_or_path")
+    refused(["precompute", "--dataset", str(folder_of_images)], "vision_name_or_path is missing")

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.studies import command
 from modeling_siglip_ext.training.studies.experiment import Settings
-from modeling_siglip_ext.training.studies.report import interval, write_report
+from modeling_siglip_ext.training.studies.report import interval, write_study_report
 from modeling_siglip_ext.training.studies.runs import Runs
-from modeling_siglip_ext.training.studies.study import SWEEP_SEEDS, Figure, Study
+from modeling_siglip_ext.training.studies.study import SWEEP_SEEDS, Chart, Study
 
 
 def invented(settings: Settings) -> dict[str, float]:
@@ -28,14 +27,14 @@ def test_a_study_comes_to_an_end(name, tmp_path):
     study, runs = command.STUDIES[name], Runs(tmp_path / "runs.jsonl")
     for _ in range(50):
         missing = [one for one in dict.fromkeys(study.wanted(runs, 3)) if one not in runs]
-        study.figures(runs, 3)  # also of an unfinished study
+        study.charts(runs, 3)  # also of an unfinished study
         if not missing:
             break
         for one in missing:
             runs.figures[one] = invented(one)
     assert not missing
-    write_report(study, runs, 3, tmp_path)
-    values = [place for figure in study.figures(runs, 3) for line in figure.ours.values() for place in line.values()]
+    write_study_report(study, runs, 3, tmp_path)
+    values = [place for chart in study.charts(runs, 3) for line in chart.ours.values() for place in line.values()]
     assert len(values) >= 4
     assert {len(place) for place in values} == {3}, "three seeds a point"
     assert all(one.seed in (0, 1, 2, *SWEEP_SEEDS) for one in runs.figures)
@@ -50,11 +49,11 @@ def test_intervals_and_tables(tmp_path):
     low, high = scipy.stats.t.interval(0.95, 2, loc=np.mean(values), scale=scipy.stats.sem(values))
     assert interval(values) == pytest.approx((high - low) / 2)
     assert interval([1.0]) == math.inf
-    figure = Figure("A", "x", {"ours": {"1": values, "2": [5.0], "3": []}}, "elsewhere", {"theirs": {"7": 50.0}})
+    figure = Chart("A", "x", {"ours": {"1": values, "2": [5.0], "3": []}}, "elsewhere", {"theirs": {"7": 50.0}})
     study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
-    empty = Study("empty", "not begun", lambda runs, seeds: [], lambda runs, seeds: [Figure("A", "x", {"ours": {}})])
-    write_report(empty, Runs(tmp_path / "none"), 3, tmp_path)
-    data, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    empty = Study("empty", "not begun", lambda runs, seeds: [], lambda runs, seeds: [Chart("A", "x", {"ours": {}})])
+    write_study_report(empty, Runs(tmp_path / "none"), 3, tmp_path)
+    data, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert json.loads(data.read_text())[0]["ours"]["ours"]["1"] == values
     lines = table.read_text().splitlines()
     assert f"| 1 | 13.0 ± {interval(values):.1f} (3) |" in lines
@@ -63,9 +62,9 @@ def test_intervals_and_tables(tmp_path):
 
 
 def test_the_papers_figures_stand_beside_ours(tmp_path):
-    beside = Figure("A", "x", {"ours": {"a": [1.0], "b": [2.0]}}, "there", {"paper": {"b": 3.0}}, note="A note.")
+    beside = Chart("A", "x", {"ours": {"a": [1.0], "b": [2.0]}}, "there", {"paper": {"b": 3.0}}, note="A note.")
     study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [beside])
-    _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert table.read_text().splitlines()[-6:] == [
         "| x | ours | there, paper |",
         "|---|---:|---:|",
@@ -75,22 +74,22 @@ def test_the_papers_figures_stand_beside_ours(tmp_path):
         "A note.",
     ]
     beside.paper_interval = {"paper": {"b": 0.5}}
-    _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert "| b | 2.0 (1) | 3.0 ± 0.5 |" in table.read_text().splitlines()
 
 
 def test_two_lines_are_compared_seed_by_seed(tmp_path):
-    figure = Figure("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}})
+    figure = Chart("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}})
     study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
-    _, table, _ = write_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert "| x | one | other | other − one, by seed |" in table.read_text()
     assert table.read_text().splitlines()[-1].endswith("| 2.0 ± 0.0 (3) |")
 
 
 def test_places_are_compared_with_one_of_them(tmp_path):
-    figure = Figure("A", "x", {"one": {"a": [10.0, 20.0], "b": [11.0, 21.0], "c": [9.0]}}, reference="a")
+    figure = Chart("A", "x", {"one": {"a": [10.0, 20.0], "b": [11.0, 21.0], "c": [9.0]}}, reference="a")
     study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
-    _, table, _ = write_report(study, Runs(tmp_path / "none"), 2, tmp_path)
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 2, tmp_path)
     lines = table.read_text().splitlines()
     assert "| x | one | one, less that at a |" in lines
     assert "| b | 16.0 ± 63.5 (2) | 1.0 ± 0.0 (2) |" in lines
@@ -117,8 +116,8 @@ def test_parallel_and_resumed(tmp_path):
         assert one == two, "the number of workers changes nothing"
 
 
-def test_errors(capsys):
-    for words, message in ((["nothing"], "invalid choice: 'nothing'"), (["batch-size", "--seeds", "0"], "at least 1")):
-        with pytest.raises(SystemExit):
-            main(["study", *words])
-        assert message in capsys.readouterr().err
+def test_errors(refused):
+    refused(["study", "batch-sise"], "unknown study 'batch-sise': did you mean 'batch-size'")
+    refused(["study", "nothing"], "unknown study 'nothing'")
+    refused(["study", "batch-size", "--seeds", "0"], "at least 1")
+    refused(["study", "batch-size", "--sedes", "1"], "did you mean '--seeds'")

@@ -8,7 +8,13 @@ import torch
 from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
 from modeling_siglip_ext.training.data.emoji import load_emoji
 from modeling_siglip_ext.training.studies.data import load_data
-from modeling_siglip_ext.training.studies.experiment import Settings, build_model, loss_of, normalised, run
+from modeling_siglip_ext.training.studies.experiment import (
+    Settings,
+    build_model,
+    loss_of,
+    normalized,
+    train_and_evaluate,
+)
 
 
 QUICK = Settings(batch_size=16, examples=160)
@@ -31,7 +37,7 @@ def test_the_parts_are_apart(data):
 
 def test_the_same_settings_give_the_same_numbers():
     def figures(settings: Settings) -> dict:
-        return {key: value for key, value in run(settings).items() if key != "seconds"}
+        return {key: value for key, value in train_and_evaluate(settings).items() if key != "seconds"}
 
     one = figures(QUICK)
     torch.rand(7)  # the state of the global generator does not matter
@@ -42,7 +48,7 @@ def test_the_same_settings_give_the_same_numbers():
 
 
 def test_losses(data):
-    pixels, tokens = normalised(data.train.images[:8]), data.train.tokens["en"][:8]
+    pixels, tokens = normalized(data.train.images[:8]), data.train.tokens["en"][:8]
     generator = torch.Generator().manual_seed(0)
     for settings, reference in (
         (QUICK, lambda images, texts, model: sigmoid_loss(images, texts, model.logit_scale, model.logit_bias)),
@@ -61,7 +67,7 @@ def test_losses(data):
 
 def test_a_bias_that_is_not_learnt_stays(data):
     for learns in (True, False):
-        figures = run(replace(QUICK, examples=48, bias=0.0, learns_bias=learns))
+        figures = train_and_evaluate(replace(QUICK, examples=48, bias=0.0, learns_bias=learns))
         assert (figures["bias"] == 0) == (not learns)
         assert figures["temperature"] != 10
 
@@ -69,7 +75,7 @@ def test_a_bias_that_is_not_learnt_stays(data):
 @pytest.mark.slow
 def test_a_run_learns():
     """Far above chance, 0.2 %; with all texts shuffled, at chance."""
-    learnt, shuffled = run(Settings()), run(Settings(noise="batch", noise_share=1.0))
+    learnt, shuffled = train_and_evaluate(Settings()), train_and_evaluate(Settings(noise="batch", noise_share=1.0))
     for way in ("image_to_text", "text_to_image"):
         assert learnt[f"held_out_{way}_recall@1"] > 0.03  # the figure moves by points with the sums of a machine
         assert shuffled[f"held_out_{way}_recall@1"] < 0.02

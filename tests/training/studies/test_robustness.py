@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from modeling_siglip_ext.training.studies.robustness import DECAYS, LOSSES, RATES, forgiven
-from modeling_siglip_ext.training.studies.study import Figure
+from modeling_siglip_ext.training.studies.study import Chart
 
 
-def panels(values: np.ndarray) -> list[Figure]:
+def panels(values: np.ndarray) -> list[Chart]:
     """Of values by loss, decay, rate and seed."""
     return [
-        Figure(
+        Chart(
             "",
             "",
             {

@@ -1,9 +1,10 @@
 """Recipes: reading, overriding, and errors that name the field."""
 
+from importlib.metadata import version
+
 import pytest
 
-from modeling_siglip_ext.training.__main__ import main
-from modeling_siglip_ext.training.run.fields import bundled_recipes, parse_recipe
+from modeling_siglip_ext.training.run.recipe import bundled_recipes, parse_recipe
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_a_boolean_can_be_turned_off(recipe_file):
         ("use_cpu: true", ["--learning_rat", "1"], ["learning_rat", "'learning_rate'", "command line"]),
         ("use_cpu: true", ["--shufle-captions"], ["'shuffle_captions'"]),
         ("use_cpu: true", ["--vision_confg.hidden_size", "3"], ["'vision_config'"]),
+        ("use_cpu: true", ["--vision-confg.hidden-size", "3"], ["'vision_config'"]),
         ("use_cpu: true", ["--vision_config.hidden_size"], ["needs a value"]),
+        ("use_cpu: true", ["--vision_config.hidden_size", "--seed", "3"], ["hidden_size", "needs a value"]),
         ("use_cpu: true", ["stray"], ["stray"]),
         ("max_steps: 1.5", [], ["max_steps", "1.5"]),
         ("learning_rate: fast", [], ["learning_rate", "fast"]),
@@ -83,20 +86,39 @@ def test_errors_name_the_field(recipe_file, text, overrides, words):
 
 
 def test_unknown_recipe_lists_the_bundled_ones():
-    with pytest.raises(FileNotFoundError, match="emoji"):
+    with pytest.raises(FileNotFoundError, match=r"finetune.*did you mean 'emoji'"):
         parse_recipe("emojy")
 
 
-def test_help_shows_examples(capsys):
-    main(["--help"])
+def test_dashes_are_as_good_as_underscores(recipe_file):
+    words = ["--learning-rate=2e-3", "--vision-config.hidden-size", "48", "--no-dataloader-drop-last"]
+    recipe = parse_recipe(recipe_file("use_cpu: true"), words)
+    assert recipe.training.learning_rate == 2e-3
+    assert recipe.training.dataloader_drop_last is False
+    assert recipe.model.vision_config == {"hidden_size": 48}
+    assert recipe.given.keys() == {"use_cpu", "learning_rate", "vision_config", "dataloader_drop_last"}
+
+
+def test_help_shows_examples(capsys, status):
+    assert status(["--help"]) == 0
     shown = capsys.readouterr().out
     assert "siglip-ext-train emoji --output_dir" in shown
-    main(["emoji", "--help"])
+    assert all(f"\n    {name}" in shown for name in (*bundled_recipes(), "precompute", "study"))
+    assert status(["emoji", "--help"]) == 0
     shown = capsys.readouterr().out
-    for field in ("--learning_rate", "--caption_column", "--vision_config", "--max_seconds"):
+    for field in ("--learning_rate", "--caption_column", "--vision_config", "--max_seconds", "--smoke"):
         assert field in shown
 
 
-def test_the_command_ends_with_one_clear_line(recipe_file):
-    with pytest.raises(SystemExit, match="did you mean 'learning_rate'"):
-        main([recipe_file("learning_rat: 1")])
+def test_version(capsys, status):
+    assert status(["--version"]) == 0
+    assert capsys.readouterr().out == f"siglip-ext-train {version('siglip-ext')}\n"
+
+
+def test_the_command_ends_with_one_clear_line(recipe_file, refused):
+    refused([recipe_file("learning_rat: 1")], "did you mean 'learning_rate'")
+    refused(["emoji", "--learning-rat", "1"], "did you mean 'learning_rate'")
+    refused(["emojy", "--output_dir", "out"], "did you mean 'emoji'")
+    refused(["precomputes"], "did you mean 'precompute'")
+    refused(["emojy.yaml"], "neither a YAML file nor a bundled recipe")
+    refused([], "COMMAND")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from .experiment import Settings
 from .runs import Runs
-from .study import LEARNING_RATES, Figure, Study, recall, seed_by_seed, sweep, tuned_loss
+from .study import LEARNING_RATES, Chart, Study, recall, seed_by_seed, sweep, tuned_loss
 
 
 # label: optimizer, beta2, learning rates to begin with; Lion's steps have all the same size, so its rates are smaller
@@ -33,7 +33,7 @@ def wanted(runs: Runs, seeds: int) -> list[Settings]:
     return tuned_loss(runs)[0] + sweeps + seed_by_seed((chosen for _, chosen in found), seeds)
 
 
-def figures(runs: Runs, seeds: int) -> list[Figure]:
+def charts(runs: Runs, seeds: int) -> list[Chart]:
     ours, choices = {}, []
     for label in OPTIMIZERS:
         candidates, chosen = swept(runs, label)
@@ -43,7 +43,7 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
             choices.append(f"{label} {chosen.learning_rate:g} (of {rates[0]:g} to {rates[-1]:g})")
     note = f"Learning rates chosen on validation: {'; '.join(choices)}." if choices else ""
     return [
-        Figure(
+        Chart(
             "Optimisers",
             "optimiser",
             {"sigmoid": ours},
@@ -57,4 +57,4 @@ def figures(runs: Runs, seeds: int) -> list[Figure]:
     ]
 
 
-STUDY = Study("optimizers", "AdamW, ScalingViT-Adafactor and Lion", wanted, figures)
+STUDY = Study("optimizers", "AdamW, ScalingViT-Adafactor and Lion", wanted, charts)

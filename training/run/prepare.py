@@ -1,0 +1,76 @@
+"""From a recipe to a run that is ready to train."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import IterableDataset
+from transformers import set_seed
+
+from ..components.progress import ReadableProgress
+from ..data.dataset import ImageTextCollator
+from ..data.facts import Task
+from ..trainer import SiglipExtTrainer
+from .held_out import HeldOutMetrics
+from .models import build_model, text_length
+from .recipe import Recipe
+from .rows import Rows, load_rows, training_data
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train.
+
+    Args:
+        recipe: what was asked for.
+        trainer: with model, processor and datasets.
+        rows: what it trains on and is judged on.
+        tasks: zero-shot tasks over the held-out rows.
+    """
+
+    recipe: Recipe
+    trainer: SiglipExtTrainer
+    rows: Rows
+    tasks: Sequence[Task]
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        assert self.recipe.training.output_dir is not None  # a default takes its place
+        return Path(self.recipe.training.output_dir)
+
+
+def prepare(recipe: Recipe) -> Run:
+    """Load the data and build model and Trainer; everything that can be wrong with a recipe shows here.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the field and the remedy.
+    """
+    set_seed(recipe.training.seed)
+    data, args = recipe.data, recipe.training
+    rows = load_rows(data, args.seed)
+    if data.is_stream and args.max_steps < 1:
+        raise ValueError("a stream has no length: set max_steps or max_examples")
+    precomputed = data.image_embeddings is not None
+    model, processor = build_model(recipe.model, rows.captions(data.caption_column), precomputed)
+    train, held_out = training_data(recipe, rows, processor.image_processor)
+    batch = args.per_device_train_batch_size * args.world_size
+    if not isinstance(train, IterableDataset) and len(train) < batch:
+        raise ValueError(
+            f"the training set has {len(train)} images, fewer than one batch of {batch}: lower "
+            f"per_device_train_batch_size"
+        )
+    max_length = text_length(model, processor)
+    tasks = () if rows.held_out is None else rows.about.tasks(rows.held_out)
+    trainer = SiglipExtTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=ImageTextCollator(processor, max_length, uint8=args.mini_batch_size is not None),
+        processing_class=processor,
+        compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, max_length, tasks),
+    )
+    if not args.disable_tqdm:
+        ReadableProgress.replace_in(trainer)
+    return Run(recipe, trainer, rows, tasks)

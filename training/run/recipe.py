@@ -1,0 +1,182 @@
+"""Recipes: YAML files whose fields are those of three dataclasses, each of which the command line can override."""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType
+
+from modeling_siglip_ext.command_line import underscored
+
+from ..arguments import SiglipExtTrainingArguments
+from .fields import DataArguments, ModelArguments, as_mapping
+
+
+RECIPES = resources.files("modeling_siglip_ext.training.recipes")
+PARTS = (ModelArguments, DataArguments, SiglipExtTrainingArguments)
+FIELDS = [field.name for part in PARTS for field in fields(part) if field.init]
+MAPPINGS = ("vision_config", "text_config")
+SUFFIXES = (".yaml", ".yml")
+COMMAND_LINE = "the command line"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that `prepare` needs.
+
+    Args:
+        name: of the bundled recipe or, without its suffix, of the file.
+        model, data, training: the fields.
+        given: those that the file or the command line set, in their order, with their final values.
+    """
+
+    name: str
+    model: ModelArguments
+    data: DataArguments
+    training: SiglipExtTrainingArguments
+    given: dict[str, Any]
+
+
+def bundled_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(Path(entry.name).stem for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def is_recipe(word: str) -> bool:
+    """Whether a word of the command line stands for a recipe: a bundled one, a file, or what was to be a file."""
+    return word in bundled_recipes() or word.endswith(SUFFIXES) or Path(word).is_file()
+
+
+def recipe_text(name_or_path: str) -> str:
+    """The text of a bundled recipe (by name) or of a file (by path).
+
+    Raises:
+        FileNotFoundError: naming the nearest bundled recipe, and listing them.
+    """
+    bundled = bundled_recipes()
+    if name_or_path in bundled:
+        return RECIPES.joinpath(f"{name_or_path}.yaml").read_text("utf-8")
+    if Path(name_or_path).is_file():
+        return Path(name_or_path).read_text("utf-8")
+    near = difflib.get_close_matches(Path(name_or_path).stem, bundled, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise FileNotFoundError(
+        f"{name_or_path!r} is neither a YAML file nor a bundled recipe ({', '.join(bundled)}){hint}"
+    )
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """Fields of a bundled recipe (by name) or of a YAML file (by path).
+
+    Raises:
+        FileNotFoundError: listing the bundled recipes.
+        ValueError: if the file is not a YAML mapping.
+    """
+    try:
+        recipe = yaml.safe_load(recipe_text(name_or_path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name_or_path} is not YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{name_or_path} must be a YAML mapping of field names to values")
+    return recipe
+
+
+def field_parser(**kwargs: Any) -> HfArgumentParser:
+    """The parser of every field of a recipe."""
+    return HfArgumentParser(cast(list[DataClassType], PARTS), allow_abbrev=False, exit_on_error=False, **kwargs)
+
+
+def parse_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), change: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> Recipe:
+    """Read a recipe and apply command-line overrides.
+
+    Args:
+        name_or_path: bundled recipe or YAML file.
+        overrides: as on the command line: `["--learning_rate", "1e-4", "--vision_config.hidden_size", "64"]`.
+        change: applied to the fields of the file before the overrides are, as `smoke.shrunk`.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+        ValueError: unknown field (naming the nearest one) or a value of the wrong type.
+    """
+    values = read_recipe(name_or_path)
+    for name in values:
+        check_field(name, FIELDS, name_or_path)
+    if change is not None:
+        values = change(values)
+    words, nested = split_nested(underscored(overrides))
+    for name, entries in nested.items():
+        check_field(name, MAPPINGS, COMMAND_LINE)
+        values[name] = {**(as_mapping(name, values.get(name)) or {}), **entries}
+    parts = parse_fields(words, values)
+    for word in words:
+        if word.startswith("--"):
+            name = option_name(word)
+            values.setdefault(name if name in FIELDS else name.removeprefix("no_"), None)
+    given = {name: getattr(next(part for part in parts if hasattr(part, name)), name) for name in values}
+    return Recipe(Path(name_or_path).stem, *parts, given)
+
+
+def parse_fields(
+    words: list[str], defaults: dict[str, Any]
+) -> tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments]:
+    """The dataclasses of a recipe, from the words of a command line and what the fields are that no word sets."""
+    for word in words:
+        if word.startswith("--") and option_name(word).removeprefix("no_") not in FIELDS:
+            check_field(option_name(word), FIELDS, COMMAND_LINE)
+    parser = field_parser()
+    # As text, so that the parser checks and converts values of a file as it does those of the command line.
+    scalars = (bool, int, float)
+    parser.set_defaults(**{name: str(v) if isinstance(v, scalars) else v for name, v in defaults.items()})
+    try:
+        parts = parser.parse_args_into_dataclasses(words, look_for_args_file=False, return_remaining_strings=True)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    model, data, training, rest = cast(
+        tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments, list[str]], parts
+    )
+    if rest:
+        raise ValueError(f"{COMMAND_LINE}: {rest[0]!r} belongs to no field")
+    return model, data, training
+
+
+def option_name(word: str) -> str:
+    return word.removeprefix("--").partition("=")[0]
+
+
+def check_field(name: str, known: Iterable[str], where: str) -> None:
+    """
+    Raises:
+        ValueError: the name is none of the known ones; with the nearest.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "see `siglip-ext-train RECIPE --help` for all fields"
+        raise ValueError(f"{where}: unknown field {name!r}; {hint}")
+
+
+def split_nested(words: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Take `--vision_config.hidden_size 64` out of the words, as {"vision_config": {"hidden_size": 64}}."""
+    plain, nested = [], {}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            plain.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise ValueError(f"{COMMAND_LINE}: {name} needs a value")
+        outer, inner = option_name(name).split(".", 1)
+        try:
+            nested.setdefault(outer, {})[inner] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{COMMAND_LINE}: {name}: {value!r} is not YAML: {error}") from error
+    return plain, nested
