@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from modeling_siglip_ext.training.data.emoji import LANGUAGES, load_emoji
+from modeling_siglip_ext.training.data.emoji import EMOJI, LANGUAGES, load_emoji
 from modeling_siglip_ext.training.data.emoji.loader import PARQUET
 from modeling_siglip_ext.training.data.emoji.split import attributes, held_out_kinds, words
 from modeling_siglip_ext.training.data.emoji.tasks import emoji_tasks
@@ -141,3 +141,11 @@ def test_zero_shot_tasks_on_the_held_out_images():
     for role, prompts in zip(tasks["role"].class_names, tasks["role"].prompts):
         assert role in plural or set(prompts[1:]) <= captions
     assert tasks["role"].class_names == sorted(set(tasks["role"].class_names))
+
+
+def test_it_says_of_itself_what_it_is():
+    assert (EMOJI.name, EMOJI.id, EMOJI.languages) == ("emoji", "siglip-ext-emoji", LANGUAGES)
+    train, test = EMOJI.load("train"), EMOJI.load("test")
+    assert set(EMOJI.languages) <= set(train.column_names)
+    assert f"it has seen {len(train)} drawings" in EMOJI.limits
+    assert len(EMOJI.tasks(test)) == 6
