@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from .images import UnreadableImageError, load_image
+from .images import UnreadableImageError, is_image_file, load_image
 from .texts import text_config, tokenize, warn_of_cut
 
 
@@ -75,8 +75,7 @@ def embed(model: nn.Module, kind: str, inputs: Mapping[str, torch.Tensor], *, no
 
 def image_files(folder: str | Path) -> list[Path]:
     """All files below a folder that PIL can read by their suffix, in order of their names."""
-    known = Image.registered_extensions()
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in known and path.is_file())
+    files = sorted(path for path in Path(folder).rglob("*") if is_image_file(path) and path.is_file())
     if not files:
         raise ValueError(f"{folder} holds no image files")
     return files

@@ -6,14 +6,17 @@ if __name__ == "training":
     )
 
 from .arguments import SiglipExtTrainingArguments
-from .data.dataset import ImageTextCollator, ImageTextDataset, load_image_folder
+from .data import ImageTextCollator, ImageTextDataset, ImageTextStream, TarShards, load_embeddings, load_image_folder
 from .trainer import SiglipExtTrainer
 
 
 __all__ = [
     "ImageTextCollator",
     "ImageTextDataset",
+    "ImageTextStream",
     "SiglipExtTrainer",
     "SiglipExtTrainingArguments",
+    "TarShards",
+    "load_embeddings",
     "load_image_folder",
 ]

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name == "precompute":
         from .run.precompute import main as precompute
 
-        precompute(overrides)
+        status = precompute(overrides)
+        if status:
+            sys.exit(status)
         return
     if name == "study":
         from .studies.command import main as study

@@ -27,9 +27,9 @@ from .components.locked_towers import lock_towers
 from .components.monitor import Monitor
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
-from .data.dataset import normalised
 from .data.grouped_sampler import GroupedSampler
 from .data.loaders import PlainLoader, one_batch_at_a_time, stream_loader
+from .data.pixels import normalized
 from .data.progress import DataProgress
 from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
@@ -223,10 +223,10 @@ class SiglipExtTrainer(AtomicCheckpoints, HubPushes):
         return self._forward_inputs(self._prepare_inputs(chunk))
 
     def _forward_inputs(self, inputs: dict) -> dict:
-        """What the model's forward takes, with uint8 images normalised on their device."""
+        """What the model's forward takes, with uint8 images normalized on their device."""
         inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
         if inputs["pixel_values"].dtype == torch.uint8:
-            inputs["pixel_values"] = normalised(inputs["pixel_values"], self._image_processor())
+            inputs["pixel_values"] = normalized(inputs["pixel_values"], self._image_processor())
         return inputs
 
     def _prepare_inputs(self, inputs: dict) -> dict:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, SiglipModel, TrainingArguments
 
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

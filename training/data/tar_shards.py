@@ -3,7 +3,6 @@
 A sample is the files of one basename: `000123.jpg`, `000123.txt` (a caption a line), `000123.json` (fields).
 """
 
-import io
 import json
 import random
 import re
@@ -14,7 +13,9 @@ from pathlib import PurePosixPath
 
 import fsspec
 
-from .dataset import IMAGE_SUFFIXES
+from modeling_siglip_ext.images import image_suffixes
+
+from .samples import caption_lines
 
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -108,20 +109,22 @@ def read_shard(url: str) -> Iterator[tuple[str, dict]]:
                 if row:
                     yield f"{url}: {key}", row
                 key, row = str(path.parent / stem), {}
-            _add(row, extension.lower(), archive.extractfile(member).read())
+            content = archive.extractfile(member)
+            assert content is not None  # it is a file
+            _add(row, extension.lower(), content.read())
         if row:
             yield f"{url}: {key}", row
 
 
 def _add(row: dict, extension: str, content: bytes) -> None:
-    if f".{extension}" in IMAGE_SUFFIXES:
+    if f".{extension}" in image_suffixes():
         row["image"] = content
     elif extension in ("txt", "caption", "text"):
-        text = content.decode("utf-8", errors="replace")
-        row["caption"] = [line.strip() for line in io.StringIO(text) if line.strip()]
+        row["caption"] = caption_lines(content.decode("utf-8", errors="replace"))
     elif extension == "json":
         try:
             fields = json.loads(content)
         except ValueError:
             fields = None  # without its caption the sample is skipped and counted
-        row.update(fields if isinstance(fields, dict) else {})
+        # an image is a member: a name in its place would open whatever file or address the shard's author chose
+        row.update({name: fields[name] for name in fields if name != "image"} if isinstance(fields, dict) else {})

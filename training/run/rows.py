@@ -6,8 +6,9 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 from transformers import BaseImageProcessor
 
-from ..data.dataset import ImageTextDataset, check_columns, load_image_folder
+from ..data.dataset import ImageTextDataset
 from ..data.emoji.loader import load_emoji
+from ..data.folder import check_columns, load_image_folder
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards

@@ -10,7 +10,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from modeling_siglip_ext.evaluation.metrics.zero_shot import ForcedChoiceTask, ZeroShotTask
 
 from ..components.progress import ReadableProgress
-from ..data.dataset import ImageTextCollator
+from ..data.collator import ImageTextCollator
 from ..data.emoji.tasks import emoji_tasks
 from ..data.tar_shards import TarShards
 from ..trainer import SiglipExtTrainer

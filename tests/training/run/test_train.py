@@ -204,7 +204,7 @@ def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
     towers = tiny_lit(tmp_path, rows)
     common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
     vision = ["--vision_name_or_path", str(towers / "vit")]
-    main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--shard_size", "5"])
+    main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--part_rows", "5"])
     batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
     run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
     output = ["--image_embeddings", str(tmp_path / "embeddings"), "--output_dir", str(tmp_path / "out")]
@@ -252,11 +252,18 @@ def test_domain_recipe(folder_of_images, trained, tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path / "tuned")).__name__ == "SiglipModel"
 
 
-def test_contradictory_recipes(folder_of_images, trained, tmp_path):
+def test_contradictory_recipes(folder_of_images, trained, tmp_path, capsys):
     start = ["siglit", "--dataset", str(folder_of_images), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="unset vision_lr_factor"):
         main([*start, "--vision_lr_factor", "0.1"])
     with pytest.raises(SystemExit, match="leave out model_name_or_path"):
         main([*start, "--model_name_or_path", str(trained)])
-    with pytest.raises(SystemExit, match="vision_name_or_path is missing"):
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
         main(["precompute", "--dataset", str(folder_of_images)])
+    assert (
+        capsys.readouterr().err
+    ) == "siglip-ext-train: error: the following arguments are required: --vision_name_or_path\n"
+    with pytest.raises(SystemExit, match="2"):
+        main(["precompute", "--dataset", str(folder_of_images), "--vision-name-or-path", "x", "--batch-size", "0"])
+    assert capsys.readouterr().err == "siglip-ext-train: error: batch_size must be positive, got 0\n"
