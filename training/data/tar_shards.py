@@ -10,6 +10,8 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from tarfile import HeaderError, ReadError
+from typing import TypeVar
 
 import fsspec
 
@@ -18,6 +20,9 @@ from modeling_siglip_ext.images import image_suffixes
 from .samples import caption_lines
 
 
+Member = TypeVar("Member", bound="_Member")
+# what a mark at the end raises
+_END_OF_ARCHIVE = tarfile.EOFHeaderError  # ty: ignore[missing-attribute]  # typeshed lacks it
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -87,13 +92,13 @@ class _Member(tarfile.TarInfo):
     """A header that must be there: `tarfile` takes a missing, cut or garbled one for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls: type[Member], tarfile: tarfile.TarFile) -> Member:
         try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # the mark that ends an archive
+            return super().fromtarfile(tarfile)
+        except _END_OF_ARCHIVE:
             raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"cut short at byte {archive.offset}: {error}") from error
+        except HeaderError as error:
+            raise ReadError(f"cut short at byte {tarfile.offset}: {error}") from error
 
 
 def read_shard(url: str) -> Iterator[tuple[str, dict]]:
