@@ -25,19 +25,8 @@ class UnreadableImageError(ValueError):
 
 
 # what PIL's decoders raise for broken files, and what reading from disk and from the net does
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-)
+BROKEN = (SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, ArithmeticError)
+UNREADABLE = (*BROKEN, struct.error, zlib.error, OSError, MemoryError)
 
 # formats that PIL recognizes, but cannot decode by itself
 ONLY_RECOGNIZED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -71,17 +72,22 @@ def precompute(
 
     def encode(first: int, last: int) -> Iterator[EncodedBatch]:
         items = (row[image_column] for row in images.select(range(first, last)))
-        for batch in stream_images(
-            encoder, image_processor, items, batch_size=batch_size, workers=workers, normalize=False
-        ):
+        sizes = {"batch_size": batch_size, "workers": workers}
+        for batch in stream_images(encoder, image_processor, items, normalize=False, **sizes):
             skipped = [(f"example {first + place}", reason) for place, reason in batch.errors.items()]
             skips.add(len(batch.embeds), skipped)
             first += len(batch.embeds)
             yield batch
 
-    remedy = "use what they were made of, give another output_dir, or remove this one"
     store.compute(
-        Path(folder), settings, len(rows), encode, encoder, part_rows=part_rows, what="images", remedy=remedy
+        Path(folder),
+        settings,
+        len(rows),
+        encode,
+        encoder,
+        part_rows=part_rows,
+        what="images",
+        remedy="use what they were made of, give another output_dir, or remove this one",
     )
 
 
@@ -95,40 +101,22 @@ def register(commands: command_line.Subparsers) -> None:
         description="Write image embeddings to train from with `--image_embeddings`. Run it again to continue where "
         "it stopped; under torchrun each process embeds a share of the parts.",
     )
-    parser.add_argument(
-        "--vision_name_or_path",
-        required=True,
-        help="folder or Hub name of the image tower, SigLIP or another image model",
-    )
-    parser.add_argument(
-        "--vision_pooling", help="how a tower from elsewhere gives its vector: first, pooler, mean, max, last"
-    )
-    parser.add_argument("--output_dir", default="image-embeddings", help="folder of the embeddings")
+    add = parser.add_argument
+    add("--vision_name_or_path", required=True, help="folder or Hub name of a SigLIP model or another image model")
+    add("--vision_pooling", help="how a tower from elsewhere gives its vector: first, pooler, mean, max, last")
+    add("--output_dir", default="image-embeddings", help="folder of the embeddings")
     for field in fields(DataArguments):
         if field.name in DATA:
             several = field.default is MISSING
-            parser.add_argument(
-                f"--{field.name}",
-                default=None if several else field.default,
-                type=float if isinstance(field.default, float) else str,
-                nargs="+" if several else None,
-                help=field.metadata["help"].replace("%", "%%"),
-            )
-    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images in one forward pass")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)"
-    )
-    parser.add_argument("--part_rows", type=int, default=10_000, metavar="N", help="embeddings in one file on disk")
-    parser.add_argument("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
-    parser.add_argument(
-        "--dtype", default="float32", choices=DTYPES, help="precision of the tower; embeddings are float32"
-    )
-    parser.add_argument(
-        "--max_bad_fraction",
-        type=float,
-        default=0.01,
-        help="largest share of images that may be unreadable; training leaves them out",
-    )
+            kind: dict[str, Any] = {"nargs": "+"} if several else {"type": type(field.default or "")}
+            default = argparse.SUPPRESS if several else field.default
+            add(f"--{field.name}", default=default, help=field.metadata["help"].replace("%", "%%"), **kind)
+    add("--batch_size", type=int, default=64, metavar="N", help="images in one forward pass")
+    add("--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)")
+    add("--part_rows", type=int, default=10_000, metavar="N", help="embeddings in one file on disk")
+    add("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
+    add("--dtype", default="float32", choices=DTYPES, help="precision of the tower; embeddings are float32")
+    add("--max_bad_fraction", type=float, default=0.01, help="share of images that may be unreadable, and left out")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -139,12 +127,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("batch_size", "part_rows"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
-    chosen = {name: getattr(arguments, name) for name in DATA if getattr(arguments, name) is not None}
+    data = DataArguments(**{name: value for name, value in vars(arguments).items() if name in DATA})
     precompute(
         arguments.vision_name_or_path,
-        every_row(DataArguments(**chosen)),
+        every_row(data),
         arguments.output_dir,
-        image_column=arguments.image_column,
+        image_column=data.image_column,
         pooling=arguments.vision_pooling,
         batch_size=arguments.batch_size,
         workers=arguments.workers,

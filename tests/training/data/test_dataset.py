@@ -115,6 +115,12 @@ def test_folder_with_text_files(rows, tmp_path):
     ImageTextDataset(loaded)
 
 
+def test_caption_files_have_a_caption_a_line(rows, tmp_path):
+    rows[0]["image"].save(tmp_path / "0.JPG")
+    (tmp_path / "0.txt").write_bytes("  one \r\n\r\ntwo\u2028still two\n".encode())
+    assert load_image_folder(tmp_path)["caption"][:] == [["one", "two\u2028still two"]]
+
+
 def test_folder_with_metadata(rows, tmp_path, monkeypatch):
     for index in range(4):
         rows[index]["image"].save(tmp_path / f"{index}.png")

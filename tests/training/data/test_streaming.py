@@ -72,6 +72,15 @@ def test_a_shard_gives_its_samples(shards, rows):
     assert found[0][1]["image"] == png(rows[4]["image"])
 
 
+def test_an_image_is_a_member_and_never_a_name(rows, tmp_path):
+    """Whoever made a shard cannot have a file or an address of their choice opened."""
+    fields = json.dumps({"image": str(tmp_path / "secret.png"), "caption": "a caption", "width": 16}).encode()
+    write_tar(tmp_path / "0.tar", {"a.png": png(rows[0]["image"]), "a.json": fields, "b.json": fields})
+    found = [row for _, row in read_shard(str(tmp_path / "0.tar"))]
+    assert found[0] == {"image": png(rows[0]["image"]), "caption": "a caption", "width": 16}
+    assert found[1] == {"caption": "a caption", "width": 16}
+
+
 def test_a_url_of_another_file_system(rows, shards):
     """Any fsspec protocol: here its file system in memory."""
     write_tar("memory://bucket/0.tar", {"a.png": png(rows[0]["image"]), "a.txt": b"a caption"})
