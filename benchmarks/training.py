@@ -29,8 +29,8 @@ from transformers import PrinterCallback, SiglipModel, Trainer, TrainerCallback,
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtImageProcessor, SiglipExtModel, native_config, sigmoid_loss
 from modeling_siglip_ext.training import SiglipExtTrainer, SiglipExtTrainingArguments
+from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
 from modeling_siglip_ext.training.components.grad_cache import cached_backward, split_batch
-from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTower
 
 
 PAIRS = {"step": 2, "cache": 64, "lit": 256, "step memory": 8, "memory": 32_768}

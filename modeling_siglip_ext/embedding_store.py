@@ -1,14 +1,16 @@
 """Embeddings on disk in parts: what was computed is kept when a run is stopped, and shared between tasks.
 
+A folder holds what its embeddings depend on, and parts of consecutive rows with the reasons why some are missing.
+
 Under torchrun every process computes each n-th part; the first one reads all of them.
 """
 
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -20,10 +22,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .encoding import EncodedBatch, evaluating
+from .files import new_file, read_json, write_json
 
 
 # readers of Parquet folders pass over names that begin so
 SETTINGS = "_settings.json"
+MISSING = "run the command that writes them; it continues where it stopped"
 
 
 def processes() -> tuple[int, int]:
@@ -53,34 +57,20 @@ def fingerprint(settings: Mapping) -> str:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    os.close(handle)
-    try:
-        write(partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+Names = Sequence[str | None] | None
 
 
-def write_json(path: Path, content: Mapping) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda partial: Path(partial).write_text(text, encoding="utf-8"))
-
-
-def write_safetensors(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names) -> None:
+def write_safetensors(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names: Names) -> None:
     rows = torch.arange(first, first + len(embeds))
     metadata = {"errors": json.dumps(errors, ensure_ascii=False)}
     if names is not None:
         metadata["names"] = json.dumps(names, ensure_ascii=False)
     tensors = {"embeds": embeds.contiguous(), "rows": rows}
-    write_atomically(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+    with new_file(path, replace=True) as draft:
+        save_file(tensors, draft, metadata=metadata)
 
 
-def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names) -> None:
+def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names: Names) -> None:
     flat = pa.array(embeds.reshape(-1).numpy())
     columns = {
         "row": pa.array(range(first, first + len(embeds)), pa.int64()),
@@ -89,7 +79,8 @@ def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[
     }
     if names is not None:
         columns["name"] = pa.array(names, pa.string())
-    write_atomically(path, lambda partial: pyarrow.parquet.write_table(pa.table(columns), partial))
+    with new_file(path, replace=True) as draft:
+        pyarrow.parquet.write_table(pa.table(columns), draft)
 
 
 WRITERS = {"safetensors": write_safetensors, "parquet": write_parquet}
@@ -106,6 +97,7 @@ def compute(
     names: list[str | None] | None = None,
     part_rows: int = 4096,
     what: str = "inputs",
+    remedy: str = "choose another folder",
 ) -> None:
     """Write the parts that are missing in `folder`; returns when every process is done.
 
@@ -117,21 +109,20 @@ def compute(
         form: "safetensors" or "parquet".
         names: of the inputs, for people.
         part_rows: rows in one file.
+        what: the inputs in a word, for people.
+        remedy: of the error, for people.
 
     Raises:
         ValueError: the folder holds embeddings made with other settings.
     """
     settings = {**settings, "rows": count, "part_rows": part_rows, "form": form}
     rank, world = processes()
-    written = folder / SETTINGS
-    if written.exists():
-        old = json.loads(written.read_text(encoding="utf-8"))
-        differing = sorted(key for key in {*old, *settings} if old.get(key) != settings.get(key))
-        if differing:
-            raise ValueError(f"{folder} holds embeddings with other {', '.join(differing)}: choose another folder")
+    if (folder / SETTINGS).exists():
+        saved = read_json(folder / SETTINGS, MISSING)
+        check_settings(folder, {**dict.fromkeys(saved), **settings}, remedy)
     elif rank == 0:
-        write_json(written, settings)
-    parts = range((count + part_rows - 1) // part_rows)
+        write_json(folder / SETTINGS, settings)
+    parts = range(len(part_paths(folder, settings)))
     missing = [part for part in parts[rank::world] if not part_path(folder, part, form).exists()]
     total = sum(min(count, (part + 1) * part_rows) - part * part_rows for part in missing)
     with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
@@ -152,26 +143,56 @@ def part_path(folder: Path, part: int, form: str) -> Path:
     return folder / f"part-{part:05d}.{form}"
 
 
-def read(folder: str | Path) -> tuple[torch.Tensor, dict[int, str], list[str | None]]:
-    """All embeddings of a folder (rows, D), why the unreadable ones are, and names (None where there are none).
+def part_paths(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    count = -(-settings["rows"] // settings["part_rows"])
+    return [part_path(folder, part, settings["form"]) for part in range(count)]
+
+
+def check_settings(folder: str | Path, expected: Mapping[str, Any], remedy: str, *, missing: str = MISSING) -> None:
+    """Compare what the embeddings of a folder depend on with what they should.
+
+    Args:
+        expected: some or all of the settings.
+        remedy, missing: for people, where they differ and where there are none.
 
     Raises:
-        ValueError: it holds none, or not all of them.
+        FileNotFoundError: the folder holds no embeddings.
+        ValueError: they were made with other settings; all that differ are named.
+    """
+    saved = read_json(Path(folder) / SETTINGS, missing)
+    differing = sorted(name for name, value in expected.items() if saved.get(name) != value)
+    if differing:
+        changes = ", ".join(f"{name} (there {saved.get(name)}, now {expected[name]})" for name in differing)
+        raise ValueError(f"{folder} holds embeddings with other {changes}: {remedy}")
+
+
+def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, dict[int, str], list[str | None]]:
+    """All embeddings of a folder (rows, D), why the unreadable ones are, and names (None where there are none).
+
+    One part in safetensors stays mapped from its file; several are copied into one.
+
+    Args:
+        missing: the remedy where the folder does not hold all of them, for people.
+
+    Raises:
+        FileNotFoundError: it holds none, or not all of them.
+        ValueError: a file there is damaged.
     """
     folder = Path(folder)
-    if not (folder / SETTINGS).exists():
-        raise ValueError(f"{folder} holds no embeddings: it has no {SETTINGS}")
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    paths = sorted(folder.glob(f"part-*.{settings['form']}"))
+    settings = read_json(folder / SETTINGS, missing)
+    paths = part_paths(folder, settings)
+    absent = [path.name for path in paths if not path.exists()]
+    if absent:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(absent)} of {len(paths)} parts of its embeddings, e.g. {absent[0]}: {missing}"
+        )
     embeds, errors, names = [], {}, []
     for path in paths:
         part_embeds, part_errors, part_names = READERS[settings["form"]](path)
         embeds.append(part_embeds)
         errors |= part_errors
         names += part_names or [None] * len(part_embeds)
-    if sum(map(len, embeds)) != settings["rows"]:
-        raise ValueError(f"{folder} holds {sum(map(len, embeds))} of {settings['rows']} rows: run the command again")
-    return torch.cat(embeds), errors, names
+    return embeds[0] if len(embeds) == 1 else torch.cat(embeds), errors, names
 
 
 def read_safetensors(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:

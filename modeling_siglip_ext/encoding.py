@@ -138,8 +138,8 @@ def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def stream_images(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: nn.Module,
+    processor: Any,
     images: Iterable[Any],
     *,
     batch_size: int = 32,
@@ -177,7 +177,7 @@ def stream_images(
         yield EncodedBatch(rows, errors)
 
 
-def image_width(model: PreTrainedModel, image_processor: Any) -> int:
+def image_width(model: nn.Module, image_processor: Any) -> int:
     """The width of image embeddings, tried with a blank image."""
     blank = image_processor(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
     return embed(model, "image", blank).shape[1]

@@ -7,6 +7,8 @@ as PIL users expect: transparency is dropped, EXIF rotation applied.
 import base64
 import binascii
 import os
+import struct
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
@@ -21,6 +23,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 class UnreadableImageError(ValueError):
     """An input is no image, or one that is broken, too large or out of reach; the message says which and why."""
 
+
+# what PIL's decoders raise for broken files, and what reading from disk and from the net does
+BROKEN = (SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, ArithmeticError)
+UNREADABLE = (*BROKEN, struct.error, zlib.error, OSError, MemoryError)
 
 # formats that PIL recognizes, but cannot decode by itself
 ONLY_RECOGNIZED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -62,8 +68,7 @@ def load_image(source: Any, timeout: float | None = None) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{describe(source)} is not an image that PIL knows") from error
-    # what PIL raises for broken files, and what reading from disk and from the net does
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except UNREADABLE as error:
         raise UnreadableImageError(f"{describe(source)} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -149,8 +154,8 @@ def describe(source: Any) -> str:
         return repr(text if len(text) <= 120 else f"{text[:60]}...")
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{len(source)} bytes"
-    if isinstance(source, Mapping) and source.get("path"):
-        return repr(source["path"])
+    if isinstance(source, Mapping) and (source.get("path") or source.get("bytes") is not None):
+        return describe(source.get("path") or source["bytes"])
     return f"the given {type(source).__name__}"
 
 

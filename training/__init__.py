@@ -6,8 +6,8 @@ if __name__ == "training":
     )
 
 from .arguments import SiglipExtTrainingArguments
-from .data.dataset import ImageTextCollator, ImageTextDataset, load_image_folder
-from .data.image_embeddings import load_embeddings, precompute
+from .data import ImageTextCollator, ImageTextDataset, ImageTextStream, TarShards, load_embeddings, load_image_folder
+from .run.precompute import precompute
 from .run.prepare import prepare
 from .run.recipe import parse_recipe
 from .run.train import train
@@ -17,8 +17,10 @@ from .trainer import SiglipExtTrainer
 __all__ = [
     "ImageTextCollator",
     "ImageTextDataset",
+    "ImageTextStream",
     "SiglipExtTrainer",
     "SiglipExtTrainingArguments",
+    "TarShards",
     "load_embeddings",
     "load_image_folder",
     "parse_recipe",

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from modeling_siglip_ext import command_line
-from modeling_siglip_ext.command_line import exit_status, underscored
+from modeling_siglip_ext.command_line import underscored
 
 from .run import precompute, recipe_command
 from .run.recipe import is_recipe
@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = underscored(sys.argv[1:] if argv is None else argv)
     if words and is_recipe(words[0]):
         return recipe_command.run_recipe(PROG, words[0], words[1:])
-    if words[:1] == [precompute.NAME]:
-        return exit_status(PROG, lambda: precompute.main(words[1:]))
     return command_line.main(command_line.command_line(PROG, DESCRIPTION, COMMANDS, EXAMPLES), words)
 
 

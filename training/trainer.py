@@ -25,10 +25,10 @@ from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
 from .components.towers import core_model, lock_towers, loss_head, whole
-from .data.dataset import normalised
 from .data.epochs import Epochs
 from .data.grouped_sampler import GroupedSampler
 from .data.loaders import one_batch_at_a_time, stream_loader
+from .data.pixels import normalized
 from .data.progress import DataProgress
 from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
@@ -204,7 +204,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return step.loss / self.current_gradient_accumulation_steps
 
     def _forward_inputs(self, inputs: dict) -> dict:
-        """What the model's forward takes, with uint8 images normalised on their device."""
+        """What the model's forward takes, with uint8 images normalized on their device."""
         inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
         if inputs["pixel_values"].dtype == torch.uint8:
             owners = (self.processing_class, getattr(self.data_collator, "processor", None))
@@ -212,7 +212,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
             processor = next((found for found in processors if found is not None), None)
             if processor is None:
                 raise ValueError("uint8 images need mean and std: pass processing_class=processor to the Trainer")
-            inputs["pixel_values"] = normalised(inputs["pixel_values"], processor)
+            inputs["pixel_values"] = normalized(inputs["pixel_values"], processor)
         return inputs
 
     def _prepare_inputs(self, inputs: dict) -> dict:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, image_files, stream_images, stream_texts
+from modeling_siglip_ext.files import write_text
 
 from .. import data, prompts
 from ..known_benchmarks import Benchmark, find
@@ -494,7 +495,7 @@ def report(args: argparse.Namespace) -> None:
     """Results side by side, as Markdown."""
     text = compare(args.results)
     if args.output:
-        store.write_atomically(Path(args.output), lambda partial: Path(partial).write_text(text, encoding="utf-8"))
+        write_text(args.output, text)
         print(args.output)
     else:
         print(text, end="")

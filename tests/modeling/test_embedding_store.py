@@ -35,7 +35,7 @@ def test_parts_go_on_after_an_interruption_and_read_back_exactly(form, tmp_path)
     options = {"form": form, "names": names, "part_rows": 6}
     with pytest.raises(KeyboardInterrupt):
         store.compute(tmp_path, settings, 23, Encoder(stop_at=12), model, **options)
-    with pytest.raises(ValueError, match="12 of 23 rows: run the command again"):
+    with pytest.raises(FileNotFoundError, match=rf"lacks 2 of 4 parts.*part-00002\.{form}: run the command"):
         store.read(tmp_path)
     again = Encoder()
     store.compute(tmp_path, settings, 23, again, model, **options)
@@ -46,8 +46,9 @@ def test_parts_go_on_after_an_interruption_and_read_back_exactly(form, tmp_path)
     assert torch.equal(embeds.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert errors == {9: "row nine"}
     assert found_names == names
-    assert not list(tmp_path.glob("*.partial"))
-    with pytest.raises(ValueError, match="with other part_rows, weights: choose another folder"):
+    assert len(list(tmp_path.iterdir())) == 5, "four parts and the settings"
+    message = r"with other part_rows \(there 6, now 5\), weights \(there abc, now xyz\): choose another folder"
+    with pytest.raises(ValueError, match=message):
         store.compute(tmp_path, {"weights": "xyz"}, 23, Encoder(), model, **{**options, "part_rows": 5})
 
 
@@ -75,5 +76,14 @@ def test_the_fingerprint_follows_every_weight():
 
 
 def test_a_folder_without_embeddings_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no _settings\.json"):
+    with pytest.raises(FileNotFoundError, match=r"_settings\.json is missing: run the command"):
         store.read(tmp_path)
+
+
+def test_settings_are_compared_as_far_as_they_are_given(tmp_path):
+    store.compute(tmp_path, {"weights": "abc", "dtype": "float32"}, 23, Encoder(), nn.Linear(1, 1))
+    store.check_settings(tmp_path, {"weights": "abc"}, "go away")
+    with pytest.raises(ValueError, match=r"with other weights \(there abc, now None\): go away"):
+        store.check_settings(tmp_path, {"weights": None}, "go away")
+    with pytest.raises(ValueError, match=r"with other dtype \(there float32, now None\)"):
+        store.compute(tmp_path, {"weights": "abc"}, 23, Encoder(), nn.Linear(1, 1))

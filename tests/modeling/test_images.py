@@ -155,3 +155,7 @@ def test_broken_files_are_named(png, tmp_path):
         load_image(png[: len(png) // 2])
     with pytest.raises(UnreadableImageError, match="cannot be read"):
         load_image(tmp_path)
+    blp = bytearray(encoded(Image.fromarray(PIXELS).convert("P"), "BLP"))
+    blp[4:8] = b"\xff" * 4  # a compression that does not exist: PIL's decoder raises a RuntimeError
+    with pytest.raises(UnreadableImageError, match=r"\d+ bytes cannot be read: BLPFormatError"):
+        load_image({"bytes": bytes(blp), "path": None})

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, EarlyStoppingCallback, Trainer
 
 from modeling_siglip_ext.training.components.hub import HubPushes
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

@@ -61,8 +61,8 @@ def _weight_files(model: str) -> list[str]:
     index = cached_file(model, "model.safetensors.index.json", **quiet)
     if index is None:
         raise FileNotFoundError(f"{model} has no safetensors weights")
-    names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [cached_file(model, name) for name in names]
+    names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    return [file for name in sorted(names) if (file := cached_file(model, name)) is not None]  # or it raises
 
 
 def _tower_bytes(files: list[str]) -> Iterable[bytes]:

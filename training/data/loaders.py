@@ -16,8 +16,9 @@ class PlainLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         part = self.batch_sampler
         while part is not None:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+            set_epoch = getattr(part, "set_epoch", None)
+            if callable(set_epoch):
+                set_epoch(epoch)
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
 
 

@@ -1,19 +1,21 @@
 """Samples that cannot be used: skipped, counted, and the end of the run when there are too many."""
 
+import hashlib
 import logging
-import struct
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from PIL.Image import DecompressionBombError
+from modeling_siglip_ext.images import UnreadableImageError
 
 
 logger = logging.getLogger(__name__)
 
-# What Pillow and `datasets` raise for bytes that are no image, truncated ones among them, and for values of the wrong
-# type. A programming error in this package should not hide here, hence no `Exception`.
-BAD_SAMPLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, struct.error, zlib.error, DecompressionBombError)
+
+class UnusableRowError(ValueError):
+    """A row without a usable caption, or without the columns of a sample."""
+
+
+BAD_SAMPLE = (UnreadableImageError, UnusableRowError)
 
 # One bad sample among the first ten is no sign of anything.
 GRACE = 1000
@@ -76,12 +78,11 @@ def as_captions(values: Any) -> list[str]:
     """The captions in a string, a list, a mapping from languages to either, or a mixture; empty ones left out.
 
     Raises:
-        TypeError: for anything else.
-        ValueError: if no caption is left.
+        UnusableRowError: for anything else, and if no caption is left.
     """
     captions = [caption for caption in _texts(values) if caption.strip()]
     if not captions:
-        raise ValueError(f"no caption (got {values!r})")
+        raise UnusableRowError(f"no caption (got {values!r})")
     return captions
 
 
@@ -93,8 +94,21 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"a caption must be a string, a list of strings or a mapping of them, got {value!r}")
+        raise UnusableRowError(f"a caption must be a string, a list of strings or a mapping of them, got {value!r}")
     return [text for part in value for text in _texts(part)]
+
+
+def caption_lines(text: str) -> list[str]:
+    """The captions in a text, one a line."""
+    return [line for line in map(str.strip, text.split("\n")) if line]
+
+
+def drawn(captions: Sequence[str], key: str) -> str:
+    """One of the captions, chosen by a hash of the key."""
+    if len(captions) == 1:
+        return captions[0]
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return captions[int.from_bytes(digest, "little") % len(captions)]
 
 
 class ReportingCollator:

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Protocol
 
-from datasets import Image as ImageFeature
 from datasets import IterableDataset as HubIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
-from .dataset import decoded, drawn, fixed_size, reason, resized_uint8
-from .samples import BAD_SAMPLE, as_captions
+from modeling_siglip_ext.encoding import undecoded
+from modeling_siglip_ext.images import load_image
+
+from .pixels import fixed_size, resized_uint8
+from .samples import BAD_SAMPLE, UnusableRowError, as_captions, drawn
 
 
 class Source(Protocol):
@@ -29,7 +31,7 @@ class HubSource:
     """Rows of a streaming `datasets` dataset (`load_dataset(..., streaming=True)`)."""
 
     def __init__(self, dataset: HubIterable, image_column: str):
-        self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False)) if dataset.features else dataset
+        self.dataset = undecoded(dataset, image_column)
 
     def rows(self, part: int, parts: int, order: int) -> Iterator[tuple[str, dict]]:
         dataset = self.dataset
@@ -121,7 +123,7 @@ class ImageTextStream(IterableDataset):
                 try:
                     sample = self._decode(row, f"{self.seed}/{order}/{name}")
                 except BAD_SAMPLE as error:
-                    skipped.append((name, reason(error)))
+                    skipped.append((name, str(error)))
                     continue
                 good += 1
                 note = {"name": name, "read": 1 + len(skipped), "skipped": skipped}
@@ -137,10 +139,10 @@ class ImageTextStream(IterableDataset):
     def _decode(self, row: dict, key: str) -> dict:
         missing = [name for name in (self.image_column, *self.caption_columns) if name not in row]
         if missing:
-            raise ValueError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
+            raise UnusableRowError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
         values = [row[name] for name in self.caption_columns]
         caption = drawn(as_captions(values if len(values) > 1 else values[0]), key)
-        image = decoded(row[self.image_column])
+        image = load_image(row[self.image_column])
         if self.image_processor is None:
             return {"image": image, "caption": caption}
         return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption}

@@ -3,7 +3,6 @@
 A sample is the files of one basename: `000123.jpg`, `000123.txt` (a caption a line), `000123.json` (fields).
 """
 
-import io
 import json
 import random
 import re
@@ -11,12 +10,19 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from tarfile import HeaderError, ReadError
+from typing import TypeVar
 
 import fsspec
 
-from .dataset import IMAGE_SUFFIXES
+from modeling_siglip_ext.images import image_suffixes
+
+from .samples import caption_lines
 
 
+Member = TypeVar("Member", bound="_Member")
+# what a mark at the end raises
+_END_OF_ARCHIVE = tarfile.EOFHeaderError  # ty: ignore[missing-attribute]  # typeshed lacks it
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -86,13 +92,13 @@ class _Member(tarfile.TarInfo):
     """A header that must be there: `tarfile` takes a missing, cut or garbled one for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls: type[Member], tarfile: tarfile.TarFile) -> Member:
         try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # the mark that ends an archive
+            return super().fromtarfile(tarfile)
+        except _END_OF_ARCHIVE:
             raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"cut short at byte {archive.offset}: {error}") from error
+        except HeaderError as error:
+            raise ReadError(f"cut short at byte {tarfile.offset}: {error}") from error
 
 
 def read_shard(url: str) -> Iterator[tuple[str, dict]]:
@@ -108,20 +114,22 @@ def read_shard(url: str) -> Iterator[tuple[str, dict]]:
                 if row:
                     yield f"{url}: {key}", row
                 key, row = str(path.parent / stem), {}
-            _add(row, extension.lower(), archive.extractfile(member).read())
+            content = archive.extractfile(member)
+            assert content is not None  # it is a file
+            _add(row, extension.lower(), content.read())
         if row:
             yield f"{url}: {key}", row
 
 
 def _add(row: dict, extension: str, content: bytes) -> None:
-    if f".{extension}" in IMAGE_SUFFIXES:
+    if f".{extension}" in image_suffixes():
         row["image"] = content
     elif extension in ("txt", "caption", "text"):
-        text = content.decode("utf-8", errors="replace")
-        row["caption"] = [line.strip() for line in io.StringIO(text) if line.strip()]
+        row["caption"] = caption_lines(content.decode("utf-8", errors="replace"))
     elif extension == "json":
         try:
             fields = json.loads(content)
         except ValueError:
             fields = None  # without its caption the sample is skipped and counted
-        row.update(fields if isinstance(fields, dict) else {})
+        # an image is a member: a name in its place would open whatever file or address the shard's author chose
+        row.update({name: fields[name] for name in fields if name != "image"} if isinstance(fields, dict) else {})

@@ -24,7 +24,7 @@ from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_siz
 from modeling_siglip_ext.positions import resample_positions
 from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
 
-from ..data.image_embeddings import EmbeddingTower
+from ..components.embedding_tower import EmbeddingTower
 from .fields import ModelArguments, as_mapping
 
 

@@ -1,77 +1,152 @@
 """`siglip-ext-train precompute`: the embeddings of a locked image tower, once for all epochs and runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import HfArgumentParser
+from datasets import Dataset
+from transformers import AutoImageProcessor
 
-from modeling_siglip_ext.command_line import Subparsers
+from modeling_siglip_ext import command_line
+from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.encoding import EncodedBatch, stream_images, undecoded
+from modeling_siglip_ext.evaluation.session import checked_device, default_device
 
-from ..data.image_embeddings import precompute
+from ..components.embedding_tower import ImageEncoder
+from ..data.fingerprint import fingerprint
+from ..data.folder import check_columns
+from ..data.samples import SkipCounter
 from .fields import DataArguments
 from .rows import every_row
 
 
 NAME = "precompute"
+# Options as for training, so that both read the same rows.
+DATA = ("dataset", "dataset_config", "train_split", "eval_split", "eval_fraction", "image_column", "caption_column")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass
-class PrecomputeArguments(DataArguments):
-    """Write image embeddings to train from with `--image_embeddings`. Run it again to continue where it stopped."""
+def precompute(
+    model: str,
+    rows: Dataset,
+    folder: str | Path,
+    *,
+    image_column: str = "image",
+    pooling: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    part_rows: int = 10_000,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    max_bad_fraction: float = 0.01,
+) -> None:
+    """Write the embedding of every image in parts; what an earlier call has finished is left as it is.
 
-    vision_name_or_path: str = field(
-        default="", metadata={"help": "Folder or Hub name of the image tower, SigLIP or another image model."}
-    )
-    vision_pooling: str | None = field(
-        default=None, metadata={"help": "How a tower from elsewhere gives its vector: first, pooler, mean, max, last."}
-    )
-    output_dir: str = field(default="image-embeddings", metadata={"help": "Folder of the shards."})
-    batch_size: int = field(default=64, metadata={"help": "Images in one forward."})
-    shard_size: int = field(default=10_000, metadata={"help": "Images in one file."})
-    bf16: bool = field(default=False, metadata={"help": "Run the tower in bfloat16; embeddings are saved in float32."})
-    max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "Largest share of images that may be unreadable. Training leaves them out."}
-    )
+    Under torchrun every process embeds each n-th part.
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.vision_name_or_path:
-            raise ValueError("vision_name_or_path is missing: which image tower?")
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-
-def register(commands: Subparsers) -> None:
-    """List the command; `main` reads its words."""
-    commands.add_parser(NAME, help="write the embeddings of a locked image tower, once for all epochs and runs")
-
-
-def main(words: Sequence[str]) -> None:
-    """Entry point of `siglip-ext-train precompute`; under torchrun each process embeds a share of the shards.
+    Args:
+        model: see `ImageEncoder`.
+        rows: map-style dataset; row i of the embeddings is its row i.
+        folder: gets the parts and the fingerprint of what they depend on; see `embedding_store.compute`.
+        image_column: column of images.
+        pooling: see `ImageEncoder`.
+        batch_size: images in one forward.
+        workers: threads that read and prepare images; see `encode_images`.
+        part_rows: rows in one file.
+        device, dtype: of the forward; embeddings are saved in float32.
+        max_bad_fraction: largest share of images that may be unreadable; training leaves them out.
 
     Raises:
-        FileNotFoundError, ValueError: naming the field and the remedy.
+        ValueError: the folder holds embeddings of something else.
+        TooManyBadSamples: with the list.
     """
-    parser = HfArgumentParser(PrecomputeArguments, prog="siglip-ext-train precompute", allow_abbrev=False)
-    (args,) = parser.parse_args_into_dataclasses(list(words), look_for_args_file=False)
-    state = PartialState()
-    precompute(
-        args.vision_name_or_path,
-        every_row(args),
-        Path(args.output_dir),
-        image_column=args.image_column,
-        pooling=args.vision_pooling,
-        batch_size=args.batch_size,
-        shard_size=args.shard_size,
-        device=state.device,
-        dtype=torch.bfloat16 if args.bf16 else torch.float32,
-        max_bad_fraction=args.max_bad_fraction,
-        rank=state.process_index,
-        world_size=state.num_processes,
+    check_columns(rows.column_names, "image_column", [image_column])
+    image_processor = AutoImageProcessor.from_pretrained(model)
+    settings = fingerprint(model, pooling, image_processor, rows, image_column) | {"dtype": str(dtype)}
+    encoder = ImageEncoder(model, pooling).to(device, dtype)
+    images = undecoded(rows.select_columns([image_column]), image_column)
+    skips = SkipCounter(max_bad_fraction, grace=min(len(rows), 1000))
+
+    def encode(first: int, last: int) -> Iterator[EncodedBatch]:
+        items = (row[image_column] for row in images.select(range(first, last)))
+        sizes = {"batch_size": batch_size, "workers": workers}
+        for batch in stream_images(encoder, image_processor, items, normalize=False, **sizes):
+            skipped = [(f"example {first + place}", reason) for place, reason in batch.errors.items()]
+            skips.add(len(batch.embeds), skipped)
+            first += len(batch.embeds)
+            yield batch
+
+    store.compute(
+        Path(folder),
+        settings,
+        len(rows),
+        encode,
+        encoder,
+        part_rows=part_rows,
+        what="images",
+        remedy="use what they were made of, give another output_dir, or remove this one",
     )
-    if state.is_main_process:
-        print(f"The embeddings are in {args.output_dir}")
+
+
+def register(commands: command_line.Subparsers) -> None:
+    """Add the command with its options."""
+    parser = command_line.add_command(
+        commands,
+        NAME,
+        run,
+        summary="write the embeddings of a locked image tower, once for all epochs and runs",
+        description="Write image embeddings to train from with `--image_embeddings`. Run it again to continue where "
+        "it stopped; under torchrun each process embeds a share of the parts.",
+    )
+    add = parser.add_argument
+    add("--vision_name_or_path", required=True, help="folder or Hub name of a SigLIP model or another image model")
+    add("--vision_pooling", help="how a tower from elsewhere gives its vector: first, pooler, mean, max, last")
+    add("--output_dir", default="image-embeddings", help="folder of the embeddings")
+    for field in fields(DataArguments):
+        if field.name in DATA:
+            several = field.default is MISSING
+            kind: dict[str, Any] = {"nargs": "+"} if several else {"type": type(field.default or "")}
+            default = argparse.SUPPRESS if several else field.default
+            add(f"--{field.name}", default=default, help=field.metadata["help"].replace("%", "%%"), **kind)
+    add("--batch_size", type=int, default=64, metavar="N", help="images in one forward pass")
+    add("--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)")
+    add("--part_rows", type=int, default=10_000, metavar="N", help="embeddings in one file on disk")
+    add("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
+    add("--dtype", default="float32", choices=DTYPES, help="precision of the tower; embeddings are float32")
+    add("--max_bad_fraction", type=float, default=0.01, help="share of images that may be unreadable, and left out")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        FileNotFoundError, ValueError: naming what is wrong and the remedy.
+    """
+    for name in ("batch_size", "part_rows"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
+    data = DataArguments(**{name: value for name, value in vars(arguments).items() if name in DATA})
+    precompute(
+        arguments.vision_name_or_path,
+        every_row(data),
+        arguments.output_dir,
+        image_column=data.image_column,
+        pooling=arguments.vision_pooling,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        part_rows=arguments.part_rows,
+        device=checked_device(arguments.device or default_device()),
+        dtype=getattr(torch, arguments.dtype),
+        max_bad_fraction=arguments.max_bad_fraction,
+    )
+    if store.processes()[0] == 0:
+        print(f"The embeddings are in {arguments.output_dir}")
+
+
+def main(words: Sequence[str]) -> int:
+    """The command from its own words alone; returns the exit status."""
+    parser = command_line.Parser(prog="siglip-ext-train")
+    register(parser.add_subparsers(dest="command", required=True))
+    return command_line.main(parser, [NAME, *words])

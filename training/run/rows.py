@@ -16,10 +16,11 @@ from datasets import (
 )
 from transformers import BaseImageProcessor
 
-from ..data.dataset import ImageTextDataset, check_columns, load_image_folder
+from ..data.dataset import ImageTextDataset
 from ..data.emoji.about import ABOUT as EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
+from ..data.folder import check_columns, load_image_folder
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards

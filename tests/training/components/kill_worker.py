@@ -32,7 +32,7 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.training import SiglipExtTrainer, SiglipExtTrainingArguments
 from modeling_siglip_ext.training.components.checkpoint import PARTIAL
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.streaming import ImageTextStream
 from modeling_siglip_ext.training.data.tar_shards import TarShards
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_siglip_ext.training.components.checkpoint import PARTIAL
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_siglip_ext.training.components.ema import WeightAverage
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

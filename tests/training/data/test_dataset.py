@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset, load_image_folder
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset, load_image_folder
 
 
 @pytest.mark.parametrize("cache_gib", [0, 1])
@@ -113,6 +113,12 @@ def test_folder_with_text_files(rows, tmp_path):
     assert loaded["caption"][2] == ["caption 2", "another 2"]
     assert loaded[3]["image"].convert("RGB").tobytes() == rows[3]["image"].tobytes()
     ImageTextDataset(loaded)
+
+
+def test_caption_files_have_a_caption_a_line(rows, tmp_path):
+    rows[0]["image"].save(tmp_path / "0.JPG")
+    (tmp_path / "0.txt").write_bytes("  one \r\n\r\ntwo\u2028still two\n".encode())
+    assert load_image_folder(tmp_path)["caption"][:] == [["one", "two\u2028still two"]]
 
 
 def test_folder_with_metadata(rows, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from modeling_siglip_ext.training.data.emoji import LANGUAGES, load_emoji
+from modeling_siglip_ext.training.data.emoji import LANGUAGES, load_emoji, load_split
 from modeling_siglip_ext.training.data.emoji.loader import PARQUET
 from modeling_siglip_ext.training.data.emoji.split import attributes, held_out_kinds, words
 from modeling_siglip_ext.training.data.emoji.tasks import emoji_tasks
@@ -107,6 +107,7 @@ def test_columns_follow_the_languages_asked_for():
         load_emoji(languages="xx")
     with pytest.raises(ValueError, match="validation"):
         load_emoji("validation")
+    assert load_split("test", languages=["de", "ja"]).column_names == two
 
 
 def test_the_file_is_understood_without_this_package(tmp_path):

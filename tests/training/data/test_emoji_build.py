@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from modeling_siglip_ext.training.data.emoji.build import Emoji, _drop_lookalikes, read_emoji_list, read_names
+from modeling_siglip_ext.training.data.emoji.build import Emoji, drop_lookalikes, read_emoji_list, read_names
 
 
 def test_emoji_list_keeps_fully_qualified_rows_with_their_groups(tmp_path):
@@ -46,6 +46,6 @@ def test_of_lookalikes_the_first_stays_unless_a_better_known_one_follows():
     emoji = [
         Emoji(str(i), name, "", "") for i, name in enumerate(["one", "two", "flag: Bouvet Island", "flag: Norway"])
     ]
-    kept, images = _drop_lookalikes(emoji, [red, red, blue, blue])
+    kept, images = drop_lookalikes(emoji, [red, red, blue, blue])
     assert [one.name for one in kept] == ["one", "flag: Norway"]
     assert images == [red, blue]

@@ -8,14 +8,12 @@ from datasets import Dataset, Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
-from modeling_siglip_ext.training.data.dataset import ImageTextCollator, ImageTextDataset
-from modeling_siglip_ext.training.data.image_embeddings import (
-    EmbeddingTextDataset,
-    EmbeddingTower,
-    load_embeddings,
-    precompute,
-)
+from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
+from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from modeling_siglip_ext.training.data.samples import TooManyBadSamples
+from modeling_siglip_ext.training.run.precompute import precompute
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 
@@ -28,16 +26,16 @@ def saved(our_model, processor, tmp_path) -> str:
 
 @pytest.fixture
 def folder(saved, rows, tmp_path):
-    precompute(saved, rows, tmp_path / "embeddings", batch_size=5, shard_size=6)
+    precompute(saved, rows, tmp_path / "embeddings", batch_size=5, part_rows=6)
     return tmp_path / "embeddings"
 
 
 def test_they_are_the_towers(folder, saved, rows, processor, our_model):
     assert sorted(path.name for path in folder.iterdir()) == [
-        "embeddings-00000.safetensors",
-        "embeddings-00001.safetensors",
-        "embeddings-00002.safetensors",
-        "fingerprint.json",
+        "_settings.json",
+        "part-00000.safetensors",
+        "part-00001.safetensors",
+        "part-00002.safetensors",
     ]
     embeddings, valid = load_embeddings(folder, saved, rows)
     pixels = processor(images=list(rows["image"]), return_tensors="pt")["pixel_values"]
@@ -48,20 +46,24 @@ def test_they_are_the_towers(folder, saved, rows, processor, our_model):
 
 
 def test_a_second_call_continues(folder, saved, rows):
-    shard = folder / "embeddings-00001.safetensors"
-    before = load_file(shard)["image_embeds"].clone()
+    shard = folder / "part-00001.safetensors"
+    before = load_file(shard)["embeds"].clone()
     kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path != shard}
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 3 shards, e.g. embeddings-00001.*continues"):
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 3 parts.*e.g. part-00001.*continues"):
         load_embeddings(folder, saved, rows)
-    precompute(saved, rows, folder, batch_size=5, shard_size=6)
-    assert torch.equal(load_file(shard)["image_embeds"], before)
+    precompute(saved, rows, folder, batch_size=5, part_rows=6)
+    assert torch.equal(load_file(shard)["embeds"], before)
     assert kept == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path != shard}
 
 
-def test_processes_share_the_shards(folder, saved, rows, tmp_path):
-    for rank in range(2):
-        precompute(saved, rows, tmp_path / "two", batch_size=5, shard_size=6, rank=rank, world_size=2)
+def test_processes_share_the_parts(folder, saved, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "wait_for_all", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, parts in enumerate(({0, 2}, {0, 1, 2})):
+        monkeypatch.setenv("RANK", str(rank))
+        precompute(saved, rows, tmp_path / "two", batch_size=5, part_rows=6)
+        assert {int(path.stem[5:]) for path in (tmp_path / "two").glob("part-*")} == parts
     one, two = (load_embeddings(path, saved, rows)[0] for path in (folder, tmp_path / "two"))
     assert torch.equal(one, two)
 
@@ -89,8 +91,10 @@ def test_the_fingerprint(folder, saved, rows, processor, our_model, tmp_path):
     changed.save_pretrained(tmp_path / "text")
     with pytest.raises(ValueError, match=r"preprocessing \(there"):
         load_embeddings(folder, str(tmp_path / "text"), rows)
-    with pytest.raises(ValueError, match="output_dir"):
-        precompute(str(tmp_path / "weights"), rows, folder, batch_size=5, shard_size=6)
+    with pytest.raises(ValueError, match=r"weights \(there .*output_dir"):
+        precompute(str(tmp_path / "weights"), rows, folder, batch_size=5, part_rows=6)
+    with pytest.raises(ValueError, match=r"dtype \(there torch.float32, now torch.bfloat16\).*output_dir"):
+        precompute(saved, rows, folder, batch_size=5, part_rows=6, dtype=torch.bfloat16)
     with pytest.raises(FileNotFoundError, match="precompute"):
         load_embeddings(tmp_path / "none", saved, rows)
 
@@ -104,6 +108,8 @@ def test_bad_images(saved, rows, tmp_path):
     precompute(saved, broken, tmp_path / "lenient", max_bad_fraction=0.1)
     embeddings, valid = load_embeddings(tmp_path / "lenient", saved, broken)
     assert valid.tolist() == [n != 3 for n in range(16)]
+    assert embeddings.isfinite().all(1).tolist() == valid.tolist()
+    assert store.read(tmp_path / "lenient")[1] == {3: "8 bytes is not an image that PIL knows"}
     dataset = EmbeddingTextDataset(broken, embeddings, valid, max_bad_fraction=0.1)
     assert dataset.rows == [n for n in range(16) if n != 3]
     assert torch.equal(dataset[3]["embedding"], embeddings[4])

@@ -213,7 +213,7 @@ def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
     common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
     vision = ["--vision_name_or_path", str(towers / "vit")]
     assert (
-        main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--shard_size", "5"]) == 0
+        main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--part_rows", "5"]) == 0
     )
     batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
     run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
@@ -265,4 +265,4 @@ def test_contradictory_recipes(folder_of_images, trained, tmp_path, refused):
     start = ["siglit", "--dataset", str(folder_of_images), "--output_dir", str(tmp_path / "out")]
     refused([*start, "--vision_lr_factor", "0.1"], "unset vision_lr_factor")
     refused([*start, "--model_name_or_path", str(trained)], "leave out model_name_or_path")
-    refused(["precompute", "--dataset", str(folder_of_images)], "vision_name_or_path is missing")
+    refused(["precompute", "--dataset", str(folder_of_images)], "vision_name_or_path")

@@ -10,9 +10,7 @@ pyarrow give the same bytes.
 
 import argparse
 import io
-import os
 import re
-import tempfile
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +22,8 @@ from datasets import Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
+
+from modeling_siglip_ext.files import new_file
 
 from .loader import LANGUAGES, PARQUET
 from .split import attributes, held_out_kinds, words
@@ -87,7 +87,7 @@ def read_names(cldr: Path, language: str) -> dict[str, str]:
         for annotation in ElementTree.parse(path).getroot().iter("annotation"):
             name = (annotation.text or "").strip()
             if annotation.get("type") == "tts" and name and name != _INHERITED:
-                key = annotation.get("cp").replace(_VARIATION_SELECTOR, "")
+                key = annotation.attrib["cp"].replace(_VARIATION_SELECTOR, "")
                 names[key] = unicodedata.normalize("NFC", _BIDI_MARKS.sub("", name))
     return names
 
@@ -110,7 +110,7 @@ def _webp(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _drop_lookalikes(emoji: list[Emoji], images: list[Image.Image]) -> tuple[list[Emoji], list[Image.Image]]:
+def drop_lookalikes(emoji: list[Emoji], images: list[Image.Image]) -> tuple[list[Emoji], list[Image.Image]]:
     """One emoji a picture: two captions for one image would each be a false negative of the other."""
     kept: dict[bytes, int] = {}
     for i, (one, image) in enumerate(zip(emoji, images)):
@@ -132,7 +132,7 @@ def build(font_path: Path, cldr: Path, emoji_test: Path, output: Path) -> pa.Tab
     font = ImageFont.truetype(str(font_path), _FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
     emoji = read_emoji_list(emoji_test)
     images = [render(one.text, font) for one in tqdm(emoji, desc="drawing", unit="emoji")]
-    emoji, images = _drop_lookalikes(emoji, images)
+    emoji, images = drop_lookalikes(emoji, images)
 
     # English comes from emoji-test.txt: it is CLDR's own name, and complete where CLDR is a release behind.
     captions = {"en": [one.name for one in emoji]}
@@ -168,19 +168,9 @@ def build(font_path: Path, cldr: Path, emoji_test: Path, output: Path) -> pa.Tab
     hub_features = Features.from_arrow_schema(schema)
     hub_features["image"] = ImageFeature()
     table = pa.table(columns, schema=hub_features.arrow_schema)
-    _write(table, output)
+    with new_file(output, replace=True) as draft:
+        pq.write_table(table, draft, compression="zstd", compression_level=19, row_group_size=512)
     return table
-
-
-def _write(table: pa.Table, output: Path) -> None:
-    handle, partial = tempfile.mkstemp(dir=output.parent, prefix=output.name, suffix=".partial")
-    os.close(handle)
-    try:
-        pq.write_table(table, partial, compression="zstd", compression_level=19, row_group_size=512)
-        os.chmod(partial, 0o644)
-        os.replace(partial, output)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -46,7 +46,14 @@ def load_emoji(
         >>> emoji[0]["en"]
         'grinning face'
     """
-    if split is not None and split not in SPLITS:
+    if split is not None:
+        return load_split(split, languages, data_file)
+    return DatasetDict({name: load_split(name, languages, data_file) for name in SPLITS})
+
+
+def load_split(split: str, languages: str | Sequence[str] = "en", data_file: str | Path = PARQUET) -> Dataset:
+    """One split of the dataset, as `load_emoji` gives it."""
+    if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS} or None, not {split!r}")
     if languages == "all":
         wanted = LANGUAGES
@@ -55,15 +62,7 @@ def load_emoji(
     unknown = [language for language in wanted if language not in LANGUAGES]
     if unknown:
         raise ValueError(f"no captions in {unknown}; choose from {', '.join(LANGUAGES)} or 'all'")
-
-    names = pq.read_schema(data_file).names
-    columns = [name for name in names if name in wanted or name not in LANGUAGES]
-    if split is not None:
-        return _read(data_file, columns, split)
-    return DatasetDict({name: _read(data_file, columns, name) for name in SPLITS})
-
-
-def _read(data_file: str | Path, columns: list[str], split: str) -> Dataset:
+    columns = [name for name in pq.read_schema(data_file).names if name in wanted or name not in LANGUAGES]
     table = pq.read_table(data_file, columns=[*dict.fromkeys(["en", *columns])], filters=[("split", "=", split)])
     table = table.append_column("base", [[without_tones(name) for name in table["en"].to_pylist()]])
     table = table.select([*columns, "base"])

@@ -100,8 +100,9 @@ def held_out_kinds(names: Sequence[str], groups: Sequence[str]) -> list[str | No
     by_role: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, fact in zip(names, facts):
         # Couples carry the gender of two people; "deaf" is written before the noun: neither fits the pattern of B.
-        if fact["gender"] and fact["role"] not in ("holding hands", "deaf"):
-            by_role[fact["role"]][fact["gender"]].append(name)
+        role, gender = fact["role"], fact["gender"]
+        if role and gender and role not in ("holding hands", "deaf"):
+            by_role[role][gender].append(name)
     ranked = sorted(by_role, key=_rank)
     toned = [role for role in ranked if any(tones_of(name) for name in by_role[role]["man"])]
     untoned = [role for role in ranked if role not in toned]

@@ -5,13 +5,13 @@ name the classes and nothing of a particular image; for images held out of train
 learnt of others. In the forced choice each image has its own name, with each of the five tones put into it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from datasets import Dataset
 
 from modeling_siglip_ext.evaluation.metrics.zero_shot import ForcedChoiceTask, ZeroShotTask, fill_templates
 
-from .loader import SPLITS, load_emoji
+from .loader import SPLITS, load_split
 from .split import GENDERS, TONES
 
 
@@ -36,19 +36,25 @@ def _plain(name: str) -> list[str]:
 
 
 def _task(
-    name: str, column: list[str | None], classes: list[str], prompts: Callable[[str], list[str]] | list[str]
+    name: str, column: list[str | None], classes: list[str], prompts: Callable[[str], list[str]] | Sequence[str]
 ) -> ZeroShotTask:
     number = {value: i for i, value in enumerate(classes)}
-    rows = [i for i, value in enumerate(column) if value is not None]
-    texts = [prompts(value) for value in classes] if callable(prompts) else fill_templates(classes, prompts)
-    return ZeroShotTask(name, classes, texts, rows, [number[column[i]] for i in rows])
+    labels = {i: number[value] for i, value in enumerate(column) if value is not None}
+    if isinstance(prompts, Sequence):
+        texts = fill_templates(classes, prompts)
+    else:
+        texts = [prompts(value) for value in classes]
+    return ZeroShotTask(name, classes, texts, list(labels), list(labels.values()))
 
 
 def _tone_of_name(names: list[str], tones: list[str | None]) -> ForcedChoiceTask:
     """Which of five names that differ in their tone alone? It needs the tone and nothing else, in its context."""
-    rows = [i for i, tone in enumerate(tones) if tone is not None]
-    choices = [[names[i].replace(f"{tones[i]} skin tone", f"{tone} skin tone") for tone in TONES] for i in rows]
-    return ForcedChoiceTask("tone_of_name", list(TONES), choices, rows, [list(TONES).index(tones[i]) for i in rows])
+    toned = {i: tone for i, tone in enumerate(tones) if tone is not None}
+    choices = [
+        [names[i].replace(f"{own} skin tone", f"{tone} skin tone") for tone in TONES] for i, own in toned.items()
+    ]
+    labels = [TONES.index(own) for own in toned.values()]
+    return ForcedChoiceTask("tone_of_name", TONES, choices, list(toned), labels)
 
 
 def emoji_tasks(dataset: Dataset, reference: Dataset | None = None) -> list[ZeroShotTask | ForcedChoiceTask]:
@@ -63,7 +69,7 @@ def emoji_tasks(dataset: Dataset, reference: Dataset | None = None) -> list[Zero
             being classified; by default the whole bundled dataset.
     """
     known = {"role": set(), "group": set(), "subgroup": set()}
-    for part in [reference] if reference is not None else [load_emoji(split) for split in SPLITS]:
+    for part in [reference] if reference is not None else [load_split(split) for split in SPLITS]:
         for column, values in known.items():
             values.update(value for value in part[column] if value is not None)
     columns = {name: list(dataset[name]) for name in ("tone", "gender", "role", "group", "subgroup")}

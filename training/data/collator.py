@@ -1,0 +1,97 @@
+"""Batches of pixels and tokens, from the examples of the datasets here or from bare rows."""
+
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from transformers import ProcessorMixin
+
+from modeling_siglip_ext.images import load_image
+from modeling_siglip_ext.texts import NO_LENGTH
+
+from .folder import check_columns
+from .pixels import normalized, resized_uint8
+
+
+def stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images (3, H, W) as one tensor (B, 3, H, W), without a copy where they are the rows of one already."""
+    whole = images[0]._base
+    if whole is not None and whole.shape == (len(images), *images[0].shape):
+        step = whole.stride(0) * whole.element_size()
+        if all(image.data_ptr() == whole.data_ptr() + row * step for row, image in enumerate(images)):
+            return whole
+    return torch.stack(images)
+
+
+class ImageTextCollator:
+    """Batches of `pixel_values`, `input_ids` and whatever else the processor makes of text, with `return_loss=True`.
+
+    Takes the examples of `ImageTextDataset`, or the bare rows of a (streaming) `datasets` dataset; of several
+    captions in such a row one is drawn with torch's random state.
+
+    Args:
+        processor: image processor and tokenizer.
+        max_length: tokens per text; the tokenizer's `model_max_length` unless given. Give the text tower's
+            `max_position_embeddings`: SigLIP towers take full-length texts.
+        image_column, caption_column: keys of bare rows.
+        uint8: leave images as uint8, a quarter of the memory; `SiglipExtTrainer` normalizes them on the device, with
+            `mini_batch_size` chunk by chunk.
+
+    Raises:
+        ValueError: if no length is known, or (on call) if a row lacks a column.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        max_length: int | None = None,
+        image_column: str = "image",
+        caption_column: str = "caption",
+        uint8: bool = False,
+    ):
+        self.processor = processor
+        self.uint8 = uint8
+        self.max_length = max_length or processor.tokenizer.model_max_length
+        if self.max_length > NO_LENGTH:
+            raise ValueError("the tokenizer has no model_max_length: pass max_length (the text tower's positions)")
+        self.image_column = image_column
+        self.caption_column = caption_column
+
+    def __call__(self, examples: list[dict]) -> dict:
+        """Returns pixel_values float32 or uint8 (B, 3, H, W), input_ids int64 (B, max_length), return_loss True."""
+        captions = [self._caption(example) for example in examples]
+        batch = dict(
+            self.processor.tokenizer(
+                captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+            )
+        )
+        image_processor = self.processor.image_processor
+        if "embedding" in examples[0]:  # of `EmbeddingTextDataset`; the stand-in for the image tower passes them on
+            batch["pixel_values"] = torch.stack([example["embedding"] for example in examples]).float()
+        elif "pixels" in examples[0]:
+            pixels = stacked([example["pixels"] for example in examples])
+            batch["pixel_values"] = pixels if self.uint8 else normalized(pixels, image_processor)
+        else:
+            images = [self._image(example) for example in examples]
+            batch["pixel_values"] = (
+                resized_uint8(images, image_processor)
+                if self.uint8
+                else image_processor(images, return_tensors="pt")["pixel_values"]
+            )
+        batch["return_loss"] = True
+        return batch
+
+    def _column(self, example: dict, plain: str, setting: str, column: str) -> Any:
+        if plain in example:
+            return example[plain]
+        check_columns(example, setting, [column])
+        return example[column]
+
+    def _image(self, example: dict) -> Image:
+        return load_image(self._column(example, "image", "image_column", self.image_column))
+
+    def _caption(self, example: dict) -> str:
+        value = self._column(example, "caption", "caption_column", self.caption_column)
+        if isinstance(value, str):
+            return value
+        return value[torch.randint(len(value), ()).item()]
