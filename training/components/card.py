@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import loss_curve
+from modeling_siglip_ext.evaluation.pictures.loss_curve import loss_curve
 from modeling_siglip_ext.hub.card import Card
 from modeling_siglip_ext.hub.facts import ModelFacts, example_of, facts_of
 from modeling_siglip_ext.losses import softmax_loss
