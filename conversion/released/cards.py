@@ -9,15 +9,11 @@ import yaml
 
 from modeling_siglip_ext.hub.card import Card, Figure, Results
 from modeling_siglip_ext.hub.facts import ModelFacts, facts_of
+from modeling_siglip_ext.hub.tasks import TASKS
 
 from .catalogue import Entry, entries
 
 
-TASKS = {
-    "zero-shot": ("zero-shot-image-classification", "Zero-shot classification"),
-    "few-shot": ("image-classification", "Few-shot classification"),
-    "retrieval": ("zero-shot-image-classification", "Image-text retrieval"),
-}
 TOKENIZERS = {
     "v1": "Texts are lower-cased and cut with the {name} vocabulary of big_vision ({size:,} pieces); the tokenizer of "
     "transformers also strips punctuation, which big_vision leaves to whoever writes the prompts.",
