@@ -81,9 +81,10 @@ def known_to(task: str) -> list[str]:
     return [name for name, one in BENCHMARKS.items() if one.task == task]
 
 
-def find(name: str, task: str) -> Benchmark:
+def find(name: str, task: str | None = None) -> Benchmark:
     """Raises ValueError for an unknown name, or one of another command."""
-    known = known_to(task)
+    known = list(BENCHMARKS) if task is None else known_to(task)
     if name not in known:
-        raise ValueError(f"benchmark {name!r} is unknown to {task}; known are {', '.join(known) or 'none'}")
+        to = f" to {task}" if task else ""
+        raise ValueError(f"benchmark {name!r} is unknown{to}; known are {', '.join(known) or 'none'}")
     return BENCHMARKS[name]

@@ -81,8 +81,8 @@ def language_bars(
 
 def similarity_histogram(
     path: str | Path,
-    similarities: Sequence[float],
-    matched: Sequence[bool],
+    similarities: Sequence[float] | np.ndarray,
+    matched: Sequence[bool] | np.ndarray,
     threshold: float | None = None,
     *,
     title: str = "Similarity of matched and unmatched pairs",

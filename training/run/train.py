@@ -55,7 +55,7 @@ def prepare(recipe: Recipe) -> Run:
         )
     max_length = text_length(model, processor)
     tasks = emoji_tasks(rows.held_out) if data.dataset == "emoji" else []
-    metrics = None if held_out is None else HeldOutMetrics(model, processor, max_length, tasks)
+    metrics = None if held_out is None else HeldOutMetrics(model, processor, tasks)
     trainer = SiglipExtTrainer(
         model=model,
         args=args,
