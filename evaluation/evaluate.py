@@ -1,6 +1,7 @@
 """`evaluate`: the figures of a model on data, in Python, in the commands and in training alike."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .data import Classes, EvaluationData
 from .metrics.retrieval import retrieval_metrics
 from .metrics.zero_shot import (
     ForcedChoiceTask,
+    ZeroShotTask,
     accuracies,
     class_embeddings,
     fill_templates,
@@ -83,45 +85,57 @@ def evaluate(
         return torch.as_tensor(rows)
 
     if image_embeds is None:
-        images, unreadable = embed_images(model, processor, data, batch_size, workers, progress)
+        images, unreadable = embed_images(
+            model, processor, data, batch_size=batch_size, workers=workers, progress=progress
+        )
     else:
         images, unreadable = torch.as_tensor(image_embeds).float(), unreadable or {}
-    rows = count_of(data)
-    if rows is not None and rows != len(images):
-        raise ValueError(f"{len(images)} image embeddings for {rows} rows")
+    if any(rows is not None and len(rows) != len(images) for rows in (data.captions, labels)):
+        raise ValueError(f"{len(images)} image embeddings for {len(data.captions or labels or ())} rows")
     readable = [row for row in range(len(images)) if row not in unreadable]
     if not readable:
         raise ValueError("none of the images can be read")
+    counts = Counts(evaluated=len(readable), unreadable=sorted(unreadable))
     metrics: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    counts: dict[str, Any] = {"evaluated": len(readable), "unreadable": sorted(unreadable)}
     predictions = None
     if with_texts:
         texts = embed(data.texts) if text_embeds is None else torch.as_tensor(text_embeds).float()
-        metrics |= retrieval(images, texts, data.captions, readable, ks, counts)
+        captions = data.captions or [[""]] * len(images)
+        images_of, texts_of, owner = pairs(images, texts, captions, readable)
+        metrics |= retrieval_metrics(images_of, texts_of, owner, ks=ks)
+        counts = replace(counts, evaluated=len(images_of), texts=len(texts_of))
     if labels is not None and classes is not None:
-        found, predictions, single = classification(embed, images, labels, classes, readable, canonicalize, batch_size)
-        metrics |= found
-        counts["evaluated"] = sum(place >= 0 for place in predictions)
-        counts["without_label"] = sum(not own for own in labels)
+        kept = [row for row in readable if labels[row]]
+        if not kept:
+            raise ValueError("no image has a label")
+        own = [labels[row] for row in kept]
+        prompts = prompts_of(classes, canonicalize)
+        prototypes = class_embeddings(embed, prompts, batch_size=batch_size)
+        part = F.normalize(images[kept], dim=-1)
+        metrics |= accuracy_of(part, prototypes, own, first_of_same(prompts))
+        predictions = torch.full((len(images),), -1)
+        predictions[kept] = torch.cat([(some @ prototypes.T).argmax(1) for some in part.split(4096)])
+        counts = replace(counts, evaluated=len(kept), without_label=sum(not one for one in labels))
         settings |= {
             "class_names": classes.names_from,
             "classes": len(classes.names),
             "templates": classes.templates_from,
             "template_count": len(classes.templates),
             "canonicalize": canonicalize,
-            "labels": "one a row" if single else "any of several",
+            "labels": "one a row" if all(len(one) == 1 for one in own) else "any of several",
         }
-    metrics |= task_accuracies(embed, F.normalize(images, dim=-1), data)
-    done = [name for name, yes in (("retrieval", with_texts), ("zero-shot", with_classes)) if yes] or ["zero-shot"]
+    for task in data.tasks:
+        metrics[f"zero_shot_{task.name}"] = task_accuracy(embed, F.normalize(images[list(task.rows)], dim=-1), task)
+    done = ["retrieval"] * with_texts + ["zero-shot"] * with_classes or ["zero-shot"]
     return Result(
         " and ".join(done),
         metrics,
         model=evaluated_model(model),
         dataset=data.provenance,
-        counts=Counts(**counts),
+        counts=counts,
         settings=settings,
-        predictions=predictions,
+        predictions=None if predictions is None else predictions.tolist(),
     )
 
 
@@ -132,26 +146,15 @@ def evaluated_model(model: nn.Module) -> EvaluatedModel:
     return EvaluatedModel(name, class_name=type(model).__name__, dtype=dtype)
 
 
-def count_of(data: EvaluationData) -> int | None:
-    """The number of rows, where the data say it."""
-    sized = next((one for one in (data.captions, data.labels) if one is not None), None)
-    return None if sized is None else len(sized)
-
-
 def embed_images(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    data: EvaluationData,
-    batch_size: int,
-    workers: int | None,
-    progress: bool | None,
+    model: PreTrainedModel, processor: ProcessorMixin, data: EvaluationData, *, progress: bool | None, **options: Any
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """Embeddings (rows, D) of the data's images, and why some are not readable."""
+    """Embeddings (rows, D) of the data's images, and why some are not readable; `options` as in `encode_images`."""
     if data.images is None:
         raise ValueError("the data have no images: give image_embeds")
     source = undecoded(data.images, data.image_column or "image")
     items, count = items_of(source, data.image_column, "image")
-    batches = stream_images(model, processor, items, batch_size=batch_size, workers=workers)
+    batches = stream_images(model, processor, items, **options)
     embeds, errors, _ = collect(batches, count, "images", "report", progress, model)
     warn_of_unreadable(errors, len(embeds))
     return embeds, errors
@@ -164,69 +167,40 @@ def warn_of_unreadable(errors: Mapping[int, str], count: int) -> None:
         logger.warning("%d of %d images cannot be read and do not count: %s", len(errors), count, shown)
 
 
-def retrieval(
-    images: torch.Tensor,
-    texts: torch.Tensor,
-    captions: Sequence[Sequence[str]] | None,
-    readable: Sequence[int],
-    ks: Sequence[int],
-    counts: dict[str, Any],
-) -> dict[str, float]:
-    """Recall@k among the readable images that have a caption; says in `counts` how many took part."""
-    if captions is None:
-        captions = [[""]] * len(images)
+def pairs(
+    images: torch.Tensor, texts: torch.Tensor, captions: Sequence[Sequence[str]], readable: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the readable images that have a caption: the images and their texts, normalised, and the image of each text.
+
+    Raises:
+        ValueError: not one text embedding a caption.
+    """
     if sum(map(len, captions)) != len(texts):
         raise ValueError(f"{len(texts)} text embeddings for {sum(map(len, captions))} captions")
     kept = [row for row in readable if captions[row]]
     place = {row: index for index, row in enumerate(kept)}
     owner = torch.tensor([place.get(row, -1) for row, own in enumerate(captions) for _ in own])
     chosen = (owner >= 0).nonzero()[:, 0]
-    counts |= {"evaluated": len(kept), "texts": len(chosen)}
-    of_images, of_texts = F.normalize(images[torch.tensor(kept)], dim=-1), F.normalize(texts[chosen], dim=-1)
-    return retrieval_metrics(of_images, of_texts, owner[chosen], ks=ks)
+    return F.normalize(images[kept], dim=-1), F.normalize(texts[chosen], dim=-1), owner[chosen]
 
 
-def classification(
-    embed: Embed,
-    images: torch.Tensor,
-    labels: Sequence[Sequence[int]],
-    classes: Classes,
-    readable: Sequence[int],
-    canonicalize: bool,
-    batch_size: int,
-) -> tuple[dict[str, float], list[int], bool]:
-    """Zero-shot accuracies of the readable images with a label, the class put first for each row (-1 for the others),
-    and whether every image has one label.
-    """
-    kept = [row for row in readable if labels[row]]
-    if not kept:
-        raise ValueError("no image has a label")
-    names, templates = list(classes.names), list(classes.templates)
-    if canonicalize:
-        names, templates = [canonical(name) for name in names], [canonical(one) for one in templates]
-    prompts = fill_templates(names, templates)
-    prototypes = class_embeddings(embed, prompts, batch_size=batch_size)
-    part, own, first_of = F.normalize(images[kept], dim=-1), [labels[row] for row in kept], first_of_same(prompts)
-    single = all(len(one) == 1 for one in own)
-    if single:
-        metrics = zero_shot_metrics(part, prototypes, [one[0] for one in own], first_of=first_of)
-    else:
-        metrics = accuracies(zero_shot_ranks(part, prototypes, own, first_of=first_of), len(prototypes))
-    chosen = torch.cat([(rows @ prototypes.T).argmax(1) for rows in part.split(4096)])
-    predictions = torch.full((len(images),), -1)
-    predictions[kept] = chosen
-    return metrics, predictions.tolist(), single
+def prompts_of(classes: Classes, canonicalize: bool) -> list[list[str]]:
+    """The texts of each class."""
+    change = canonical if canonicalize else str
+    return fill_templates([change(name) for name in classes.names], [change(one) for one in classes.templates])
 
 
-def task_accuracies(embed: Embed, images: torch.Tensor, data: EvaluationData) -> dict[str, float]:
-    """`zero_shot_<name>` of each further task; `images` are normalised."""
-    metrics = {}
-    for task in data.tasks:
-        part = images[torch.tensor(task.rows)]
-        if isinstance(task, ForcedChoiceTask):
-            accuracy = forced_choice_accuracy(embed, part, task)
-        else:
-            classes = class_embeddings(embed, task.prompts)
-            accuracy = zero_shot_metrics(part, classes, task.labels, ks=(1,))["accuracy@1"]
-        metrics[f"zero_shot_{task.name}"] = accuracy
-    return metrics
+def accuracy_of(
+    images: torch.Tensor, prototypes: torch.Tensor, labels: Sequence[Sequence[int]], first_of: Sequence[int]
+) -> dict[str, float]:
+    """Accuracies, and mean per-class recall where every image has one label."""
+    if all(len(own) == 1 for own in labels):
+        return zero_shot_metrics(images, prototypes, [own[0] for own in labels], first_of=first_of)
+    return accuracies(zero_shot_ranks(images, prototypes, labels, first_of=first_of), len(prototypes))
+
+
+def task_accuracy(embed: Embed, images: torch.Tensor, task: ZeroShotTask | ForcedChoiceTask) -> float:
+    """The accuracy of one task on its rows' images, normalised."""
+    if isinstance(task, ForcedChoiceTask):
+        return forced_choice_accuracy(embed, images, task)
+    return zero_shot_metrics(images, class_embeddings(embed, task.prompts), task.labels, ks=(1,))["accuracy@1"]

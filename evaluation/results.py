@@ -18,6 +18,8 @@ from .data import Provenance
 PACKAGES = ("siglip-ext", "torch", "transformers", "datasets", "numpy", "pillow", "scikit-learn")
 # metrics with one of these in their names are shares, shown in percent
 SHARES = ("accuracy", "recall", "precision", "f1", "roc_auc")
+# fields that a file holds as they are
+AS_THEY_ARE = ("groups", "device", "processes", "seconds", "command", "versions", "date")
 Part = TypeVar("Part", bound="EvaluatedModel | Counts | Provenance")
 
 
@@ -112,15 +114,13 @@ class Result:
             model["class"] = model.pop("class_name")
         content: dict[str, Any] = {"task": self.task, "metrics": dict(self.metrics), "model": model}
         content |= {"dataset": dataset, "settings": dict(self.settings)}
-        rest = ("groups", "device", "processes", "seconds", "command", "versions", "date")
-        content |= {key: getattr(self, key) for key in rest}
+        content |= {key: getattr(self, key) for key in AS_THEY_ARE}
         return {key: value for key, value in content.items() if value is not None}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Result":
         """The result that a file's content says; what an older file lacks is None."""
         model, dataset = content.get("model"), content.get("dataset") or {}
-        rest = ("groups", "device", "processes", "seconds", "command", "versions", "date")
         return cls(
             content["task"],
             content["metrics"],
@@ -129,7 +129,7 @@ class Result:
             counts=known(Counts, dataset),
             settings=content.get("settings") or {},
             train=known(Provenance, dataset["train"]) if "train" in dataset else None,
-            **{key: content.get(key) for key in rest},
+            **{key: content.get(key) for key in AS_THEY_ARE},
         )
 
 

@@ -1,7 +1,7 @@
 """`embed`: embeddings of many images or texts in a folder, for search."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,6 @@ class Inputs:
     column: str | None = None
     names: list[str | None] | None = None
 
-    def part(self, first: int, last: int) -> Sequence[Any] | Iterator[Any]:
-        """The inputs from one place to another, exclusive."""
-        if self.column is None:
-            return self.items[first:last]
-        return (row[self.column] for row in self.items.select(range(first, last)))
-
 
 def inputs_of(arguments: argparse.Namespace) -> Inputs:
     """The inputs that the arguments name.
@@ -89,9 +83,13 @@ def run(arguments: argparse.Namespace) -> None:
     session = Session.open(settings)
 
     def encode(first: int, last: int) -> Iterator[EncodedBatch]:
-        part, size = inputs.part(first, last), settings.batch_size
+        size = settings.batch_size
         if inputs.kind == "text":
-            return stream_texts(session.model, session.processor, part, batch_size=size)
+            return stream_texts(session.model, session.processor, inputs.items[first:last], batch_size=size)
+        if inputs.column is None:
+            part = inputs.items[first:last]
+        else:
+            part = (row[inputs.column] for row in inputs.items.select(range(first, last)))
         return stream_images(session.model, session.processor, part, batch_size=size, workers=settings.workers)
 
     count, what, folder = len(inputs.items), f"{inputs.kind}s", Path(arguments.output_dir)

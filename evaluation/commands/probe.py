@@ -1,7 +1,7 @@
 """`few-shot`, `linear-probe` and `knn`: train on the embeddings of one split, test on those of another."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -83,17 +83,13 @@ def common_labels(sets: dict[str, EvaluationData]) -> dict[str, list[int]]:
     Raises:
         ValueError: a row with several labels, or none.
     """
+    alike = len({tuple(data.label_names or ()) for data in sets.values()}) == 1
+    common = sorted({name for data in sets.values() for name in data.label_names or ()})
     result = {}
-    names: dict[str, Sequence[str] | None] = {part: data.label_names for part, data in sets.items()}
-    common = sorted({name for own in names.values() for name in own or ()})
-    alike = len({None if own is None else tuple(own) for own in names.values()}) == 1
     for part, data in sets.items():
-        assert data.labels is not None
-        if any(len(own) != 1 for own in data.labels):
+        labels = data.labels or ()
+        if any(len(own) != 1 for own in labels):
             raise ValueError(f"the {part} rows have several labels, or none; a probe needs one a row")
-        own_names = names[part]
-        numbers = [own[0] for own in data.labels]
-        if not alike and own_names is not None:
-            numbers = [common.index(own_names[number]) for number in numbers]
-        result[part] = numbers
+        names = None if alike else data.label_names
+        result[part] = [own[0] if names is None else common.index(names[own[0]]) for own in labels]
     return result

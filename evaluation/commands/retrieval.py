@@ -1,6 +1,7 @@
 """`retrieval`: captions of images, and images of captions."""
 
 import argparse
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -45,16 +46,12 @@ def draw_sheet(
     from ..pictures.retrieval_sheet import retrieval_contact_sheet
 
     assert data.captions is not None
-    firsts, place = [], 0
-    for own in data.captions:
-        firsts.append(place)
-        place += len(own)
-    chosen = [firsts[row] for row in rows]
+    firsts = [0, *accumulate(map(len, data.captions))]
     retrieval_contact_sheet(
         path,
         [load_image(row[data.image_column]) for row in data.images.select(rows)],
         [data.captions[row][0] for row in rows],
         F.normalize(image_embeds[rows], dim=-1),
-        F.normalize(text_embeds[chosen], dim=-1),
+        F.normalize(text_embeds[[firsts[row] for row in rows]], dim=-1),
         title=f"Retrieval among the first {len(rows)} images, one caption each",
     )

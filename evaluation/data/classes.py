@@ -30,13 +30,13 @@ def lines_beside(source: str, name: str) -> list[str] | None:
 
 
 def class_names_of(
-    wanted: str | Sequence[str] | None, source: str, rows: datasets.Dataset, column: str | None
+    wanted: str | Sequence[str] | None, source: str | None, rows: datasets.Dataset, column: str | None
 ) -> tuple[list[str], str]:
     """Class names and where they are from.
 
     Args:
         wanted: the names, "imagenet", or a file with one a line; None for those that the dataset brings.
-        source: the dataset, which may have a `classnames.txt`.
+        source: where the dataset is, which may have a `classnames.txt` there.
         column: its label column, which may know them.
 
     Raises:
@@ -48,13 +48,13 @@ def class_names_of(
         return read_lines_or_json(wanted), wanted
     if wanted is not None:
         return list(wanted), "given"
-    if source.startswith("hf://"):
+    if source and source.startswith("hf://"):
         from huggingface_hub import HfFileSystem
 
         text = HfFileSystem().read_text(f"{source.removeprefix('hf://')}/classnames.txt", encoding="utf-8")
         beside = [line.strip() for line in str(text).splitlines()]
     else:
-        beside = lines_beside(source, "classnames.txt")
+        beside = lines_beside(source, "classnames.txt") if source else None
     names = beside or (label_names(rows, column) if column else None)
     if names is None:
         raise ValueError("the dataset has no class names: give --class_names, a file with one a line, or imagenet")

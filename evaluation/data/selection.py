@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
 
-from ..known_benchmarks import PROBES, Benchmark, find
+from ..known_benchmarks import PROBES, find
 from . import columns
 from .classes import class_names_of, labels_from_file, map_labels, templates_of
 from .evaluation_data import Classes, EvaluationData, Provenance
@@ -53,6 +52,8 @@ def select(
         FileNotFoundError: a path that does not exist.
         ValueError: naming the column, split or benchmark that is missing, and what there is.
     """
+    if task not in (None, "retrieval", "threshold", "zero-shot", *PROBES):
+        raise ValueError(f"no task {task!r}; there are retrieval, threshold, zero-shot, {', '.join(PROBES)}")
     known = find(benchmark, task) if benchmark else None
     if source is None and known is None:
         raise ValueError("give --dataset or --benchmark")
@@ -73,71 +74,41 @@ def select(
     image = column("image", image_column, columns.IMAGE_COLUMNS)
     if task is None:
         task = known.task if known else task_of(rows, caption_column, label_column or labels_file)
-    data = EvaluationData(
-        images=columns.images(rows, image),
-        image_column=image,
-        provenance=Provenance(name, benchmark, config, split, len(rows), rows._fingerprint, {"image": image}),
-    )
+    captions = labels = classes = names = None
+    read: dict[str, str | None] = {"image": image}
     if task in ("retrieval", "threshold"):
-        caption = column("caption", caption_column, columns.CAPTION_COLUMNS)
-        data = with_column(data, "caption", caption)
-        data = replace(data, captions=columns.captions(rows, caption))
+        read["caption"] = column("caption", caption_column, columns.CAPTION_COLUMNS)
+        captions = columns.captions(rows, read["caption"])
         if task == "threshold" and label_column:  # whether a pair belongs together
-            matched = columns.column(rows, label_column, (), "label")
-            data = replace(with_column(data, "label", matched), labels=columns.labels(rows, matched))
+            read["label"] = columns.column(rows, label_column, (), "label")
+            labels = columns.labels(rows, read["label"])
     elif task in PROBES:
-        label = column("label", label_column, columns.LABEL_COLUMNS)
-        names = columns.label_names(rows, label)
-        data = replace(with_column(data, "label", label), labels=columns.labels(rows, label), label_names=names)
-    elif task == "zero-shot":
-        if known is not None and known.labels_file and not labels_file:
-            raise ValueError(f"benchmark {benchmark} needs --labels, the file with its labels")
+        read["label"] = label = column("label", label_column, columns.LABEL_COLUMNS)
+        labels, names = columns.labels(rows, label), columns.label_names(rows, label)
+    elif labels_file is None and known is not None and known.labels_file:
+        raise ValueError(f"benchmark {benchmark} needs --labels, the file with its labels")
+    else:
         label = None if labels_file else column("label", label_column, columns.LABEL_COLUMNS)
-        here = str(source) if isinstance(source, (str, Path)) else None
-        data = with_column(with_column(data, "label", label), "labels_file", labels_file)
-        data = with_classes(data, rows, label, known, here, class_names, templates, labels_file, label_map)
-    return data
+        read |= {"label": label, "labels_file": labels_file}
+        wanted = class_names or (known.class_names if known else None)
+        origin = None if isinstance(source, datasets.Dataset) else name
+        class_list, names_from = class_names_of(wanted, origin, rows, label)
+        names = columns.label_names(rows, label) if label else None
+        if labels_file:
+            labels = labels_from_file(labels_file, rows, image)
+        else:  # a label map is what leads from the dataset's classes to those that the model chooses from
+            labels = columns.labels(rows, str(label), None if label_map else class_list)
+        prompts, templates_from = templates_of(templates, None if source is None else origin, known)
+        if label_map:
+            content = json.loads(Path(label_map).read_text(encoding="utf-8"))
+            labels, class_list = map_labels(content, labels, class_list, names)
+        classes = Classes(class_list, prompts, names_from, templates_from, known is not None and known.central_crop)
+    provenance = Provenance(name, benchmark, config, split, len(rows), rows._fingerprint, read)
+    images = columns.images(rows, image)
+    return EvaluationData(images, image, captions, labels, classes, names, provenance=provenance)
 
 
 def task_of(rows: datasets.Dataset, caption_column: str | None, labels: str | None) -> str:
     """What data are good for by themselves: retrieval where there are captions, otherwise classification."""
     usual = any(name in rows.column_names for name in columns.CAPTION_COLUMNS)
     return "retrieval" if caption_column or (usual and not labels) else "zero-shot"
-
-
-def with_column(data: EvaluationData, what: str, name: str | None) -> EvaluationData:
-    """The same data, saying which column was read."""
-    assert data.provenance is not None
-    provenance = replace(data.provenance, columns={**data.provenance.columns, what: name})
-    return replace(data, provenance=provenance)
-
-
-def with_classes(
-    data: EvaluationData,
-    rows: datasets.Dataset,
-    column: str | None,
-    benchmark: Benchmark | None,
-    here: str | None,
-    class_names: str | Sequence[str] | None,
-    templates: str | Sequence[str] | None,
-    labels_file: str | None,
-    label_map: str | None,
-) -> EvaluationData:
-    """The same data with labels and classes; arguments as those of `select`."""
-    assert data.provenance is not None
-    assert data.image_column is not None
-    wanted = class_names or (benchmark.class_names if benchmark else None)
-    names, names_from = class_names_of(wanted, data.provenance.source, rows, column)
-    own_names = columns.label_names(rows, column) if column else None
-    if column is None:
-        assert labels_file is not None
-        labels = labels_from_file(labels_file, rows, data.image_column)
-    else:  # a label map is what leads from the dataset's classes to those that the model chooses from
-        labels = columns.labels(rows, column, None if label_map else names)
-    filled, templates_from = templates_of(templates, here, benchmark)
-    if label_map:
-        content = json.loads(Path(label_map).read_text(encoding="utf-8"))
-        labels, names = map_labels(content, labels, names, own_names)
-    crop = benchmark is not None and benchmark.central_crop
-    classes = Classes(names, filled, names_from, templates_from, crop)
-    return replace(data, labels=labels, classes=classes, label_names=own_names)

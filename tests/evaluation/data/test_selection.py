@@ -138,6 +138,8 @@ def test_what_is_missing_is_named(tmp_path):
         select(benchmark="nothing")
     with pytest.raises(ValueError, match="unknown to retrieval; known are coco"):
         select(benchmark="pets", task="retrieval")
+    with pytest.raises(ValueError, match="no task 'classification'; there are retrieval, threshold, zero-shot, few-"):
+        select(rows(), task="classification")
     with pytest.raises(ValueError, match="no caption column"):
         select(rows(), task="retrieval")
     with pytest.raises(ValueError, match="has no class names"):
