@@ -4,3 +4,29 @@ if __name__ == "evaluation":
     raise ImportError(
         "this room is imported as modeling_siglip_ext.evaluation; run `pip install -e .` in the repository first"
     )
+
+from .data import Classes, EvaluationData, select
+from .evaluate import evaluate
+from .metrics.few_shot import few_shot_metrics
+from .metrics.probes import knn, linear_probe
+from .metrics.retrieval import retrieval_metrics
+from .metrics.zero_shot import ForcedChoiceTask, ZeroShotTask, class_embeddings, zero_shot_metrics
+from .results import Result, write_result
+
+
+__all__ = [
+    "Classes",
+    "EvaluationData",
+    "ForcedChoiceTask",
+    "Result",
+    "ZeroShotTask",
+    "class_embeddings",
+    "evaluate",
+    "few_shot_metrics",
+    "knn",
+    "linear_probe",
+    "retrieval_metrics",
+    "select",
+    "write_result",
+    "zero_shot_metrics",
+]

@@ -4,7 +4,7 @@ The `clip-benchmark/wds_*` repositories are those that clip_benchmark evaluates 
 --dataset and keep the other settings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,20 @@ class Benchmark:
 
 
 _WDS = "hf://datasets/clip-benchmark/wds_"
+_IMAGENET = Benchmark(
+    "zero-shot",
+    "ILSVRC/imagenet-1k",
+    "validation",
+    "train",
+    "image",
+    "label",
+    class_names="imagenet",
+    central_crop=True,
+)
 BENCHMARKS = {
-    "imagenet": Benchmark(
-        "zero-shot",
-        "ILSVRC/imagenet-1k",
-        "validation",
-        "train",
-        "image",
-        "label",
-        class_names="imagenet",
-        central_crop=True,
-    ),
+    "imagenet": _IMAGENET,
     # labels: real.json of google-research/reassessed-imagenet; rows without a label do not count
-    "imagenet-real": Benchmark(
-        "zero-shot",
-        "ILSVRC/imagenet-1k",
-        "validation",
-        image_column="image",
-        label_column="label",
-        class_names="imagenet",
-        labels_file=True,
-        central_crop=True,
-    ),
+    "imagenet-real": replace(_IMAGENET, train_split=None, labels_file=True),
     "imagenet-v2": Benchmark(
         "zero-shot", f"{_WDS}imagenetv2", label_column="cls", class_names="imagenet", central_crop=True
     ),
@@ -81,9 +73,10 @@ def known_to(task: str) -> list[str]:
     return [name for name, one in BENCHMARKS.items() if one.task == task]
 
 
-def find(name: str, task: str) -> Benchmark:
+def find(name: str, task: str | None = None) -> Benchmark:
     """Raises ValueError for an unknown name, or one of another command."""
-    known = known_to(task)
+    known = list(BENCHMARKS) if task is None else known_to(task)
     if name not in known:
-        raise ValueError(f"benchmark {name!r} is unknown to {task}; known are {', '.join(known) or 'none'}")
+        to = f" to {task}" if task else ""
+        raise ValueError(f"benchmark {name!r} is unknown{to}; known are {', '.join(known) or 'none'}")
     return BENCHMARKS[name]

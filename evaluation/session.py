@@ -1,136 +1,161 @@
 """A model under evaluation: it is loaded once, its embeddings are kept on disk, its results are written."""
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils import logging
 
 from modeling_siglip_ext import embedding_store as store
-from modeling_siglip_ext.encoding import EncodedBatch, encode_texts, stream_images, stream_texts
+from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
 
-from . import data
-from .results import write_result
+from .data import EvaluationData
+from .evaluate import evaluate, warn_of_unreadable
+from .results import EvaluatedModel, Result, write_result
 
 
-logger = logging.get_logger(__name__)
+@dataclass(frozen=True)
+class Settings:
+    """How a model is loaded and run, and where what it gives goes.
 
-# first and last row to the embeddings between them, as `store.compute` takes it
-Encode = Callable[[int, int], Iterator[EncodedBatch]]
+    Args:
+        model: name on the Hub, or a folder.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether to run code that the model brings.
+        device: where to compute; None for the accelerator if there is one.
+        dtype: "float32", "bfloat16" or "float16".
+        batch_size: inputs in one forward pass.
+        workers: threads that prepare images; None for one a core, at most 8.
+        part_rows: embeddings in one file on disk.
+        output_dir: for results and their pictures.
+        cache_dir: for embeddings, shared between evaluations.
+        central_crop: resize images to size / 0.875 and crop.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 64
+    workers: int | None = None
+    part_rows: int = 4096
+    output_dir: str = "results"
+    cache_dir: str = "results/embeddings"
+    central_crop: bool = False
 
 
 @dataclass
 class Session:
     """A model that is being evaluated, and where its embeddings and results go."""
 
-    args: argparse.Namespace
+    settings: Settings
     model: PreTrainedModel
     processor: ProcessorMixin
     weights: str
     started: float
 
     @classmethod
-    def open(cls, args: argparse.Namespace) -> "Session":
-        started = time.monotonic()
-        if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
-            raise FileNotFoundError(f"{args.model} is no folder")
-        device = checked_device(args.device or default_device())
-        options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
-        model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **options).eval()
+    def open(cls, settings: Settings) -> "Session":
+        """Load the model.
+
+        Raises:
+            FileNotFoundError: a folder that is not there.
+            ValueError: a device that torch cannot compute on, or a model that is not of images and texts.
+        """
+        started, name = time.monotonic(), settings.model
+        if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+            raise FileNotFoundError(f"{name} is no folder")
+        device = checked_device(settings.device or default_device())
+        options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+        model = AutoModel.from_pretrained(name, dtype=getattr(torch, settings.dtype), **options).eval()
         if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
-            raise ValueError(f"{args.model} is a {type(model).__name__}, not a model of images and texts")
-        processor = AutoProcessor.from_pretrained(args.model, **options)
-        if getattr(args, "central_crop", False):
+            raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
+        processor = AutoProcessor.from_pretrained(name, **options)
+        if settings.central_crop:
             crop_centre(processor.image_processor)
-        return cls(args, model.to(device), processor, store.weights_fingerprint(model), started)
+        return cls(settings, model.to(device), processor, store.weights_fingerprint(model), started)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the results."""
+        """Whether this process computes and writes the results."""
         return store.processes()[0] == 0
 
-    def settings(self, kind: str, **about: Any) -> dict[str, Any]:
+    def identity(self, kind: str, **about: Any) -> dict[str, Any]:
         """All that embeddings of this kind depend on."""
         if kind == "image":
-            own = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
+            preparation = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
         else:
-            own = tokenizer_settings(self.processor.tokenizer)
-        preparation = store.fingerprint({"of": own})
+            preparation = tokenizer_settings(self.processor.tokenizer)
         return {
             "kind": kind,
             "weights": self.weights,
-            "dtype": self.args.dtype,
-            "preparation": preparation,
+            "dtype": self.settings.dtype,
+            "preparation": store.fingerprint({"of": preparation}),
             **about,
         }
 
-    def embed_images(self, rows: datasets.Dataset, column: str, **options: Any) -> tuple[torch.Tensor, dict[int, str]]:
-        """Embeddings (rows, D), not normalised, through the cache; see `store.compute`."""
-        source = data.images(rows, column)
+    def embed_images(self, data: EvaluationData) -> tuple[torch.Tensor, dict[int, str]]:
+        """Embeddings (rows, D) through the cache, not normalised, and why some cannot be read; see `store.compute`."""
+        assert data.provenance is not None
 
         def encode(first: int, last: int) -> Iterator[EncodedBatch]:
-            items = (row[column] for row in source.select(range(first, last)))
-            sizes = {"batch_size": self.args.batch_size, "workers": self.args.workers}
+            items = (row[data.image_column] for row in data.images.select(range(first, last)))
+            sizes = {"batch_size": self.settings.batch_size, "workers": self.settings.workers}
             return stream_images(self.model, self.processor, items, normalize=False, **sizes)
 
-        settings = self.settings("image", data=rows._fingerprint, column=column)
-        return self._stored(settings, len(rows), encode, what="images", **options)
+        identity = self.identity("image", data=data.provenance.fingerprint, column=data.image_column)
+        embeds, errors = self._stored(identity, len(data.images), encode, what="images")
+        warn_of_unreadable(errors, len(embeds))
+        return embeds, errors
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Normalised embeddings (texts, D) through the cache."""
+        """Embeddings (texts, D) through the cache, not normalised."""
 
         def encode(first: int, last: int) -> Iterator[EncodedBatch]:
-            return stream_texts(
-                self.model, self.processor, texts[first:last], batch_size=self.args.batch_size, normalize=False
-            )
+            part = texts[first:last]
+            return stream_texts(self.model, self.processor, part, batch_size=self.settings.batch_size, normalize=False)
 
-        settings = self.settings("text", data=store.fingerprint({"texts": list(texts)}))
-        return F.normalize(self._stored(settings, len(texts), encode, what="texts")[0], dim=-1)
-
-    def embed_prompts(self, texts: list[str]) -> torch.Tensor:
-        """Normalised embeddings (texts, D) of class prompts, not kept."""
-        return encode_texts(self.model, self.processor, texts, return_tensors="pt", progress=False)
+        identity = self.identity("text", data=store.fingerprint({"texts": list(texts)}))
+        return self._stored(identity, len(texts), encode, what="texts")[0]
 
     def _stored(
-        self, settings: dict, count: int, encode: Callable[[int, int], Iterator[EncodedBatch]], what: str
+        self, identity: dict, count: int, encode: Callable[[int, int], Iterator[EncodedBatch]], what: str
     ) -> tuple[torch.Tensor, dict[int, str]]:
-        folder = Path(self.args.cache_dir) / store.fingerprint(settings)
-        store.compute(folder, settings, count, encode, self.model, part_rows=self.args.part_rows, what=what)
+        folder = Path(self.settings.cache_dir) / store.fingerprint(identity)
+        store.compute(folder, identity, count, encode, self.model, part_rows=self.settings.part_rows, what=what)
         if not self.first:  # it computes no figures
             return torch.empty(0), {}
         embeds, errors, _ = store.read(folder)
         return embeds, errors
 
-    def finish(self, task: str, metrics: dict[str, Any], *, about: dict, settings: dict, name: str) -> Path:
-        """Write and print the result."""
-        path = write_result(
-            Path(self.args.output_dir) / f"{name}.json",
-            task,
-            metrics,
-            model={
-                "name": self.args.model,
-                "revision": self.args.revision,
-                "weights": self.weights,
-                "class": type(self.model).__name__,
-                "dtype": self.args.dtype,
-            },
-            dataset=about,
-            settings=settings,
+    def evaluate(self, data: EvaluationData, **options: Any) -> Result:
+        """`evaluate` with embeddings of this session; `options` are its further arguments."""
+        return evaluate(self.model, self.processor, data, batch_size=self.settings.batch_size, **options)
+
+    def finish(self, result: Result, name: str) -> Path:
+        """Write and print a result, with what this session knows of it."""
+        facts = EvaluatedModel(
+            self.settings.model,
+            self.weights,
+            self.settings.revision,
+            type(self.model).__name__,
+            self.settings.dtype,
+        )
+        result = replace(
+            result,
+            model=facts,
             device=str(self.model.device),
             processes=store.processes()[1],
             seconds=round(time.monotonic() - self.started, 1),
         )
-        for key, value in metrics.items():
+        path = write_result(Path(self.settings.output_dir) / f"{name}.json", result)
+        for key, value in result.metrics.items():
             if isinstance(value, float):
                 print(f"{key:40s} {value:.4f}")
         print(path)
@@ -173,18 +198,3 @@ def crop_centre(image_processor: Any) -> None:
     image_processor.crop_size = dict(size)
     image_processor.size = {side: int(pixels / 0.875) for side, pixels in dict(size).items()}
     image_processor.do_center_crop = True
-
-
-def readable(embeds: torch.Tensor, errors: dict[int, str]) -> np.ndarray:
-    """Rows whose image could be read; the others are named in one warning.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if errors:
-        shown = "; ".join(f"{row}: {message}" for row, message in list(errors.items())[:10])
-        logger.warning("%d of %d images cannot be read and do not count: %s", len(errors), len(embeds), shown)
-    rows = np.setdiff1d(np.arange(len(embeds)), list(errors))
-    if not len(rows):
-        raise ValueError("none of the images can be read")
-    return rows

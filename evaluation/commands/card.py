@@ -1,20 +1,20 @@
-"""Results of `siglip-ext-eval` in the model card of a folder, if they are of the weights in that folder."""
+"""`card`: results in the model card of a folder, if they are of the weights in that folder."""
 
 import argparse
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModel
 
+from modeling_siglip_ext.command_line import Subparsers, add_command
 from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.hub.card import add_results
-from modeling_siglip_ext.hub.results import TASKS, Figure, Results, is_share
+from modeling_siglip_ext.hub.results import CLASSIFICATION, TASKS, Figure, Results, is_share
 
+from ..data import Provenance
 from ..known_benchmarks import BENCHMARKS
-from ..results import is_number, result_files
+from ..results import Result, is_number, read_results
 
 
 NAMES = {
@@ -30,51 +30,59 @@ NAMES = {
 }
 
 
-def card(args: argparse.Namespace) -> None:
-    """Add results to the model card of a folder; they must be of its weights."""
-    folder = Path(args.model)
+def register(commands: Subparsers) -> None:
+    summary = "Add results to the model card of a folder; they must be of its weights."
+    parser = add_command(commands, "card", run, summary=summary)
+    parser.add_argument("results", nargs="+", help="result files, or folders with them")
+    parser.add_argument("--model", required=True, help="model folder with a card")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model brings")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.model)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: results go into the card of a model here, which is then published")
     results, prints = [], {}
-    for path in result_files(args.results):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["task"] not in TASKS:
-            raise ValueError(f"{path}: results of {result['task']} have no place in a card")
-        dtype = result["model"]["dtype"]
+    for path, result in read_results(arguments.results).items():
+        if result.task not in TASKS:
+            raise ValueError(f"{path}: results of {result.task} have no place in a card")
+        if result.model is None or result.model.dtype is None or result.dataset is None:
+            raise ValueError(f"{path} does not say which model was measured, and on what")
+        dtype = result.model.dtype
         if dtype not in prints:
-            model = AutoModel.from_pretrained(
-                folder, dtype=getattr(torch, dtype), trust_remote_code=args.trust_remote_code
-            )
-            prints[dtype] = weights_fingerprint(model)
-        if result["model"]["weights"] != prints[dtype]:
-            raise ValueError(f"{path} is of {result['model']['name']}, whose weights are not those in {folder}")
+            options = {"dtype": getattr(torch, dtype), "trust_remote_code": arguments.trust_remote_code}
+            prints[dtype] = weights_fingerprint(AutoModel.from_pretrained(folder, **options))
+        if result.model.weights != prints[dtype]:
+            raise ValueError(f"{path} is of {result.model.name}, whose weights are not those in {folder}")
         results.append(as_results(result))
     print(add_results(folder, results))
 
 
-def as_results(result: dict[str, Any]) -> Results:
-    """What a card says of one result file."""
-    about, settings, task = result["dataset"], result.get("settings", {}), result["task"]
-    task_id, task_name = TASKS[task]
+def as_results(result: Result) -> Results:
+    """What a card says of one result, which must have a model and a dataset."""
+    assert result.dataset is not None
+    task_id, task_name = TASKS[result.task]
+    plain = task_id == CLASSIFICATION or result.task == "zero-shot"
     figures = [
         Figure(
-            f"{task} {key}" if task_id == "image-classification" or task == "zero-shot" else label(key),
-            re.sub(r"\W+", "_", task) + f"_{key}",
+            f"{result.task} {key}" if plain else label(key),
+            re.sub(r"\W+", "_", result.task) + f"_{key}",
             value,
-            chance(task, key, about, settings),
+            chance(result, key),
             percent=is_share(key),
         )
-        for key, value in result["metrics"].items()
+        for key, value in result.metrics.items()
         if is_number(value)
     ]
+    name = dataset_id(result.dataset)
     return Results(
-        dataset=NAMES.get(about.get("benchmark"), dataset_id(about)),
-        dataset_id=dataset_id(about),
+        dataset=NAMES.get(result.dataset.benchmark or "", name),
+        dataset_id=name,
         figures=tuple(figures),
         task=task_id,
         task_name=task_name,
-        split=about.get("split"),
-        date=result["date"][:10],
+        split=result.dataset.split,
+        date=(result.date or "")[:10] or None,
         note=note(result),
     )
 
@@ -83,44 +91,45 @@ def label(key: str) -> str:
     return key.replace("image_to_text_recall", "image→text R").replace("text_to_image_recall", "text→image R")
 
 
-def dataset_id(about: dict[str, Any]) -> str:
+def dataset_id(dataset: Provenance) -> str:
     """The dataset's name on the Hub; of a copy or a dataset here, which has none, a short name."""
-    source = about["source"]
+    source = dataset.source
     if Path(source).exists() or "/" not in source:
-        return about.get("benchmark") or re.sub(r"[^\w.-]+", "-", Path(source).stem) or "data"
-    benchmark = BENCHMARKS.get(about.get("benchmark"))
+        return dataset.benchmark or re.sub(r"[^\w.-]+", "-", Path(source).stem) or "data"
+    benchmark = BENCHMARKS.get(dataset.benchmark or "")
     name = source.removeprefix("hf://datasets/")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or (benchmark is not None and benchmark.labels_file):
-        return about.get("benchmark") or re.sub(r"[^\w.-]+", "-", Path(source).name)
+        return dataset.benchmark or re.sub(r"[^\w.-]+", "-", Path(source).name)
     return name
 
 
-def chance(task: str, key: str, about: dict[str, Any], settings: dict[str, Any]) -> float | None:
+def chance(result: Result, key: str) -> float | None:
     """What guessing gives, where that follows from the numbers of classes or images."""
-    found = re.search(r"@(\d+)$", key)
-    if found is None:
+    match = re.search(r"@(\d+)$", key)
+    if match is None:
         return None
-    k = int(found[1])
-    if task == "zero-shot" and settings.get("labels") == "one a row":
-        return min(1.0, k / settings["classes"])
-    if task == "retrieval" and key.startswith("text_to_image"):
-        return min(1.0, k / about["evaluated"])
+    k = int(match[1])
+    if result.task == "zero-shot" and result.settings.get("labels") == "one a row":
+        return min(1.0, k / result.settings["classes"])
+    if result.task == "retrieval" and key.startswith("text_to_image") and result.counts.evaluated:
+        return min(1.0, k / result.counts.evaluated)
     return None
 
 
-def note(result: dict[str, Any]) -> str:
+def note(result: Result) -> str:
     """How it was measured, in a line."""
-    about, settings = result["dataset"], result.get("settings", {})
-    count = about.get("evaluated") or about.get("test_rows") or about.get("pairs")
-    parts = [f"{count:,} {'pairs' if 'pairs' in about else 'images'}"] if count else []
-    if about.get("texts"):
-        parts.append(f"{about['texts']:,} texts")
-    if about.get("languages"):
-        parts.append(f"{len(about['languages'])} languages")
-    if about.get("unreadable"):
-        parts.append(f"{len(about['unreadable'])} images could not be read")
-    shown = {key: value for key, value in settings.items() if value not in (None, False, [])}
+    counts = result.counts
+    count = counts.evaluated or counts.test_rows or counts.pairs
+    parts = [f"{count:,} {'images' if counts.pairs is None else 'pairs'}"] if count else []
+    if counts.texts:
+        parts.append(f"{counts.texts:,} texts")
+    if counts.languages:
+        parts.append(f"{len(counts.languages)} languages")
+    if counts.unreadable:
+        parts.append(f"{len(counts.unreadable)} images could not be read")
+    shown = {key: value for key, value in result.settings.items() if value not in (None, False, [])}
     # a path of this machine says nothing elsewhere
     parts += [f"{key} {Path(v).name if isinstance(v, str) and Path(v).exists() else v}" for key, v in shown.items()]
-    parts.append(f"weights in {result['model']['dtype']}")
+    if result.model is not None:
+        parts.append(f"weights in {result.model.dtype}")
     return "; ".join(parts) + ". Equal scores count as misses."

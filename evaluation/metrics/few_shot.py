@@ -43,9 +43,9 @@ def strict_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def few_shot_metrics(
     train: torch.Tensor | np.ndarray,
-    train_labels: Sequence[int],
+    train_labels: Sequence[int] | np.ndarray,
     test: torch.Tensor | np.ndarray,
-    test_labels: Sequence[int],
+    test_labels: Sequence[int] | np.ndarray,
     *,
     shots: Sequence[int] = (10,),
     seeds: int = 3,

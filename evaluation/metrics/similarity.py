@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 
 def calibrate_threshold(
-    similarities: Sequence[float], matched: Sequence[bool], *, precision: float | None = None
+    similarities: Sequence[float] | np.ndarray, matched: Sequence[bool] | np.ndarray, *, precision: float | None = None
 ) -> dict[str, float]:
     """The cosine from which a pair counts as matched: the best F1, or the most recall at a wanted precision.
 

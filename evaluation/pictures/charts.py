@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Canvas
 
-from .retrieval_sheet import _ACCENT, _FAINT, _INK, _MUTED, _RIGHT, _WRONG, _cut, _save, caption_fonts
+from .style import ACCENT, FAINT, INK, MUTED, RIGHT, WRONG, caption_fonts, cut, quiet, save
 
 
 def confusion_matrix(
@@ -34,29 +33,29 @@ def confusion_matrix(
         chosen = np.sort(np.argsort(-(errors.sum(0) + errors.sum(1)), kind="stable")[:most])
         title = f"{title} (the {most} classes of {len(names)} with the most errors)"
     shares = shares[np.ix_(chosen, chosen)]
-    shown = [_cut(names[place], 24) for place in chosen]
+    shown = [cut(names[place], 24) for place in chosen]
     side = max(3.5, 0.28 * len(chosen) + 2.2)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Canvas(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     fonts = caption_fonts(shown)
     axes.set_xticks(range(len(chosen)), shown, rotation=90, fontsize=7.5, fontfamily=fonts)
     axes.set_yticks(range(len(chosen)), shown, fontsize=7.5, fontfamily=fonts)
-    axes.set_xlabel("chosen class", color=_MUTED)
-    axes.set_ylabel("right class", color=_MUTED)
-    axes.tick_params(length=0, colors=_INK)
+    axes.set_xlabel("chosen class", color=MUTED)
+    axes.set_ylabel("right class", color=MUTED)
+    axes.tick_params(length=0, colors=INK)
     for spine in axes.spines.values():
-        spine.set_color(_FAINT)
-    axes.set_title(title, fontsize=11, loc="left", color=_INK, fontweight="bold")
+        spine.set_color(FAINT)
+    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
     if len(chosen) <= 12:
         for row, column in np.ndindex(*shares.shape):
             share = shares[row, column]
-            colour = "white" if share > 0.55 else _INK if share >= 0.005 else _FAINT
+            colour = "white" if share > 0.55 else INK if share >= 0.005 else FAINT
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, format=lambda value, _: f"{100 * value:.0f} %")
-    bar.ax.tick_params(length=0, colors=_MUTED, labelsize=8)
+    bar.ax.tick_params(length=0, colors=MUTED, labelsize=8)
     bar.outline.set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def language_bars(
@@ -65,25 +64,25 @@ def language_bars(
     """Draw Recall@1 of both directions for every language, best first, with the means as lines."""
     directions = {"text → image": "text_to_image_recall@1", "image → text": "image_to_text_recall@1"}
     languages = sorted(of_language, key=lambda name: -of_language[name]["text_to_image_recall@1"])
-    figure = Figure(figsize=(max(5.0, 0.3 * len(languages) + 1.5), 4), layout="constrained")
+    figure = Canvas(figsize=(max(5.0, 0.3 * len(languages) + 1.5), 4), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(languages))
-    for offset, (label, key), colour in zip((-0.2, 0.2), directions.items(), (_ACCENT, _RIGHT)):
+    for offset, (label, key), colour in zip((-0.2, 0.2), directions.items(), (ACCENT, RIGHT)):
         values = [100 * of_language[name][key] for name in languages]
         axes.bar(places + offset, values, width=0.38, color=colour, label=f"{label}, mean {np.mean(values):.1f} %")
-        axes.axhline(np.mean(values), color=colour, linewidth=0.9, linestyle="--")
+        axes.axhline(float(np.mean(values)), color=colour, linewidth=0.9, linestyle="--")
     axes.set_xticks(places, languages, rotation=90 if len(languages) > 12 else 0, fontsize=8)
     axes.yaxis.set_major_formatter("{x:g} %")
-    _quiet(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    axes.set_title(f"{title}: Recall@1", fontsize=11, loc="left", color=_INK, fontweight="bold")
-    return _save(figure, path)
+    quiet(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    axes.set_title(f"{title}: Recall@1", fontsize=11, loc="left", color=INK, fontweight="bold")
+    return save(figure, path)
 
 
 def similarity_histogram(
     path: str | Path,
-    similarities: Sequence[float],
-    matched: Sequence[bool],
+    similarities: Sequence[float] | np.ndarray,
+    matched: Sequence[bool] | np.ndarray,
     threshold: float | None = None,
     *,
     title: str = "Similarity of matched and unmatched pairs",
@@ -91,24 +90,16 @@ def similarity_histogram(
     """Draw the cosines of matched and of unmatched pairs, each as a density, and the calibrated threshold."""
     scores, truth = np.asarray(similarities, float), np.asarray(matched, bool)
     edges = np.linspace(scores.min(), scores.max() + 1e-9, 60)
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Canvas(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for kind, name, colour in ((False, "unmatched", _WRONG), (True, "matched", _RIGHT)):
+    for kind, name, colour in ((False, "unmatched", WRONG), (True, "matched", RIGHT)):
         part = scores[truth == kind]
-        axes.hist(part, bins=edges, density=True, color=colour, alpha=0.65, label=f"{name} ({len(part)})")
+        axes.hist(part, bins=edges.tolist(), density=True, color=colour, alpha=0.65, label=f"{name} ({len(part)})")
     if threshold is not None:
-        axes.axvline(threshold, color=_ACCENT, linewidth=1.4, label=f"threshold {threshold:.3f}".replace("-", "−"))
+        axes.axvline(threshold, color=ACCENT, linewidth=1.4, label=f"threshold {threshold:.3f}".replace("-", "−"))
     axes.set_yticks([])
-    axes.set_xlabel("cosine of image and text", color=_MUTED)
-    _quiet(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    axes.set_title(title, fontsize=11, loc="left", color=_INK, fontweight="bold")
-    return _save(figure, path)
-
-
-def _quiet(axes: Axes) -> None:
-    axes.tick_params(length=0, colors=_MUTED)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set(visible=side == "bottom", color=_FAINT)
+    axes.set_xlabel("cosine of image and text", color=MUTED)
+    quiet(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
+    return save(figure, path)

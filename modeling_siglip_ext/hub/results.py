@@ -15,14 +15,15 @@ from ..files import write_text
 
 EVAL_RESULTS = ".eval_results"
 MEASURED, PUBLISHED = "siglip-ext-measured.yaml", "siglip-ext-published.yaml"
+CONTRASTIVE, CLASSIFICATION = "zero-shot-image-classification", "image-classification"
 TASKS = {  # the Hub's name of the task, and one for a reader
-    "zero-shot": ("zero-shot-image-classification", "Zero-shot classification"),
-    "retrieval": ("zero-shot-image-classification", "Image-text retrieval"),
-    "multilingual-retrieval": ("zero-shot-image-classification", "Image-text retrieval, mean over languages"),
-    "few-shot": ("image-classification", "Few-shot classification"),
-    "linear-probe": ("image-classification", "Linear probe"),
-    "knn": ("image-classification", "k nearest neighbours"),
-    "threshold": ("zero-shot-image-classification", "Matching of images and texts"),
+    "zero-shot": (CONTRASTIVE, "Zero-shot classification"),
+    "retrieval": (CONTRASTIVE, "Image-text retrieval"),
+    "multilingual-retrieval": (CONTRASTIVE, "Image-text retrieval, mean over languages"),
+    "few-shot": (CLASSIFICATION, "Few-shot classification"),
+    "linear-probe": (CLASSIFICATION, "Linear probe"),
+    "knn": (CLASSIFICATION, "k nearest neighbours"),
+    "threshold": (CONTRASTIVE, "Matching of images and texts"),
 }
 SHARES = ("accuracy", "recall", "precision", "f1", "roc_auc")
 

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 from transformers import PreTrainedConfig, TrainerState
 
-from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import loss_curve
+from modeling_siglip_ext.evaluation.pictures.loss_curve import loss_curve
 from modeling_siglip_ext.hub.card import Card
 from modeling_siglip_ext.hub.facts import ModelFacts, example_of, facts_of
 

@@ -69,7 +69,7 @@ def prepare(recipe: Recipe) -> Run:
         eval_dataset=held_out,
         data_collator=ImageTextCollator(processor, max_length, uint8=args.mini_batch_size is not None),
         processing_class=processor,
-        compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, max_length, tasks),
+        compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )
     if not args.disable_tqdm:
         ReadableProgress.replace_in(trainer)

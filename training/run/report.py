@@ -11,7 +11,8 @@ from datasets import Dataset
 from PIL import Image
 from transformers import TrainerState
 
-from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import loss_curve, retrieval_contact_sheet
+from modeling_siglip_ext.evaluation.pictures.loss_curve import loss_curve
+from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import retrieval_contact_sheet
 from modeling_siglip_ext.files import new_folder, write_json
 from modeling_siglip_ext.hub.card import Card, write_card
 from modeling_siglip_ext.hub.facts import HELD_OUT, example_of, facts_of

@@ -24,7 +24,7 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.evaluation import session
 from modeling_siglip_ext.evaluation.__main__ import main
-from modeling_siglip_ext.evaluation.commands import arguments as commands
+from modeling_siglip_ext.evaluation.data.classes import map_labels
 
 
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -95,7 +95,7 @@ def run(folder, tmp_path):
         before = set(tmp_path.glob("out/*.json"))
         arguments = ["--model", str(folder / "model"), "--dataset", str(folder / data)]
         paths = ["--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
-        main([command, *arguments, *paths, "--part_rows", "10", *options])
+        assert main([command, *arguments, *paths, "--part_rows", "10", *options]) == 0
         (new,) = set(tmp_path.glob("out/*.json")) - before
         result = json.loads(new.read_text())
         new.unlink()
@@ -177,14 +177,14 @@ def test_a_central_crop_is_big_visions(parts, run):
 
 
 def test_a_label_map_restricts_the_choice():
-    labels, names = commands.map_labels({"0": [4, 2], "1": "e"}, [[0], [1], [9]], list("abcdef"))
+    labels, names = map_labels({"0": [4, 2], "1": "e"}, [[0], [1], [9]], list("abcdef"))
     assert names == ["c", "e"]
     assert labels == [[1, 0], [1], []]
-    assert commands.map_labels({"cat": "b", "1": 0}, [[0], [1]], ["a", "b"], ["cat", "dog"])[0] == [[1], [0]]
+    assert map_labels({"cat": "b", "1": 0}, [[0], [1]], ["a", "b"], ["cat", "dog"])[0] == [[1], [0]]
     with pytest.raises(ValueError, match="sends '0' to 'z', which is no class"):
-        commands.map_labels({"0": "z"}, [[0]], ["a"])
+        map_labels({"0": "z"}, [[0]], ["a"])
     with pytest.raises(ValueError, match="'bird' is neither a number nor one of the data set's labels"):
-        commands.map_labels({"bird": "a"}, [[0]], ["a"], ["cat"])
+        map_labels({"bird": "a"}, [[0]], ["a"], ["cat"])
 
 
 def test_a_label_map_leads_from_the_datas_classes_to_others(run, tmp_path):
@@ -260,7 +260,7 @@ def test_a_broken_image_does_not_count_and_is_named(run, caplog):
 def test_embed_and_duplicates(parts, folder, tmp_path, capsys, form):
     output = tmp_path / "embeddings"
     arguments = ["--model", str(folder / "model"), "--images", str(folder / "images"), "--device", "cpu"]
-    main(["embed", *arguments, "--output", str(output), "--format", form, "--part_rows", "2"])
+    assert main(["embed", *arguments, "--output_dir", str(output), "--format", form, "--part_rows", "2"]) == 0
     printed = capsys.readouterr().out
     assert "row 3 cannot be read" in printed
     assert "4 of 5 images are in" in printed
@@ -274,7 +274,8 @@ def test_embed_and_duplicates(parts, folder, tmp_path, capsys, form):
         found = np.array(table["embedding"].to_pylist())[[0, 1, 2]]
         np.testing.assert_allclose(found, unit(parts, images=IMAGES[:3]), atol=1e-6)
         assert table["error"].to_pylist()[3].endswith("not an image that PIL knows")
-    main(["duplicates", "--embeddings", str(output), "--threshold", "0.9999", "--output", str(tmp_path / "d.json")])
+    options = ["--threshold", "0.9999", "--output_file", str(tmp_path / "d.json")]
+    assert main(["duplicates", "--embeddings", str(output), *options]) == 0
     result = json.loads((tmp_path / "d.json").read_text())
     assert [group["rows"] for group in result["groups"]] == [[1, 4]]
 
@@ -282,7 +283,7 @@ def test_embed_and_duplicates(parts, folder, tmp_path, capsys, form):
 def test_embedding_texts(parts, folder, tmp_path):
     (tmp_path / "texts.txt").write_text("one\ntwo\nthree\n")
     arguments = ["--model", str(folder / "model"), "--texts", str(tmp_path / "texts.txt"), "--device", "cpu"]
-    main(["embed", *arguments, "--output", str(tmp_path / "e")])
+    assert main(["embed", *arguments, "--output-dir", str(tmp_path / "e")]) == 0
     found = np.array(pyarrow.parquet.read_table(tmp_path / "e")["embedding"].to_pylist())
     np.testing.assert_allclose(found, unit(parts, texts=["one", "two", "three"]), atol=1e-6)
 
@@ -291,9 +292,9 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
     common = ["--dataset", str(folder / "data"), "--cache_dir", str(tmp_path / "cache"), "--device", "cpu"]
     for number, templates in enumerate(["none", "clip_best"]):
         output = ["--output_dir", str(tmp_path / f"run{number}"), "--templates", templates]
-        main(["zero-shot", "--model", str(folder / "model"), *common, *output])
+        assert main(["zero-shot", "--model", str(folder / "model"), *common, *output]) == 0
     capsys.readouterr()
-    main(["report", str(tmp_path / "run0"), str(tmp_path / "run1")])
+    assert main(["report", str(tmp_path / "run0"), str(tmp_path / "run1")]) == 0
     text = capsys.readouterr().out
     assert "## zero-shot:" in text
     values = [
@@ -301,7 +302,7 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
     ]
     assert f"| accuracy@1 | {100 * values[0]:.1f} | {100 * values[1]:.1f} |" in text
     assert "template_count differs:" in text
-    main(["report", str(tmp_path), "--output", str(tmp_path / "report.md")])
+    assert main(["report", str(tmp_path), "--output_file", str(tmp_path / "report.md")]) == 0
     assert "accuracy@1" in (tmp_path / "report.md").read_text()
 
 
@@ -323,30 +324,31 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
         (["multilingual-retrieval"], "give --languages"),
     ],
 )
-def test_mistakes_are_named_in_one_line(folder, tmp_path, options, message):
+def test_mistakes_are_named_in_one_line(folder, tmp_path, capsys, options, message):
     arguments = ["--model", str(folder / "model"), "--dataset", str(folder / "data")]
-    with pytest.raises(SystemExit) as error:
-        main([options[0], *arguments, "--output_dir", str(tmp_path), *options[1:]])
-    assert message in str(error.value)
+    assert main([options[0], *arguments, "--output_dir", str(tmp_path), *options[1:]]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("siglip-ext-eval: error: ")
+    assert message in said[-1]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_probe_needs_data_of_its_own(folder, tmp_path):
+def test_a_probe_needs_data_of_its_own(folder, tmp_path, capsys):
     """From a single file both sets would be the same rows, and every probe near perfect."""
     datasets.load_from_disk(str(folder / "data"))["train"].to_parquet(tmp_path / "rows.parquet")
     for given, message in (
         ([], "give --dataset or --benchmark"),
         (["--dataset", str(tmp_path / "rows.parquet")], "has no splits"),
     ):
-        with pytest.raises(SystemExit, match=message):
-            main(["knn", "--model", str(folder / "model"), *given])
+        assert main(["knn", "--model", str(folder / "model"), *given]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(folder, tmp_path):
     base = ["retrieval", "--model", str(folder / "model"), "--dataset", str(folder / "data"), "--device", "cpu"]
     base += ["--part_rows", "5", "--sheet", "0"]
-    main([*base, "--output_dir", str(tmp_path / "one"), "--cache_dir", str(tmp_path / "cache1")])
+    assert main([*base, "--output_dir", str(tmp_path / "one"), "--cache_dir", str(tmp_path / "cache1")]) == 0
     paths = ["--output_dir", str(tmp_path / "two"), "--cache_dir", str(tmp_path / "cache2")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "modeling_siglip_ext.evaluation", *base, *paths]

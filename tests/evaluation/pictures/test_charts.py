@@ -11,8 +11,8 @@ from modeling_siglip_ext.evaluation.pictures import charts
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
     """Every figure that is saved."""
-    found, save = [], charts._save
-    monkeypatch.setattr(charts, "_save", lambda figure, path: (found.append(figure), save(figure, path))[1])
+    found, save = [], charts.save
+    monkeypatch.setattr(charts, "save", lambda figure, path: (found.append(figure), save(figure, path))[1])
     return found
 
 

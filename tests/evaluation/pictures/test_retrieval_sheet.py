@@ -1,6 +1,4 @@
-"""The pictures are written, complete, and show what they should: right answers green, missing fonts named."""
-
-import warnings
+"""The sheet is written, complete, and shows what it should: right answers green."""
 
 import matplotlib
 import numpy as np
@@ -8,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_siglip_ext.evaluation.pictures import retrieval_sheet as plots
-from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import caption_fonts, loss_curve, retrieval_contact_sheet
+from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import retrieval_contact_sheet
+from modeling_siglip_ext.evaluation.pictures.style import RIGHT
 
 
 COUNT = 12
@@ -25,7 +23,7 @@ def sheet(path, order, **options):
 
 def green_pixels(path) -> int:
     """Pixels of exactly the colour that frames a right image."""
-    right = tuple(int(plots._RIGHT[i : i + 2], 16) for i in (1, 3, 5))
+    right = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
     return int((np.asarray(Image.open(path).convert("RGB")) == right).all(-1).sum())
 
 
@@ -56,35 +54,3 @@ def test_lengths_that_differ_and_bad_queries_are_named(tmp_path):
     with pytest.raises(ValueError, match="within 0 and 1"):
         retrieval_contact_sheet(tmp_path / "x.png", image, ["a", "b"], torch.eye(2), torch.eye(2), queries=[2])
     assert not list(tmp_path.iterdir())
-
-
-def test_european_captions_need_no_other_font_and_a_missing_script_is_named(monkeypatch):
-    # What every machine has: the fonts inside the matplotlib package, one of which "has" all characters as boxes.
-    inside = matplotlib.get_data_path()
-    shipped = [entry for entry in plots.fontManager.ttflist if entry.fname.startswith(inside)]
-    assert any(entry.name == "DejaVu Sans" for entry in shipped)
-    monkeypatch.setattr(plots.fontManager, "ttflist", shipped)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        european = ["woman: dark skin tone", "χαμογελαστό", "улыбается", "față zâmbitoare"]
-        assert caption_fonts(european) == ["DejaVu Sans"]
-    with pytest.warns(UserWarning, match=r"no installed font has 2 characters of the captions \(笑顔\)"):
-        caption_fonts(["smile 笑顔"])
-
-
-def test_cut_counts_east_asian_characters_twice():
-    assert plots._cut("short", 10) == "short"
-    assert plots._cut("abcdefghij", 5) == "abcd…"
-    assert plots._cut("笑顔笑顔", 8) == "笑顔笑顔"
-    assert plots._cut("笑顔笑顔", 7) == "笑顔…"
-
-
-def test_loss_curve_with_and_without_evaluation(tmp_path):
-    losses = [{"step": step, "loss": 5.0 / step} for step in range(1, 20)]
-    both = loss_curve(
-        tmp_path / "both.png", [*losses, {"step": 10, "eval_loss": 1.0, "eval_image_to_text_recall@1": 0.5}]
-    )
-    alone = loss_curve(tmp_path / "alone.png", losses)
-    assert Image.open(both).width > Image.open(alone).width
-    with pytest.raises(ValueError, match="'step' and 'loss'"):
-        loss_curve(tmp_path / "none.png", [{"step": 1, "eval_loss": 2.0}])

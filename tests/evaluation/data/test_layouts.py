@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_siglip_ext.evaluation import data
+from modeling_siglip_ext.evaluation.data import columns, load
+from modeling_siglip_ext.evaluation.data.classes import lines_beside
+from modeling_siglip_ext.evaluation.data.languages import xm3600
 
 
 def picture(seed: int) -> Image.Image:
@@ -39,32 +41,32 @@ def write_tar(path, members: dict[str, bytes]) -> None:
 
 
 def check(found: datasets.Dataset, image: str = "image", label: str = "label") -> None:
-    assert data.labels(found, data.column(found, None, data.LABEL_COLUMNS, "label")) == [[0], [0], [1], [1]]
-    assert data.column(found, None, data.IMAGE_COLUMNS, "image") == image
+    assert columns.labels(found, columns.column(found, None, columns.LABEL_COLUMNS, "label")) == [[0], [0], [1], [1]]
+    assert columns.column(found, None, columns.IMAGE_COLUMNS, "image") == image
     for i, row in enumerate(found):
         assert np.array_equal(np.asarray(row[image].convert("RGB")), np.asarray(picture(i)))
 
 
 def test_local_layouts(rows, tmp_path):
     rows.to_parquet(tmp_path / "one.parquet")
-    check(data.load(str(tmp_path / "one.parquet")))
+    check(load(str(tmp_path / "one.parquet")))
     (tmp_path / "parts" / "test").mkdir(parents=True)
     rows.select([0, 1]).to_parquet(tmp_path / "parts" / "test" / "0.parquet")
     rows.select([2, 3]).to_parquet(tmp_path / "parts" / "test" / "1.parquet")
-    check(data.load(str(tmp_path / "parts")))
+    check(load(str(tmp_path / "parts")))
     rows.save_to_disk(tmp_path / "saved")
-    check(data.load(str(tmp_path / "saved")))
+    check(load(str(tmp_path / "saved")))
     datasets.DatasetDict({"train": rows.select([0]), "validation": rows}).save_to_disk(tmp_path / "splits")
-    check(data.load(str(tmp_path / "splits")))
-    assert len(data.load(str(tmp_path / "splits"), split="train")) == 1
+    check(load(str(tmp_path / "splits")))
+    assert len(load(str(tmp_path / "splits"), split="train")) == 1
     for i in range(4):
         folder = tmp_path / "folder" / ["cat", "dog"][i // 2]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{i}.png").write_bytes(png(i))
-    found = data.load(str(tmp_path / "folder"))
+    found = load(str(tmp_path / "folder"))
     check(found)
-    assert data.label_names(found, "label") == ["cat", "dog"]
-    assert data.file_names(found, "image") == ["0.png", "1.png", "2.png", "3.png"]
+    assert columns.label_names(found, "label") == ["cat", "dog"]
+    assert columns.file_names(found, "image") == ["0.png", "1.png", "2.png", "3.png"]
 
 
 def test_the_webdataset_layout_of_clip_benchmark(tmp_path):
@@ -75,46 +77,46 @@ def test_the_webdataset_layout_of_clip_benchmark(tmp_path):
         write_tar(tmp_path / "test" / f"{shard}.tar", members)
     (tmp_path / "test" / "nshards.txt").write_text("2")
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
-    found = data.load(str(tmp_path))
+    found = load(str(tmp_path))
     check(found, image="png", label="cls")
-    assert data.lines_beside(str(tmp_path), "classnames.txt") == ["cat", "dog"]
-    assert data.lines_beside(str(tmp_path), "other.txt") is None
-    assert data.file_names(found, "png") == ["s0", "s1", "s2", "s3"]
+    assert lines_beside(str(tmp_path), "classnames.txt") == ["cat", "dog"]
+    assert lines_beside(str(tmp_path), "other.txt") is None
+    assert columns.file_names(found, "png") == ["s0", "s1", "s2", "s3"]
 
 
 def test_captions_of_every_form(tmp_path):
     write_tar(tmp_path / "test" / "0.tar", {"a.png": png(0), "a.txt": b"one\ntwo", "b.png": png(1), "b.txt": b"three"})
-    found = data.load(str(tmp_path))
-    assert data.captions(found, data.column(found, None, data.CAPTION_COLUMNS, "caption")) == [
+    found = load(str(tmp_path))
+    assert columns.captions(found, columns.column(found, None, columns.CAPTION_COLUMNS, "caption")) == [
         ["one", "two"],
         ["three"],
     ]
     lists = datasets.Dataset.from_dict({"captions": [["a", "b"], ["c"]]})
-    assert data.captions(lists, "captions") == [["a", "b"], ["c"]]
+    assert columns.captions(lists, "captions") == [["a", "b"], ["c"]]
     with pytest.raises(ValueError, match="row 1 has no caption in 'captions'"):
-        data.captions(datasets.Dataset.from_dict({"captions": [["a"], [""]]}), "captions")
+        columns.captions(datasets.Dataset.from_dict({"captions": [["a"], [""]]}), "captions")
     with pytest.raises(ValueError, match="row 0: captions is 3, neither a caption"):
-        data.captions(datasets.Dataset.from_dict({"captions": [3]}), "captions")
+        columns.captions(datasets.Dataset.from_dict({"captions": [3]}), "captions")
 
 
 def test_what_is_missing_is_named(rows, tmp_path):
     with pytest.raises(ValueError, match=r"no caption column 'caption'.*it has image, label.*--caption_column"):
-        data.column(rows, None, data.CAPTION_COLUMNS, "caption")
+        columns.column(rows, None, columns.CAPTION_COLUMNS, "caption")
     with pytest.raises(ValueError, match="no label column 'kind'"):
-        data.column(rows, "kind", data.LABEL_COLUMNS, "label")
+        columns.column(rows, "kind", columns.LABEL_COLUMNS, "label")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        data.load("./nowhere")
+        load("./nowhere")
     (tmp_path / "data.xyz").write_text("")
     with pytest.raises(ValueError, match=r"no known kind; known are \.parquet"):
-        data.load(str(tmp_path / "data.xyz"))
+        load(str(tmp_path / "data.xyz"))
     datasets.Dataset.from_dict({"label": []}).to_parquet(tmp_path / "empty.parquet")
     with pytest.raises(ValueError, match="has no rows"):
-        data.load(str(tmp_path / "empty.parquet"))
+        load(str(tmp_path / "empty.parquet"))
     datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
     with pytest.raises(ValueError, match="no split 'test'; there are train"):
-        data.load(str(tmp_path / "splits"), split="test")
+        load(str(tmp_path / "splits"), split="test")
     with pytest.raises(ValueError, match="neither a class index"):
-        data.labels(datasets.Dataset.from_dict({"label": [0.5]}), "label")
+        columns.labels(datasets.Dataset.from_dict({"label": [0.5]}), "label")
 
 
 def test_crossmodal_3600_as_released(tmp_path):
@@ -125,9 +127,9 @@ def test_crossmodal_3600_as_released(tmp_path):
         captions = {lang: {"caption": [f"{lang} {i}"] * (i + 1), "caption/tokenized": []} for lang in ("de", "quz")}
         lines.append(json.dumps({"image/key": f"k{i}", "image/locale": "de", **captions}))
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
-    paths, captions = data.xm3600(tmp_path)
+    paths, captions = xm3600(tmp_path)
     assert [path.rsplit("/", 1)[1] for path in paths] == ["k0.jpg", "k1.jpg"]
     assert captions == {"de": [["de 0"], ["de 1", "de 1"]], "quz": [["quz 0"], ["quz 1", "quz 1"]]}
     (tmp_path / "images" / "k1.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"k1\.jpg, named in captions\.jsonl"):
-        data.xm3600(tmp_path)
+        xm3600(tmp_path)

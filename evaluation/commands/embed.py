@@ -1,0 +1,105 @@
+"""`embed`: embeddings of many images or texts in a folder, for search."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.command_line import Subparsers, add_command
+from modeling_siglip_ext.encoding import EncodedBatch, image_files, stream_images, stream_texts
+
+from ..data import columns, load
+from ..data.classes import read_lines_or_json
+from ..session import Session
+from .arguments import add_columns, add_model, session_settings
+
+
+def register(commands: Subparsers) -> None:
+    summary = (
+        "Embeddings of many images or texts in a folder of Parquet or safetensors files; goes on where it was stopped."
+    )
+    parser = add_command(commands, "embed", run, summary=summary)
+    parser.usage = (
+        "%(prog)s --model MODEL (--images FOLDER | --texts FILE | --dataset DATASET) --output_dir FOLDER [options]"
+    )
+    add_model(parser)
+    data = parser.add_argument_group("data, one of the first three")
+    data.add_argument("--images", metavar="FOLDER", help="all images in it and below")
+    data.add_argument("--texts", metavar="FILE", help="one text a line, or a JSON list")
+    data.add_argument("--dataset", help="name on the Hub, file or folder")
+    add_columns(data)
+    data.add_argument("--caption_column", metavar="NAME", help="embed the texts of this column, not the images")
+    own = parser.add_argument_group("output")
+    own.add_argument("--output_dir", required=True, metavar="FOLDER", help="where the embeddings go")
+    own.add_argument("--format", choices=("parquet", "safetensors"), default="parquet", help="of the files")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is embedded.
+
+    Args:
+        kind: "image" or "text".
+        items: paths or texts, or rows of `datasets` with images in `column`.
+        identity: a hash that changes with the inputs.
+        column: of the images.
+        names: of the inputs, for people.
+    """
+
+    kind: str
+    items: Any
+    identity: str
+    column: str | None = None
+    names: list[str | None] | None = None
+
+
+def inputs_of(arguments: argparse.Namespace) -> Inputs:
+    """The inputs that the arguments name.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    if sum(value is not None for value in (arguments.images, arguments.texts, arguments.dataset)) != 1:
+        raise ValueError("give one of --images, --texts and --dataset")
+    if arguments.images:
+        names = [str(path) for path in image_files(arguments.images)]
+        return Inputs("image", names, store.fingerprint({"items": names}), names=list(names))
+    if arguments.texts:
+        texts = read_lines_or_json(arguments.texts)
+        return Inputs("text", texts, store.fingerprint({"items": texts}))
+    rows = load(arguments.dataset, config=arguments.config, split=arguments.split)
+    if arguments.caption_column:
+        column = columns.column(rows, arguments.caption_column, (), "caption")
+        return Inputs("text", [own[0] for own in columns.captions(rows, column)], rows._fingerprint)
+    column = columns.column(rows, arguments.image_column, columns.IMAGE_COLUMNS, "image")
+    return Inputs("image", columns.images(rows, column), rows._fingerprint, column)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    inputs = inputs_of(arguments)
+    settings = session_settings(arguments)
+    session = Session.open(settings)
+
+    def encode(first: int, last: int) -> Iterator[EncodedBatch]:
+        size = settings.batch_size
+        if inputs.kind == "text":
+            return stream_texts(session.model, session.processor, inputs.items[first:last], batch_size=size)
+        if inputs.column is None:
+            part = inputs.items[first:last]
+        else:
+            part = (row[inputs.column] for row in inputs.items.select(range(first, last)))
+        return stream_images(session.model, session.processor, part, batch_size=size, workers=settings.workers)
+
+    count, what, folder = len(inputs.items), f"{inputs.kind}s", Path(arguments.output_dir)
+    if not count:
+        raise ValueError("there is nothing to embed")
+    identity = session.identity(inputs.kind, data=inputs.identity, normalized=True, model=settings.model)
+    form = {"form": arguments.format, "part_rows": settings.part_rows}
+    store.compute(folder, identity, count, encode, session.model, names=inputs.names, what=what, **form)
+    if session.first:
+        _, errors, _ = store.read(folder)
+        for row, message in errors.items():
+            print(f"row {row} cannot be read: {message}")
+        print(f"{count - len(errors)} of {count} {what} are in {folder}")

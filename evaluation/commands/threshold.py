@@ -1,0 +1,80 @@
+"""`threshold`: the cosine from which an image and a text count as matched."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from modeling_siglip_ext.command_line import Subparsers
+
+from ..evaluate import evaluated_model
+from ..metrics.similarity import calibrate_threshold
+from ..results import Counts, Result
+from ..session import Session
+from .arguments import evaluation_command, result_name, select_data, session_settings
+
+
+def register(commands: Subparsers) -> None:
+    summary = "Calibrate the cosine from which an image and a text count as matched."
+    _, data, own = evaluation_command(commands, "threshold", run, summary=summary)
+    data.add_argument("--caption_column", metavar="NAME", help="column with captions; of several the first counts")
+    data.add_argument(
+        "--label_column", metavar="NAME", help="1 for a matched pair, 0 for another; without it texts are shuffled"
+    )
+    own.add_argument("--precision", type=float, help="the most recall at this precision, instead of the best F1")
+    own.add_argument("--seed", type=int, default=0, help="draws the shuffled pairs")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    data = select_data(arguments)
+    assert data.captions is not None
+    texts = [own[0] for own in data.captions]
+    session = Session.open(session_settings(arguments))
+    embeds, errors = session.embed_images(data)
+    text_embeds = session.embed_texts(texts)
+    if not session.first:
+        return
+    kept = torch.tensor([row for row in range(len(embeds)) if row not in errors])
+    if not len(kept):
+        raise ValueError("none of the images can be read")
+    images, text_embeds = F.normalize(embeds[kept], dim=-1), F.normalize(text_embeds[kept], dim=-1)
+    similarities = (images * text_embeds).sum(1)
+    if data.labels is not None:
+        matched = np.array([data.labels[row][0] for row in kept.tolist()], bool)
+    else:
+        # each image with another row's text, shifted by a random number of rows; equal texts are no mismatch
+        shift = int(np.random.default_rng(arguments.seed).integers(1, max(2, len(kept))))
+        others = torch.arange(len(kept)).roll(shift)
+        wrong = [texts[a] != texts[b] for a, b in zip(kept.tolist(), kept[others].tolist())]
+        unmatched = (images * text_embeds[others]).sum(1)[torch.tensor(wrong)]
+        matched = np.concatenate([np.ones(len(similarities), bool), np.zeros(len(unmatched), bool)])
+        similarities = torch.cat((similarities, unmatched))
+    metrics = calibrate_threshold(similarities.numpy(), matched, precision=arguments.precision)
+    probability = probability_at(session.model, metrics["threshold"])
+    if probability is not None:
+        metrics["probability_at_threshold"] = probability
+    from ..pictures.charts import similarity_histogram
+
+    name = result_name(arguments)
+    path = Path(arguments.output_dir) / f"{name}.png"
+    similarity_histogram(path, similarities.numpy(), matched, metrics["threshold"])
+    result = Result(
+        arguments.command,
+        metrics,
+        model=evaluated_model(session.model),
+        dataset=data.provenance,
+        counts=Counts(pairs=len(matched), matched=int(matched.sum()), unreadable=sorted(errors)),
+        settings={"precision": arguments.precision, "seed": arguments.seed if data.labels is None else None},
+    )
+    session.finish(result, name)
+
+
+def probability_at(model: torch.nn.Module, threshold: float) -> float | None:
+    """What the model's sigmoid says at a cosine; None for a model without a bias, whose loss is another."""
+    scale, bias = getattr(model, "logit_scale"), getattr(model, "logit_bias", None)  # noqa: B009
+    if bias is None:
+        return None
+    logit = torch.tensor(threshold * scale.exp().item() + bias.item(), dtype=torch.float64)
+    return logit.sigmoid().item()

@@ -1,0 +1,74 @@
+"""`zero-shot`: classification by class names."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from modeling_siglip_ext.command_line import Subparsers
+
+from ..session import Session
+from .arguments import evaluation_command, result_name, select_data, session_settings
+
+
+def register(commands: Subparsers) -> None:
+    summary = "Classification by class names: accuracy, and mean per-class recall where every image has one label."
+    _, data, own = evaluation_command(commands, "zero-shot", run, summary=summary)
+    data.add_argument("--label_column", metavar="NAME", help="column with classes: numbers, or names")
+    data.add_argument(
+        "--labels", metavar="FILE", help="JSON: the right classes of each row, any number (ImageNet-ReaL)"
+    )
+    data.add_argument(
+        "--label_map", metavar="FILE", help="JSON: label to class or classes, by number or name (ObjectNet)"
+    )
+    own.add_argument(
+        "--class_names", help="file with one name a line, JSON list, or imagenet; otherwise the data set's own"
+    )
+    own.add_argument(
+        "--templates",
+        help="clip_paper (unless the data set has its own), clip_best, none, or a file with {} in each line",
+    )
+    own.add_argument(
+        "--canonicalize",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="lower-case prompts without punctuation, as big_vision does (default: yes)",
+    )
+    own.add_argument(
+        "--central_crop",
+        action=argparse.BooleanOptionalAction,
+        help="resize images to size / 0.875 and crop (default: for the ImageNet benchmarks)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    data = select_data(
+        arguments,
+        class_names=arguments.class_names,
+        templates=arguments.templates,
+        labels_file=arguments.labels,
+        label_map=arguments.label_map,
+    )
+    assert data.classes is not None
+    assert data.labels is not None
+    assert data.provenance is not None
+    crop = data.classes.central_crop if arguments.central_crop is None else arguments.central_crop
+    session = Session.open(session_settings(arguments, central_crop=crop))
+    embeds, errors = session.embed_images(data)
+    if not session.first:
+        return
+    result = session.evaluate(data, image_embeds=embeds, unreadable=errors, canonicalize=arguments.canonicalize)
+    name = result_name(arguments)
+    if result.settings["labels"] == "one a row":
+        from ..pictures.charts import confusion_matrix
+
+        assert result.predictions is not None
+        pairs = [(own[0], chosen) for own, chosen in zip(data.labels, result.predictions) if chosen >= 0]
+        confusion_matrix(
+            Path(arguments.output_dir) / f"{name}.png",
+            [right for right, _ in pairs],
+            [chosen for _, chosen in pairs],
+            data.classes.names,
+            title=f"{data.provenance.name}: share of each class's images",
+        )
+    settings = {**result.settings, "central_crop": crop, "label_map": arguments.label_map}
+    session.finish(replace(result, settings=settings), name)

@@ -1,0 +1,102 @@
+"""Which column of a dataset says what, and its values as images, labels, captions and class names."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import datasets
+
+from modeling_siglip_ext.encoding import undecoded
+
+
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "cls", "fine_label", "npy")
+CAPTION_COLUMNS = ("caption", "captions", "sentences", "text", "texts", "txt", "raw")
+
+
+def column(dataset: datasets.Dataset, given: str | None, usual: Sequence[str], what: str) -> str:
+    """The name of a column: the one given, or the first of the usual ones.
+
+    Raises:
+        ValueError: there is none; the message lists the columns that there are.
+    """
+    names = [given] if given else usual
+    for name in names:
+        if name in dataset.column_names:
+            return name
+    raise ValueError(
+        f"the dataset has no {what} column {' or '.join(map(repr, names))}; it has "
+        f"{', '.join(dataset.column_names)}: name one with --{what}_column"
+    )
+
+
+def images(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
+    """The images alone, undecoded, so that a broken one spoils only itself."""
+    return undecoded(dataset.select_columns([name]), name)
+
+
+def labels(dataset: datasets.Dataset, name: str, names: Sequence[str] | None = None) -> list[list[int]]:
+    """The right classes of each row: one in most datasets, any number in multi-label ones.
+
+    Args:
+        names: all classes, for labels that are strings; those of the column (`label_names`) by default.
+
+    Raises:
+        ValueError: a value that is neither a class nor a list of classes.
+    """
+    known = names or label_names(dataset, name) or ()
+    place = {plain(known_name): index for index, known_name in enumerate(known)}
+    result = []
+    for row, value in enumerate(dataset.select_columns([name])[:][name]):
+        values = value if isinstance(value, list) else [value]
+        values = [place.get(plain(one), one) if isinstance(one, str) else one for one in values]
+        if not all(isinstance(one, (int, bool)) for one in values):
+            raise ValueError(f"row {row}: {name} {value!r:.100} is neither a class index nor one of the classes")
+        result.append([int(one) for one in values])
+    return result
+
+
+def plain(name: str) -> str:
+    return name.replace("_", " ").strip()
+
+
+def label_names(dataset: datasets.Dataset, name: str) -> list[str] | None:
+    """The classes of a label column, where it knows them: those of a ClassLabel, or the strings that occur, sorted."""
+    feature = dataset.features[name]
+    feature = getattr(feature, "feature", feature)
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+        return None
+    rows = dataset.select_columns([name])[:][name]
+    return sorted({one for value in rows for one in (value if isinstance(value, list) else [value]) if one})
+
+
+def captions(dataset: datasets.Dataset, name: str, *, optional: bool = False) -> list[list[str]]:
+    """One or several captions a row; a text of several lines is several captions, as in clip_benchmark's files.
+
+    Raises:
+        ValueError: a value of another kind, or unless they are optional a row without a caption.
+    """
+    result = []
+    for row, value in enumerate(dataset.select_columns([name])[:][name]):
+        texts = value.splitlines() if isinstance(value, str) else [] if value is None and optional else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"row {row}: {name} is {value!r:.100}, neither a caption nor a list of captions")
+        texts = [text for text in texts if text.strip()]
+        if not texts and not optional:
+            raise ValueError(f"row {row} has no caption in {name!r}")
+        result.append(texts)
+    return result
+
+
+def file_names(dataset: datasets.Dataset, name: str) -> list[str | None]:
+    """The file name of each image where the dataset knows it."""
+    rows: Iterable[Any] = images(dataset, name)
+    if "__key__" in dataset.column_names:
+        return list(dataset["__key__"])
+    found = []
+    for row in rows:
+        path = row[name].get("path") if isinstance(row[name], Mapping) else row[name]
+        found.append(os.path.basename(path) if isinstance(path, str) else None)
+    return found

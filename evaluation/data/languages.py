@@ -1,0 +1,87 @@
+"""Images with captions in several languages: Crossmodal-3600, or a dataset with a column for each language."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+
+from . import columns
+from .evaluation_data import EvaluationData, Provenance
+from .layouts import load
+
+
+def xm3600(folder: str | Path) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """Crossmodal-3600 as it was released: `captions.jsonl`, and the images in `images/`.
+
+    Returns:
+        Paths of the images, and for each language the captions of each image.
+
+    Raises:
+        FileNotFoundError: an image is missing.
+    """
+    folder = Path(folder)
+    paths, of_language = [], {}
+    with open(folder / "captions.jsonl", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            path = folder / "images" / f"{row['image/key']}.jpg"
+            if not path.exists():
+                raise FileNotFoundError(f"{path}, named in captions.jsonl, does not exist")
+            paths.append(os.fspath(path))
+            for language, value in row.items():
+                if isinstance(value, Mapping) and "caption" in value:
+                    of_language.setdefault(language, []).append(list(value["caption"]))
+    wrong = [language for language, rows in of_language.items() if len(rows) != len(paths)]
+    if wrong or not paths:
+        raise ValueError(f"{folder}: captions for other numbers of images in {', '.join(wrong) or 'all languages'}")
+    return paths, of_language
+
+
+Languages = dict[str, list[list[str]]]
+
+
+def select_languages(
+    source: str | None,
+    languages: Sequence[str] | None = None,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    image_column: str | None = None,
+) -> tuple[EvaluationData, Languages]:
+    """Images, and by language the captions of each.
+
+    Args:
+        source: the folder of Crossmodal-3600, or what `load` takes.
+        languages: which ones; of a dataset, the columns with their captions.
+        config, split, limit, image_column: as in `select`.
+
+    Raises:
+        ValueError: a language that is not there, or in which no row has a caption.
+    """
+    if source is None:
+        raise ValueError("give --dataset: the folder of Crossmodal-3600, or a dataset with a column for each language")
+    if (Path(source) / "captions.jsonl").exists():
+        paths, of_language = xm3600(source)
+        rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+        unknown = [language for language in languages or () if language not in of_language]
+        if unknown:
+            raise ValueError(f"there are no captions in {', '.join(unknown)}; there are {', '.join(of_language)}")
+        of_language = {language: of_language[language] for language in languages or of_language}
+        provenance = Provenance(source, "xm3600", rows=len(rows), fingerprint=rows._fingerprint)
+        return EvaluationData(rows, "image", provenance=provenance), of_language
+    rows = load(source, config=config, split=split)
+    rows = rows.select(range(min(limit, len(rows)))) if limit else rows
+    image = columns.column(rows, image_column, columns.IMAGE_COLUMNS, "image")
+    if not languages:
+        raise ValueError("give --languages, the columns with the captions of each language")
+    for language in languages:
+        columns.column(rows, language, (), "caption")
+    of_language = {language: columns.captions(rows, language, optional=True) for language in languages}
+    empty = [language for language, captions in of_language.items() if not any(captions)]
+    if empty:
+        raise ValueError(f"no row has a caption in {', '.join(empty)}")
+    provenance = Provenance(source, None, config, split, len(rows), rows._fingerprint, {"image": image})
+    return EvaluationData(columns.images(rows, image), image, provenance=provenance), of_language

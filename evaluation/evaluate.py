@@ -1,0 +1,206 @@
+"""`evaluate`: the figures of a model on data, in Python, in the commands and in training alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+from modeling_siglip_ext.encoding import collect, encode_texts, items_of, stream_images, undecoded
+
+from .data import Classes, EvaluationData
+from .metrics.retrieval import retrieval_metrics
+from .metrics.zero_shot import (
+    ForcedChoiceTask,
+    ZeroShotTask,
+    accuracies,
+    class_embeddings,
+    fill_templates,
+    first_of_same,
+    forced_choice_accuracy,
+    zero_shot_metrics,
+    zero_shot_ranks,
+)
+from .prompts import canonicalize as canonical
+from .results import Counts, EvaluatedModel, Result
+
+
+logger = logging.get_logger(__name__)
+Embed = Callable[[list[str]], torch.Tensor]
+Embeds = torch.Tensor | np.ndarray
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    data: EvaluationData,
+    *,
+    image_embeds: Embeds | None = None,
+    text_embeds: Embeds | None = None,
+    unreadable: Mapping[int, str] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    canonicalize: bool = True,
+    batch_size: int = 64,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> Result:
+    """Measure a model on data.
+
+    With captions, or `text_embeds`, recall@k of retrieval both ways; with labels and classes, zero-shot accuracy@1
+    and @5, and mean per-class recall where every image has one label; and `zero_shot_<name>`, the accuracy of each
+    further task. The model comes back in the mode that it had.
+
+    Args:
+        model: with `get_image_features` and `get_text_features`, ours or stock.
+        processor: its processor.
+        data: what `select` gives, or made by hand.
+        image_embeds: (N, D) of the data's images, where they are computed already; of any length.
+        text_embeds: (M, D) of all captions, row after row; without captions in the data, text i is of image i.
+        unreadable: rows of `image_embeds` that do not count, and why.
+        ks: of Recall@k.
+        canonicalize: lower-case prompts without punctuation, as big_vision does.
+        batch_size, workers, progress: as in `encode_images`.
+
+    Raises:
+        ValueError: nothing to measure, embeddings of another number, or no image that counts.
+
+    Example:
+        >>> result = evaluate(model, processor, select("my-captions.parquet"))  # doctest: +SKIP
+        >>> result.metrics["text_to_image_recall@1"]  # doctest: +SKIP
+        0.91
+    """
+    with_texts = data.captions is not None or text_embeds is not None
+    labels, classes = data.labels, data.classes
+    with_classes = labels is not None and classes is not None
+    if not (with_texts or with_classes or data.tasks):
+        raise ValueError("nothing to evaluate: give captions, labels with classes, or tasks")
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        rows = encode_texts(model, processor, texts, batch_size=batch_size, return_tensors="pt", progress=False)
+        return torch.as_tensor(rows)
+
+    if image_embeds is None:
+        images, unreadable = embed_images(
+            model, processor, data, batch_size=batch_size, workers=workers, progress=progress
+        )
+    else:
+        images, unreadable = torch.as_tensor(image_embeds).float(), unreadable or {}
+    if any(rows is not None and len(rows) != len(images) for rows in (data.captions, labels)):
+        raise ValueError(f"{len(images)} image embeddings for {len(data.captions or labels or ())} rows")
+    readable = [row for row in range(len(images)) if row not in unreadable]
+    if not readable:
+        raise ValueError("none of the images can be read")
+    counts = Counts(evaluated=len(readable), unreadable=sorted(unreadable))
+    metrics: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    predictions = None
+    if with_texts:
+        texts = embed(data.texts) if text_embeds is None else torch.as_tensor(text_embeds).float()
+        captions = data.captions or [[""]] * len(images)
+        images_of, texts_of, owner = pairs(images, texts, captions, readable)
+        metrics |= retrieval_metrics(images_of, texts_of, owner, ks=ks)
+        counts = replace(counts, evaluated=len(images_of), texts=len(texts_of))
+    if labels is not None and classes is not None:
+        kept = [row for row in readable if labels[row]]
+        if not kept:
+            raise ValueError("no image has a label")
+        own = [labels[row] for row in kept]
+        prompts = prompts_of(classes, canonicalize)
+        prototypes = class_embeddings(embed, prompts, batch_size=batch_size)
+        part = F.normalize(images[kept], dim=-1)
+        metrics |= accuracy_of(part, prototypes, own, first_of_same(prompts))
+        predictions = torch.full((len(images),), -1)
+        predictions[kept] = torch.cat([(some @ prototypes.T).argmax(1) for some in part.split(4096)])
+        counts = replace(counts, evaluated=len(kept), without_label=sum(not one for one in labels))
+        settings |= {
+            "class_names": classes.names_from,
+            "classes": len(classes.names),
+            "templates": classes.templates_from,
+            "template_count": len(classes.templates),
+            "canonicalize": canonicalize,
+            "labels": "one a row" if all(len(one) == 1 for one in own) else "any of several",
+        }
+    for task in data.tasks:
+        metrics[f"zero_shot_{task.name}"] = task_accuracy(embed, F.normalize(images[list(task.rows)], dim=-1), task)
+    done = ["retrieval"] * with_texts + ["zero-shot"] * with_classes or ["zero-shot"]
+    return Result(
+        " and ".join(done),
+        metrics,
+        model=evaluated_model(model),
+        dataset=data.provenance,
+        counts=counts,
+        settings=settings,
+        predictions=None if predictions is None else predictions.tolist(),
+    )
+
+
+def evaluated_model(model: nn.Module) -> EvaluatedModel:
+    """What a model says of itself."""
+    name = getattr(getattr(model, "config", None), "name_or_path", "")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return EvaluatedModel(name, class_name=type(model).__name__, dtype=dtype)
+
+
+def embed_images(
+    model: PreTrainedModel, processor: ProcessorMixin, data: EvaluationData, *, progress: bool | None, **options: Any
+) -> tuple[torch.Tensor, dict[int, str]]:
+    """Embeddings (rows, D) of the data's images, and why some are not readable; `options` as in `encode_images`."""
+    if data.images is None:
+        raise ValueError("the data have no images: give image_embeds")
+    source = undecoded(data.images, data.image_column or "image")
+    items, count = items_of(source, data.image_column, "image")
+    batches = stream_images(model, processor, items, **options)
+    embeds, errors, _ = collect(batches, count, "images", "report", progress, model)
+    warn_of_unreadable(errors, len(embeds))
+    return embeds, errors
+
+
+def warn_of_unreadable(errors: Mapping[int, str], count: int) -> None:
+    """One warning for all images that cannot be read."""
+    if errors:
+        shown = "; ".join(f"{row}: {message}" for row, message in list(errors.items())[:10])
+        logger.warning("%d of %d images cannot be read and do not count: %s", len(errors), count, shown)
+
+
+def pairs(
+    images: torch.Tensor, texts: torch.Tensor, captions: Sequence[Sequence[str]], readable: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the readable images that have a caption: the images and their texts, normalised, and the image of each text.
+
+    Raises:
+        ValueError: not one text embedding a caption.
+    """
+    if sum(map(len, captions)) != len(texts):
+        raise ValueError(f"{len(texts)} text embeddings for {sum(map(len, captions))} captions")
+    kept = [row for row in readable if captions[row]]
+    place = {row: index for index, row in enumerate(kept)}
+    owner = torch.tensor([place.get(row, -1) for row, own in enumerate(captions) for _ in own])
+    chosen = (owner >= 0).nonzero()[:, 0]
+    return F.normalize(images[kept], dim=-1), F.normalize(texts[chosen], dim=-1), owner[chosen]
+
+
+def prompts_of(classes: Classes, canonicalize: bool) -> list[list[str]]:
+    """The texts of each class."""
+    change = canonical if canonicalize else str
+    return fill_templates([change(name) for name in classes.names], [change(one) for one in classes.templates])
+
+
+def accuracy_of(
+    images: torch.Tensor, prototypes: torch.Tensor, labels: Sequence[Sequence[int]], first_of: Sequence[int]
+) -> dict[str, float]:
+    """Accuracies, and mean per-class recall where every image has one label."""
+    if all(len(own) == 1 for own in labels):
+        return zero_shot_metrics(images, prototypes, [own[0] for own in labels], first_of=first_of)
+    return accuracies(zero_shot_ranks(images, prototypes, labels, first_of=first_of), len(prototypes))
+
+
+def task_accuracy(embed: Embed, images: torch.Tensor, task: ZeroShotTask | ForcedChoiceTask) -> float:
+    """The accuracy of one task on its rows' images, normalised."""
+    if isinstance(task, ForcedChoiceTask):
+        return forced_choice_accuracy(embed, images, task)
+    return zero_shot_metrics(images, class_embeddings(embed, task.prompts), task.labels, ks=(1,))["accuracy@1"]
