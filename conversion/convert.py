@@ -18,11 +18,11 @@ from .containers.arrays import DTYPES, Arrays
 from .containers.safetensors_files import SafetensorsWriter, read_safetensors
 from .containers.sources import Source, sha256
 from .errors import CheckpointError, VerificationError
+from .model_folder.processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
+from .model_folder.report import libraries, write_report
 from .plan import AnyConfig, Plan, check_shapes, for_stock_classes, vision_of
-from .processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
 from .released.cards import conversion_card
 from .released.catalogue import Tokenizer
-from .report import libraries, write_report
 from .transfer import compare_tensors, write_tensors
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ..containers.arrays import DTYPES, Arrays, LazyArray
 from ..errors import CheckpointError
-from ..report import NAME
+from ..model_folder.report import NAME
 from .names import ATTENTION
 
 

@@ -1,7 +1,7 @@
 """The names and shapes of google-research/big_vision's checkpoints, as rules.
 
 The table depends on the model's configuration and on which towers keep their layers in stacked arrays. Facts:
-`models/vit.py`, `models/proj/image_text/` there; the configuration is found in `describe.py`.
+`models/vit.py`, `models/proj/image_text/` there; the configuration is found in `config.py`.
 """
 
 import math

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from ..big_vision.describe import Choices
+from ..big_vision.config import Choices
 from ..containers.arrays import DTYPES
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..big_vision.describe import Choices, describe
+from ..big_vision.config import Choices, describe
 from ..big_vision.layouts import container_prefix, describe_legacy, modern, pack, parameters, stacked_towers
 from ..containers.arrays import LazyArray
 from ..containers.remote import local

@@ -5,14 +5,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ..big_vision.describe import Choices
+from ..big_vision.config import Choices
 from ..containers.arrays import Arrays
 from ..containers.npz import read_npz
 from ..containers.remote import is_url, local, opened
 from ..containers.sources import Source, open_source
 from ..convert import choose_form
 from ..errors import AnotherFileError, CheckpointError
-from ..model_folder import open_folder
+from ..model_folder.folder import open_folder
 from ..open_clip.names import is_open_clip
 from ..plan import AnyConfig, plan_big_vision, vision_of
 from ..released.catalogue import Entry

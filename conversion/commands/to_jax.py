@@ -16,10 +16,10 @@ from ..big_vision.names import identity_head, rules, zero_bias
 from ..containers.arrays import DTYPES
 from ..containers.npz import NpzWriter, read_npz
 from ..errors import CheckpointError
-from ..model_folder import ModelFolder, open_folder
+from ..model_folder.folder import ModelFolder, open_folder
+from ..model_folder.report import NAME
 from ..name_map import Piece, Rule, array_shapes, pieces_by_array
 from ..plan import AnyConfig
-from ..report import NAME
 from ..transfer import compare_back, mapped_back
 from .arguments import add_command, outward_arguments
 

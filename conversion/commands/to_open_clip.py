@@ -11,7 +11,7 @@ from modeling_siglip_ext.files import new_folder
 from ..containers.arrays import DTYPES
 from ..containers.safetensors_files import SafetensorsWriter, read_safetensors
 from ..errors import CheckpointError
-from ..model_folder import ModelFolder, open_folder
+from ..model_folder.folder import ModelFolder, open_folder
 from ..name_map import array_shapes, pieces_by_array
 from ..open_clip.names import CONFIG, WEIGHTS, open_clip_config, open_clip_rules
 from ..transfer import compare_back, mapped_back

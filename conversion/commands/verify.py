@@ -6,16 +6,16 @@ from typing import Any
 
 from transformers import BertConfig
 
-from ..big_vision.describe import Choices
+from ..big_vision.config import Choices
+from ..big_vision.recorded_outputs import compare_outputs
 from ..containers.remote import local
 from ..containers.sources import Source, open_source, sha256
 from ..convert import verify_folder
 from ..errors import CheckpointError, VerificationError
-from ..model_folder import ModelFolder, open_folder
+from ..model_folder.folder import ModelFolder, open_folder
+from ..model_folder.report import NAME, libraries, write_report
 from ..open_clip.names import is_open_clip, plan_open_clip
 from ..plan import Plan, plan_big_vision, vision_of
-from ..recorded_outputs import compare_outputs
-from ..report import NAME, libraries, write_report
 from .arguments import add_command
 from .from_jax import read_jax
 from .from_open_clip import read_open_clip

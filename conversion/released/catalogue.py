@@ -13,7 +13,7 @@ from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..big_vision.describe import Choices
+from ..big_vision.config import Choices
 from ..errors import AnotherFileError, CheckpointError
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModel, BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
-from modeling_siglip_ext.conversion.big_vision.describe import Choices, describe
+from modeling_siglip_ext.conversion.big_vision.config import Choices, describe
 from modeling_siglip_ext.conversion.big_vision.layouts import modern, parameters, stacked_towers
 from modeling_siglip_ext.conversion.big_vision.names import rules
 from modeling_siglip_ext.conversion.containers.arrays import LazyArray

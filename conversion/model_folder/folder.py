@@ -9,10 +9,10 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_siglip_ext.hub.facts import CONFIGS
 
-from .containers.arrays import LazyArray
-from .containers.safetensors_files import read_safetensors
-from .errors import CheckpointError
-from .plan import AnyConfig
+from ..containers.arrays import LazyArray
+from ..containers.safetensors_files import read_safetensors
+from ..errors import CheckpointError
+from ..plan import AnyConfig
 from .report import read_report
 
 

@@ -14,8 +14,8 @@ from modeling_siglip_ext import (
     apply_text_rules,
 )
 
-from .errors import CheckpointError, VerificationError
-from .released.catalogue import Tokenizer
+from ..errors import CheckpointError, VerificationError
+from ..released.catalogue import Tokenizer
 
 
 RESAMPLE = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}

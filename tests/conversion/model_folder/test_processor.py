@@ -19,7 +19,7 @@ from transformers import (
 
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.errors import VerificationError
-from modeling_siglip_ext.conversion.processor import (
+from modeling_siglip_ext.conversion.model_folder.processor import (
     check_tokenizer,
     fit_tokenizer,
     load_tokenizer,
