@@ -1,6 +1,7 @@
 """Folders that big_vision writes through tensorstore: one zarr (version 2) array each."""
 
-import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,11 @@ import torch
 
 from ..errors import CheckpointError
 from .arrays import LazyArray, as_tensor, check_expansion, torch_dtype
+from .damage import read_mapping, reading
+
+
+# how tensorstore words an answer of the operating system
+OS_ERROR = re.compile(r"\[OS error (\d+): ")
 
 
 def newest_folder(path: Path) -> Path | None:
@@ -27,15 +33,13 @@ def newest_folder(path: Path) -> Path | None:
 
 def read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type out of an array's `.zarray`."""
-    try:
-        metadata = json.loads(path.read_text())
+    metadata = read_mapping(path)
+    with reading(path):
         shape = tuple(int(side) for side in metadata["shape"])
         name = str(metadata["dtype"])
         dtype = np.dtype("V2") if name == "bfloat16" else np.dtype(name)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if any(side < 0 for side in shape):
-        raise CheckpointError(f"{path} is damaged: it claims the shape {shape}")
+        if any(side < 0 for side in shape):
+            raise ValueError(f"it claims the shape {shape}")
     return shape, dtype
 
 
@@ -53,10 +57,14 @@ def read_tensorstore(folder: str | Path) -> dict[str, LazyArray]:
 
     def load(path: Path) -> torch.Tensor:
         spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}}
-        try:
-            return as_tensor(tensorstore.open(spec).result().read().result())
-        except ValueError as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from error
+        with reading(path):
+            try:
+                return as_tensor(tensorstore.open(spec).result().read().result())
+            except ValueError as error:
+                answer = OS_ERROR.search(str(error))
+                if answer is None:
+                    raise
+                raise OSError(int(answer[1]), os.strerror(int(answer[1]))) from error
 
     arrays = {}
     claimed = 0

@@ -166,7 +166,7 @@ def test_image_settings_are_those_of_training(converted):
 def test_the_wrong_tokenizer_is_found_out(gemma, checkpoints, tmp_path, capsys):
     source = str(checkpoints / "siglip1_mu16" / "checkpoint.npz")
     assert main(["from-jax", source, str(tmp_path / "out"), "--tokenizer", str(gemma)]) == 2
-    assert "--text-rules" in capsys.readouterr().err
+    assert "--text_rules" in capsys.readouterr().err
     tokenizer = fit_tokenizer(load_tokenizer(gemma), "v2", 8)
     from modeling_siglip_ext import SiglipExtVisionConfig
 
