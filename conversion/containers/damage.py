@@ -3,6 +3,8 @@
 import errno
 import json
 import lzma
+import os
+import re
 import struct
 import tokenize
 import zipfile
@@ -36,15 +38,21 @@ DAMAGE = (
     SyntaxError,
     MemoryError,
 )
-# What the operating system answers to a damaged offset or length; other answers are the disk's fault, or the way there.
+# What the operating system answers to a damaged offset or length; others are the disk's fault, or the way there.
 ODD_PLACES = (errno.EINVAL, errno.EOVERFLOW)
+OS_ERROR = re.compile(r"os[ _]error[^0-9]{1,20}(\d+)", re.IGNORECASE)  # in the words of safetensors and tensorstore
 
 
-def is_damage(error: OSError) -> bool:
-    """Whether the content of the file is to blame, and not what it lies on."""
-    if error.errno is None:  # raised by a library: bz2 has no other error
-        return type(error) is OSError
-    return error.errno in ODD_PLACES
+def fault_of_disk(error: BaseException | None) -> OSError | None:
+    """What the operating system said, where that is behind an error and not the content of the file."""
+    if error is None:
+        return None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (said := OS_ERROR.search(str(error))):
+        number = int(said[1])
+    if number is None or number in ODD_PLACES:
+        return fault_of_disk(error.__cause__ or error.__context__)  # zipfile calls every file that it cannot read bad
+    return OSError(number, os.strerror(number))
 
 
 @contextmanager
@@ -63,14 +71,13 @@ def reading(path: object, problem: str = "is damaged") -> Generator[None]:
         yield
     except CheckpointError:
         raise
-    except OSError as error:
-        if error.errno is not None and not is_damage(error):
-            raise OSError(error.errno, f"cannot read {path}: {error.strerror or error}") from error
-        if not is_damage(error):  # a connection that was lost
-            raise
-        raise CheckpointError(f"{path} {problem}: {error}") from error
-    except DAMAGE as error:
-        raise CheckpointError(f"{path} {problem}: {error or type(error).__name__}") from error
+    except (OSError, *DAMAGE) as error:
+        fault = fault_of_disk(error)
+        if fault is not None:
+            raise OSError(fault.errno, f"cannot read {path}: {fault.strerror}") from error
+        if isinstance(error, OSError) and error.errno is None and type(error) is not OSError:
+            raise  # a connection that was lost; libraries raise plain ones about content
+        raise CheckpointError(f"{path} {problem}: {str(error) or type(error).__name__}") from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

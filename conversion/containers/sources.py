@@ -41,8 +41,8 @@ def sha256(path: Path) -> str:
 
 
 def open_source(path: str | Path) -> Source:
-    """The arrays of a checkpoint: an `.npz` or `.safetensors` file, a folder with safetensors of one model, a tensorstore
-    folder, or the path that its `-LAST` names.
+    """The arrays of a checkpoint: an `.npz` or `.safetensors` file, a folder with safetensors of one model, a
+    tensorstore folder, or the path that its `-LAST` names.
 
     Raises:
         FileNotFoundError: Nothing there.

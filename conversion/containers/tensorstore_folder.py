@@ -1,7 +1,5 @@
 """Folders that big_vision writes through tensorstore: one zarr (version 2) array each."""
 
-import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +8,6 @@ import torch
 from ..errors import CheckpointError
 from .arrays import LazyArray, as_tensor, check_expansion, torch_dtype
 from .damage import read_mapping, reading
-
-
-# how tensorstore words an answer of the operating system
-OS_ERROR = re.compile(r"\[OS error (\d+): ")
 
 
 def newest_folder(path: Path) -> Path | None:
@@ -58,13 +52,7 @@ def read_tensorstore(folder: str | Path) -> dict[str, LazyArray]:
     def load(path: Path) -> torch.Tensor:
         spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}}
         with reading(path):
-            try:
-                return as_tensor(tensorstore.open(spec).result().read().result())
-            except ValueError as error:
-                answer = OS_ERROR.search(str(error))
-                if answer is None:
-                    raise
-                raise OSError(int(answer[1]), os.strerror(int(answer[1]))) from error
+            return as_tensor(tensorstore.open(spec).result().read().result())
 
     arrays = {}
     claimed = 0
