@@ -18,30 +18,6 @@ if TYPE_CHECKING:
     from .released.catalogue import entries, find
     from .resize import resize_kernel
 
-# each is imported when it is asked for: the catalogue alone needs none of the readers
-_PLACES = {
-    "AnotherFileError": "errors",
-    "Checkpoint": "checkpoint",
-    "CheckpointError": "errors",
-    "Choices": "checkpoint",
-    "NewSizes": "plan",
-    "Options": "converter",
-    "Result": "converter",
-    "VerificationError": "errors",
-    "convert": "converter",
-    "entries": "released.catalogue",
-    "find": "released.catalogue",
-    "open_checkpoint": "formats",
-    "resize_kernel": "resize",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
-
-
 __all__ = [
     "AnotherFileError",
     "Checkpoint",
@@ -57,3 +33,13 @@ __all__ = [
     "open_checkpoint",
     "resize_kernel",
 ]
+# The lighter ones first: each is imported when something in it is asked for.
+_MODULES = ("errors", "resize", "plan", "checkpoint", "released.catalogue", "formats", "converter")
+
+
+def __getattr__(name: str) -> Any:
+    for module in _MODULES if name in __all__ else ():
+        found = getattr(import_module(f".{module}", __name__), name, None)
+        if found is not None:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

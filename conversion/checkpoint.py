@@ -1,13 +1,22 @@
 """What is known of a checkpoint, whatever its format: the one thing that `convert` takes."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from modeling_siglip_ext import SiglipExtTextConfig
 
 from .containers.arrays import Arrays
 from .containers.sources import Source
 from .plan import AnyConfig, Plan, vision_of
+
+
+class TowerSizes(TypedDict):
+    """Of a tower's transformer, as fields of a configuration."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_attention_heads: int
 
 
 @dataclass(frozen=True)
@@ -77,27 +86,22 @@ class Checkpoint(Protocol):
     @property
     def source(self) -> Source:
         """The file or folder."""
-        ...
 
     @property
     def arrays(self) -> Arrays:
         """The model's arrays, under the names that the plan's rules use."""
-        ...
 
     @property
     def config(self) -> AnyConfig:
         """Of the model that it holds, in our form."""
-        ...
 
     @property
     def tokenizer(self) -> Tokenizer | None:
         """The one that the model's texts were cut with, where that is known."""
-        ...
 
     @property
     def text_length(self) -> int | None:
         """Tokens of a text, where the text tower takes any number."""
-        ...
 
     @property
     def facts(self) -> Facts: ...
@@ -108,8 +112,6 @@ class Checkpoint(Protocol):
         Raises:
             CheckpointError: Arrays are missing, contradict each other, or nothing here understands them.
         """
-        ...
 
     def lines(self) -> list[str]:
         """What `inspect` says about the file, beside the towers."""
-        ...

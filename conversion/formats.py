@@ -30,7 +30,6 @@ class Format(Protocol):
 
     def claims(self, arrays: Arrays, /) -> bool:
         """Whether these are arrays of this format."""
-        ...
 
     def read(self, source: Source, /, *, origin: str | Path, name: str | None, choices: Choices) -> Checkpoint:
         """What a checkpoint holds; see `open_checkpoint`.
@@ -39,7 +38,6 @@ class Format(Protocol):
             AnotherFileError: Sound, but not the released file that its name says.
             CheckpointError: Not a checkpoint of this format.
         """
-        ...
 
 
 FORMATS: dict[str, Format] = {

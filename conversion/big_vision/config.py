@@ -2,26 +2,17 @@
 
 import math
 import re
-from typing import Any, TypedDict
+from typing import Any
 
 from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices
+from ..checkpoint import Choices, TowerSizes
 from ..containers.arrays import Arrays, shape_of
 from ..errors import CheckpointError
 from ..plan import AnyConfig
 from .names import ATTENTION
-
-
-class Sizes(TypedDict):
-    """Of a tower's transformer, as fields of a configuration."""
-
-    hidden_size: int
-    num_attention_heads: int
-    num_hidden_layers: int
-    intermediate_size: int
 
 
 def head_width(params: Arrays, name: str) -> int | None:
@@ -29,7 +20,7 @@ def head_width(params: Arrays, name: str) -> int | None:
     return shape_of(params, name, 2)[1] if name in params else None
 
 
-def transformer_sizes(params: Arrays, prefix: str) -> Sizes:
+def transformer_sizes(params: Arrays, prefix: str) -> TowerSizes:
     """Depth, widths and heads of a tower, from its first block."""
     stacked = f"{prefix}encoderblock/{ATTENTION}/query/kernel" in params
     block = f"{prefix}encoderblock/" if stacked else f"{prefix}encoderblock_0/"

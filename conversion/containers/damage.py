@@ -21,23 +21,9 @@ from ..errors import CheckpointError
 
 # What zipfile, zlib, numpy, json and safetensors raise about damaged files. RuntimeError: an encrypted member, an odd
 # way of compression (NotImplementedError), nesting without end (RecursionError); MemoryError: sizes that nobody has.
-DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    SafetensorError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-)
+ARCHIVES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, SafetensorError)
+VALUES = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, SyntaxError)
+DAMAGE = (*ARCHIVES, *VALUES, EOFError, RuntimeError, MemoryError)
 # What the operating system answers to a damaged offset or length; others are the disk's fault, or the way there.
 ODD_PLACES = (errno.EINVAL, errno.EOVERFLOW)
 OS_ERROR = re.compile(r"os[ _]error[^0-9]{1,20}(\d+)", re.IGNORECASE)  # in the words of safetensors and tensorstore

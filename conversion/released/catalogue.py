@@ -13,7 +13,7 @@ from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices, Tokenizer
+from ..checkpoint import Choices, Tokenizer, TowerSizes
 from ..errors import AnotherFileError, CheckpointError
 from ..plan import AnyConfig, vision_of
 
@@ -42,15 +42,6 @@ TEXT_FACTS = (
     "projection_size",
 )
 BERT_FACTS = TEXT_FACTS[:5]
-
-
-class TowerSizes(TypedDict):
-    """As fields of a configuration."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    intermediate_size: int
-    num_attention_heads: int
 
 
 @dataclass(frozen=True)
@@ -207,12 +198,7 @@ def read() -> dict[str, Any]:
 def towers() -> dict[str, TowerSizes]:
     """Sizes of the towers by name."""
     return {
-        size: {
-            "hidden_size": width,
-            "num_hidden_layers": depth,
-            "intermediate_size": mlp,
-            "num_attention_heads": heads,
-        }
+        size: TowerSizes(hidden_size=width, num_hidden_layers=depth, intermediate_size=mlp, num_attention_heads=heads)
         for size, (width, depth, mlp, heads) in read()["towers"].items()
     }
 
