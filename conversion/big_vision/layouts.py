@@ -65,6 +65,9 @@ def stored_layout(stored: Mapping[str, Any]) -> Layout:
     damaged = [
         key for key, value in known.items() if not isinstance(value, optional.get(key, type(getattr(usual, key))))
     ]
+    if not damaged:
+        words = {"stacked": known.get("stacked", []), "dtypes": list(known.get("dtypes", {}).values())}
+        damaged = [key for key, found in words.items() if not all(isinstance(word, str) for word in found)]
     legacy = known.get("legacy")
     if isinstance(legacy, dict):
         damaged += [f"legacy {key}" for key in ("names", "kept") if not isinstance(legacy.get(key), dict)]
