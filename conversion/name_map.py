@@ -86,6 +86,11 @@ class Piece:
         return self.rule.form.from_torch(self.torch_block(tensor), self.rule.sizes)
 
 
+def unclaimed(names: Iterable[str], rules: Iterable[Rule]) -> list[str]:
+    """The arrays of the other format that no rule takes."""
+    return sorted(set(names) - {slot.name for rule in rules for slot in rule.slots})
+
+
 def pieces_by_array(rules: Iterable[Rule]) -> dict[str, list[Piece]]:
     """The pieces of every array of the other format, in the order of its layers or parts."""
     pieces: dict[str, list[Piece]] = defaultdict(list)

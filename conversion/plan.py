@@ -2,26 +2,16 @@
 
 import copy
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from .big_vision.layouts import stacked_towers
-from .big_vision.names import check_complete, identity_head, rules, unclaimed, zero_bias
 from .containers.arrays import Arrays
 from .errors import CheckpointError
 from .name_map import Rule, to_torch
-from .resize import Change, changes_between
-
-
-AnyConfig = SiglipExtConfig | SiglipExtVisionConfig
-PROJECTION = ("img/head/kernel", "img/head/bias")
-LEFT_OUT = {  # an array, or the prefix of several: what it is
-    "llm/": "PaliGemma's language model",
-    "t": "the temperature of a model of one tower (CLIPPO)",
-    "img/head/": "the image tower's projection, which the stock classes cannot hold",
-}
+from .resize import AnyConfig, Change, vision_of
 
 
 @dataclass(frozen=True)
@@ -53,10 +43,6 @@ class NewSizes:
     naflex: bool | None = None
 
 
-def vision_of(config: AnyConfig) -> SiglipExtVisionConfig:
-    return config if isinstance(config, SiglipExtVisionConfig) else config.vision_config
-
-
 def resized(config: AnyConfig, sizes: NewSizes) -> AnyConfig:
     """The configuration of the same model at other sizes.
 
@@ -70,17 +56,17 @@ def resized(config: AnyConfig, sizes: NewSizes) -> AnyConfig:
         fields["patch_size"] = sizes.patch_size
     naflex = vision.naflex if sizes.naflex is None else sizes.naflex
     if naflex and sizes.image_size is not None:
-        raise CheckpointError("a NaFlex tower takes images of any size: leave --image-size out")
+        raise CheckpointError("a NaFlex tower takes images of any size: leave --image_size out")
     if naflex:
         fields |= {"image_size": None, "num_patches": vision.grid_size**2, "naflex": True}
     else:
         side = vision.image_size or vision.grid_size * fields["patch_size"]
         fields |= {"image_size": sizes.image_size or side, "num_patches": None, "naflex": False}
-    changed = SiglipExtVisionConfig.from_dict(fields)
+    changed = cast(SiglipExtVisionConfig, SiglipExtVisionConfig.from_dict(fields))
     if sizes.text_length is not None:
         text = getattr(config, "text_config", None)
         if not isinstance(text, SiglipExtTextConfig):
-            raise CheckpointError("--text-length: there is no SigLIP text tower whose positions could be stretched")
+            raise CheckpointError("--text_length: there is no SigLIP text tower whose positions could be stretched")
         text.max_position_embeddings = sizes.text_length
     if isinstance(config, SiglipExtVisionConfig):
         return changed
@@ -106,49 +92,28 @@ def for_stock_classes(config: AnyConfig, drop_projection: bool = False, zero_bia
     return config
 
 
+def identity_head(config: SiglipExtTextConfig) -> dict[str, torch.Tensor]:
+    """The head that changes nothing, for a form that demands one (a checkpoint without)."""
+    width = config.hidden_size
+    return {"text_model.head.weight": torch.eye(width), "text_model.head.bias": torch.zeros(width)}
+
+
+def zero_bias() -> dict[str, torch.Tensor]:
+    """The bias that changes nothing, for a form that demands one (a softmax checkpoint, which has none)."""
+    return {"logit_bias": torch.zeros(1)}
+
+
 def constants_for(source: AnyConfig, config: AnyConfig) -> dict[str, torch.Tensor]:
     """The tensors that a written form demands and the checkpoint lacks: a head that changes nothing, a bias of 0."""
-    text, wanted = getattr(source, "text_config", None), getattr(config, "text_config", None)
-    constants = {}
-    if isinstance(text, SiglipExtTextConfig) and wanted.use_head and not text.use_head:
+    constants: dict[str, torch.Tensor] = {}
+    if not isinstance(source, SiglipExtConfig) or not isinstance(config, SiglipExtConfig):
+        return constants
+    text, wanted = source.text_config, config.text_config
+    if isinstance(text, SiglipExtTextConfig) and getattr(wanted, "use_head", False) and not text.use_head:
         constants |= identity_head(text)
-    if isinstance(source, SiglipExtConfig) and source.logit_bias_init is None and config.logit_bias_init is not None:
+    if source.logit_bias_init is None and config.logit_bias_init is not None:
         constants |= zero_bias()
     return constants
-
-
-def left_out_as(name: str) -> str | None:
-    """Which entry of LEFT_OUT an array falls under."""
-    return next((key for key in LEFT_OUT if name == key or (key.endswith("/") and name.startswith(key))), None)
-
-
-def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Plan:
-    """The plan for a checkpoint of big_vision.
-
-    Args:
-        params: Its arrays, under today's names.
-        source: The configuration that describes it.
-        config: The configuration of the model to write.
-
-    Raises:
-        CheckpointError: Arrays are missing, contradict each other, or nothing here understands them.
-    """
-    table = rules(source, stacked_towers(params))
-    if vision_of(config).projection_size is None:
-        table = [rule for rule in table if rule.slots[0].name not in PROJECTION]
-    left_out: dict[str, list[str]] = {}
-    unknown = []
-    for name in unclaimed(params, table):
-        key = left_out_as(name)
-        if key is None or (key == "img/head/" and name not in PROJECTION):
-            unknown.append(name)
-        else:
-            left_out.setdefault(LEFT_OUT[key], []).append(name)
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise CheckpointError(f"nothing here understands {shown}")
-    check_complete(params, table)
-    return Plan(config, table, changes_between(source, config), constants_for(source, config), left_out)
 
 
 def check_shapes(plan: Plan, arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:

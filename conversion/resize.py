@@ -15,10 +15,25 @@ from modeling_siglip_ext.positions import resample_positions
 from .errors import CheckpointError
 
 
+AnyConfig = SiglipExtConfig | SiglipExtVisionConfig
 Change = Callable[[torch.Tensor], torch.Tensor]
 IMAGE_POSITIONS = "vision_model.embeddings.position_embedding.weight"
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
 TEXT_POSITIONS = "text_model.embeddings.position_embedding.weight"
+
+
+def vision_of(config: AnyConfig) -> SiglipExtVisionConfig:
+    """The configuration of the image tower.
+
+    Raises:
+        CheckpointError: It is none of SigLIP's.
+    """
+    vision = config.vision_config if isinstance(config, SiglipExtConfig) else config
+    if not isinstance(vision, SiglipExtVisionConfig):
+        raise CheckpointError(
+            f"the image tower is a {getattr(vision, 'model_type', vision)!r} model, and none of SigLIP's"
+        )
+    return vision
 
 
 def resize_kernel(kernel: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -77,20 +92,26 @@ def change_patches(source: SiglipExtVisionConfig, target: SiglipExtVisionConfig)
     return change
 
 
-def changes_between(
-    source: SiglipExtConfig | SiglipExtVisionConfig, target: SiglipExtConfig | SiglipExtVisionConfig
-) -> dict[str, Change]:
+def text_lengths(source: AnyConfig, target: AnyConfig) -> tuple[int, int] | None:
+    """Positions of the text tower before and after, where they differ."""
+    old, new = (getattr(config, "text_config", None) for config in (source, target))
+    if not isinstance(old, SiglipExtTextConfig) or not isinstance(new, SiglipExtTextConfig):
+        return None
+    lengths = old.max_position_embeddings, new.max_position_embeddings
+    return None if lengths[0] == lengths[1] else lengths
+
+
+def changes_between(source: AnyConfig, target: AnyConfig) -> dict[str, Change]:
     """What turns the tensors of a model of one configuration into those of the other, by name.
 
     Raises:
         CheckpointError: The two differ in more than sizes that can be changed.
     """
     changes: dict[str, Change] = {}
-    if isinstance(source, SiglipExtConfig):
-        old, new = source.text_config, target.text_config
-        if isinstance(old, SiglipExtTextConfig) and old.max_position_embeddings != new.max_position_embeddings:
-            changes[TEXT_POSITIONS] = lambda table: stretch_text_positions(table, new.max_position_embeddings)
-        source, target = source.vision_config, target.vision_config
+    lengths = text_lengths(source, target)
+    if lengths is not None:
+        changes[TEXT_POSITIONS] = lambda table: stretch_text_positions(table, lengths[1])
+    source, target = vision_of(source), vision_of(target)
     if source.position_embedding_type != target.position_embedding_type:
         raise CheckpointError("learned and fixed positions cannot be turned into each other")
     if source.position_embedding_type == "learned" and source.grid_size != target.grid_size:
@@ -101,16 +122,13 @@ def changes_between(
     return changes
 
 
-def describe_changes(
-    source: SiglipExtConfig | SiglipExtVisionConfig, target: SiglipExtConfig | SiglipExtVisionConfig
-) -> list[str]:
+def describe_changes(source: AnyConfig, target: AnyConfig) -> list[str]:
     """The changes in words, for a report."""
     lines = []
-    if isinstance(source, SiglipExtConfig):
-        old, new = source.text_config.max_position_embeddings, target.text_config.max_position_embeddings
-        if old != new:
-            lines.append(f"text positions stretched from {old} to {new}")
-        source, target = source.vision_config, target.vision_config
+    lengths = text_lengths(source, target)
+    if lengths is not None:
+        lines.append(f"text positions stretched from {lengths[0]} to {lengths[1]}")
+    source, target = vision_of(source), vision_of(target)
     if source.grid_size != target.grid_size:
         lines.append(f"image positions resampled from a grid of {source.grid_size} to {target.grid_size}")
     if source.patch_size != target.patch_size:

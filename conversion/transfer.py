@@ -31,7 +31,7 @@ def write_tensors(
     if nonfinite and not allow_nonfinite:
         shown = ", ".join(nonfinite[:5]) + (f" and {len(nonfinite) - 5} more" if len(nonfinite) > 5 else "")
         raise CheckpointError(
-            f"NaN or infinite values in {shown} as {writer.dtype}; --allow-nonfinite converts them as they are"
+            f"NaN or infinite values in {shown} as {writer.dtype}; --allow_nonfinite converts them as they are"
         )
     return nonfinite
 
@@ -131,7 +131,7 @@ def mapped_back(tensors: Arrays, pieces: list[Piece], *, allow_nonfinite: bool =
         block = piece.from_torch(tensors[piece.rule.torch_name].load())
         if not allow_nonfinite and not all_finite(block):
             raise CheckpointError(
-                f"NaN or infinite values in {piece.rule.torch_name}; --allow-nonfinite converts them as they are"
+                f"NaN or infinite values in {piece.rule.torch_name}; --allow_nonfinite converts them as they are"
             )
         yield block
 

@@ -17,8 +17,6 @@ from .data import Provenance
 
 
 PACKAGES = ("siglip-ext", "torch", "transformers", "datasets", "numpy", "pillow", "scikit-learn")
-# metrics with one of these in their names are shares, shown in percent
-SHARES = ("accuracy", "recall", "precision", "f1", "roc_auc")
 # fields that a file holds as they are
 AS_THEY_ARE = ("groups", "device", "processes", "seconds", "command", "versions", "date")
 Part = TypeVar("Part", bound="EvaluatedModel | Counts | Provenance")

@@ -3,15 +3,15 @@
 import base64
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from ..containers.arrays import DTYPES, Arrays, LazyArray
 from ..errors import CheckpointError
-from ..report import NAME
+from ..model_folder.report import NAME
 from .names import ATTENTION
 
 
@@ -24,9 +24,61 @@ KEPT_TYPES = {**DTYPES, "float64": torch.float64}
 PREFIXES = ("params/", "opt/target/", "")  # beside an optimiser's state, inside one, or bare
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How arrays are called and stored, and what no class has a place for; the usual way unless said.
+
+    Args:
+        kind: In a report, the format.
+        prefix: Of all names.
+        stacked: Towers, "img" and "txt", whose layers are stacked.
+        dtype: Of most arrays; None for that of the tensors.
+        dtypes: Of the others.
+        text_head: Whether there is a text head.
+        bias: Whether there is a logit bias.
+        beside: Small arrays that are kept as they are, see `pack`.
+        legacy: See `describe_legacy`.
+    """
+
+    kind: str = "big_vision"
+    prefix: str = "params/"
+    stacked: list[str] = field(default_factory=list)
+    dtype: str | None = None
+    dtypes: dict[str, str] = field(default_factory=dict)
+    text_head: bool = True
+    bias: bool = True
+    beside: dict[str, Any] = field(default_factory=dict)
+    legacy: dict[str, Any] | None = None
+
+
+def stored_layout(stored: Mapping[str, Any]) -> Layout:
+    """The layout that a report keeps; the usual one where the report is of another format.
+
+    Raises:
+        CheckpointError: The report says it in another form than `from-jax` does.
+    """
+    usual = Layout()
+    if stored.get("kind") != usual.kind:
+        return usual
+    optional = {"dtype": (str, type(None)), "legacy": (dict, type(None))}
+    known = {entry.name: stored[entry.name] for entry in fields(Layout) if entry.name in stored}
+    damaged = [
+        key for key, value in known.items() if not isinstance(value, optional.get(key, type(getattr(usual, key))))
+    ]
+    if not damaged:
+        words = {"stacked": known.get("stacked", []), "dtypes": list(known.get("dtypes", {}).values())}
+        damaged = [key for key, found in words.items() if not all(isinstance(word, str) for word in found)]
+    legacy = known.get("legacy")
+    if isinstance(legacy, dict):
+        damaged += [f"legacy {key}" for key in ("names", "kept") if not isinstance(legacy.get(key), dict)]
+    if damaged:
+        raise CheckpointError(f"{NAME} is damaged: layout, {', '.join(damaged)}")
+    return Layout(**known)
+
+
 def container_prefix(arrays: Arrays) -> str:
     """What the model's parameters are called by; optimisers repeat the names behind it."""
-    return next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in arrays))
+    return next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in arrays)), "")
 
 
 def parameters(arrays: Arrays) -> dict[str, LazyArray]:

@@ -1,19 +1,19 @@
 """The names and shapes of google-research/big_vision's checkpoints, as rules.
 
 The table depends on the model's configuration and on which towers keep their layers in stacked arrays. Facts:
-`models/vit.py`, `models/proj/image_text/` there; the configuration is found in `describe.py`.
+`models/vit.py`, `models/proj/image_text/` there; the configuration is found in `config.py`.
 """
 
 import math
 
-import torch
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import BertConfig
 
-from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
 
 from ..containers.arrays import Arrays
 from ..errors import CheckpointError
 from ..name_map import SAME, Form, Rule, Sizes, Slot
+from ..resize import AnyConfig, vision_of
 
 
 # flax kernels are input-first
@@ -137,7 +137,7 @@ def text_rules(config: SiglipExtTextConfig, stacked: bool) -> list[Rule]:
     return rules + block_rules("text_model.", "txt/Encoder_0/", config.num_hidden_layers, stacked, sizes)
 
 
-def bert_rules(config: PreTrainedConfig, projection: bool) -> list[Rule]:
+def bert_rules(config: BertConfig, projection: bool) -> list[Rule]:
     sizes = Sizes(heads=config.num_attention_heads)
     rules = expand(BERT_EMBEDDINGS, "text_model.embeddings.", "txt/BertEncoder_0/", sizes)
     for i in range(config.num_hidden_layers):
@@ -148,30 +148,27 @@ def bert_rules(config: PreTrainedConfig, projection: bool) -> list[Rule]:
     return rules
 
 
-def rules(config: SiglipExtConfig | SiglipExtVisionConfig, stacked: frozenset[str] = frozenset()) -> list[Rule]:
+def rules(config: AnyConfig, stacked: frozenset[str] = frozenset()) -> list[Rule]:
     """Every tensor of a model and the arrays it is made of.
 
     Args:
         config: The dual model's configuration, or an image tower's alone.
         stacked: Which towers, "img" and "txt", keep their layers in stacked arrays.
     """
+    image_part = image_rules(vision_of(config), "img" in stacked)
     if isinstance(config, SiglipExtVisionConfig):
-        return image_rules(config, "img" in stacked)
+        return image_part
     table = [("logit_scale", ("t",), SAME)]
     if config.logit_bias_init is not None:
         table.append(("logit_bias", ("b",), SAME))
     text = config.text_config
     if isinstance(text, SiglipExtTextConfig):
         text_part = text_rules(text, "txt" in stacked)
+    elif not isinstance(text, BertConfig):
+        raise CheckpointError(f"big_vision has no layout for a {getattr(text, 'model_type', text)!r} text tower")
     else:
         text_part = bert_rules(text, config.text_projection_size is not None)
-    return expand(tuple(table), "", "", Sizes()) + image_rules(config.vision_config, "img" in stacked) + text_part
-
-
-def unclaimed(params: Arrays, table: list[Rule]) -> list[str]:
-    """The arrays that no rule takes."""
-    claimed = {slot.name for rule in table for slot in rule.slots}
-    return sorted(set(params) - claimed)
+    return expand(tuple(table), "", "", Sizes()) + image_part + text_part
 
 
 def check_complete(params: Arrays, table: list[Rule]) -> None:
@@ -189,14 +186,3 @@ def check_complete(params: Arrays, table: list[Rule]) -> None:
     for name, depth in layers.items():
         if params[name].shape[:1] != (depth,):
             raise CheckpointError(f"{name} has the shape {params[name].shape}, other arrays stack {depth} layers")
-
-
-def identity_head(config: SiglipExtTextConfig) -> dict[str, torch.Tensor]:
-    """The head that changes nothing, for a target format that demands one (a checkpoint without `txt/head`)."""
-    width = config.hidden_size
-    return {"text_model.head.weight": torch.eye(width), "text_model.head.bias": torch.zeros(width)}
-
-
-def zero_bias() -> dict[str, torch.Tensor]:
-    """The bias that changes nothing, for a target format that demands one (a softmax checkpoint, without `b`)."""
-    return {"logit_bias": torch.zeros(1)}

@@ -1,45 +1,83 @@
-"""What the commands have in common: how one is registered, and the options that several of them take."""
+"""What several commands have in common: the options that they take, and what they print."""
 
 import argparse
-from collections.abc import Callable
+import sys
 
-from ..big_vision.describe import Choices
+from ..checkpoint import Choices
 from ..containers.arrays import DTYPES
-
-
-Run = Callable[[argparse.Namespace], int]
-
-
-def add_command(
-    commands: argparse._SubParsersAction, name: str, run: Run, *, summary: str, description: str, examples: str
-) -> argparse.ArgumentParser:
-    """A new command; its parser, to be given arguments."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+from ..converter import FORMATS, Options, Result
 
 
 def choices_arguments(parser: argparse.ArgumentParser) -> None:
     """What names and shapes of a checkpoint do not tell."""
     group = parser.add_argument_group("what a checkpoint outside the catalogue cannot tell")
-    group.add_argument("--image-pooling", help="map, mean, max, first, cls or none")
-    group.add_argument("--text-pooling", help="last, first, mean, max or map")
-    group.add_argument("--text-heads", type=int, help="attention heads of a BERT text tower of unusual width")
+    group.add_argument("--image_pooling", help="map, mean, max, first, cls or none")
+    group.add_argument("--text_pooling", help="last, first, mean, max or map")
+    group.add_argument("--text_heads", type=int, help="attention heads of a text tower of unusual width")
 
 
 def choices(arguments: argparse.Namespace) -> Choices:
-    return Choices(arguments.image_size, arguments.image_pooling, arguments.text_pooling, arguments.text_heads)
+    """The choices that were made, of those that a command offers."""
+    names = ("image_size", "image_pooling", "text_pooling", "text_heads", "image_heads")
+    return Choices(*(getattr(arguments, name, None) for name in names))
+
+
+def folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the commands that write a model folder."""
+    group = parser.add_argument_group("the folder")
+    group.add_argument(
+        "--format", choices=FORMATS, help="native: for the stock classes; ext: for ours. Native where possible"
+    )
+    group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the tensors")
+    group.add_argument("--max_shard_size", default="5GB", help="of one file")
+    group.add_argument(
+        "--tokenizer", help="folder, tokenizer.json, SentencePiece .model or Hub repository; else the local Hub cache"
+    )
+    group.add_argument(
+        "--text_rules",
+        choices=("v1", "v2", "bert"),
+        help="how texts are cut: SigLIP, SigLIP 2, BERT; the catalogue knows for its files",
+    )
+    group.add_argument(
+        "--zero_bias",
+        action="store_true",
+        help="write a softmax checkpoint, which has no logit bias, in stock form with a bias of 0: logits and softmax "
+        "probabilities stay the same, but sigmoid scores, which stock pipelines show, are not calibrated",
+    )
+    group.add_argument("--allow_nonfinite", action="store_true", help="convert NaN and infinite values as they are")
+
+
+def folder_options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        form=arguments.format,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        allow_nonfinite=arguments.allow_nonfinite,
+        tokenizer=arguments.tokenizer,
+        rules=arguments.text_rules,
+        zero_bias=arguments.zero_bias,
+    )
 
 
 def outward_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Of the commands that turn a model folder into another format."""
     parser.add_argument("folder", help="a model folder, in stock form or ours")
     parser.add_argument("out", help=f"{out} to write; must not exist")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of all arrays (default: what each one had)")
-    parser.add_argument("--allow-nonfinite", action="store_true", help="convert NaN and infinite values as they are")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of all arrays; unless given, what each one had")
+    parser.add_argument("--allow_nonfinite", action="store_true", help="convert NaN and infinite values as they are")
+
+
+def print_result(out: str, result: Result) -> None:
+    report = result.report
+    for what, names in report.left_out.items():
+        print(f"left out, {what}: {', '.join(names)}")
+    for line in report.changes:
+        print(line)
+    for name in report.nonfinite:
+        print(f"not finite: {name}")
+    for remark in result.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    print(
+        f"{out}: {report.class_name}, {report.parameters:,} parameters, {len(report.tensors)} tensors verified, "
+        f"largest difference {report.largest_difference:.3g}"
+    )

@@ -2,9 +2,10 @@
 
 import argparse
 
-from ..convert import auto_class, choose_form
+from modeling_siglip_ext.command_line import Subparsers, add_command
+
+from ..model_folder.form import auto_class, choose_form
 from ..released.catalogue import Entry, entries, find
-from .arguments import add_command
 
 
 EXAMPLES = """examples:
@@ -15,7 +16,7 @@ EXAMPLES = """examples:
 
 def line(entry: Entry) -> str:
     size = "NaFlex" if entry.image_size is None else f"{entry.image_size} px"
-    text = "" if entry.text is None else f"{entry.text_length} tokens, {entry.tokenizer.name}"
+    text = "" if entry.tokenizer is None else f"{entry.text_length} tokens, {entry.tokenizer.name}"
     score = f"{entry.scores['imagenet']:.1f}" if "imagenet" in entry.scores else ""
     return f"{entry.name:40} {entry.image:10} {size:7} {text:18} {score:>5}"
 
@@ -38,7 +39,7 @@ def details(entry: Entry) -> str:
     return "\n".join(f"{key:12} {value}" for key, value in rows.items() if value)
 
 
-def register(commands: argparse._SubParsersAction) -> None:
+def register(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "list",
@@ -50,14 +51,13 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("name", nargs="?", help="show all that is known about one file")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     if arguments.name is not None:
         print(details(find(arguments.name)))
-        return 0
+        return
     family = None
     for entry in entries().values():
         if entry.family != family:
             family = entry.family
             print(f"\n{family}")
         print(f"  {line(entry)}".rstrip())
-    return 0

@@ -3,12 +3,13 @@
 import argparse
 import sys
 
+from modeling_siglip_ext.command_line import Subparsers, add_command
 from modeling_siglip_ext.hub.calls import PublishError
 from modeling_siglip_ext.hub.publish import publish
 
 
 EXAMPLES = """examples:
-  siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --dry-run
+  siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --dry_run
   siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --private
 
 The token is that of `hf auth login`, or HF_TOKEN; another address than the Hub's is HF_ENDPOINT. An upload that was
@@ -16,22 +17,22 @@ cut goes on where it was when the command is given again.
 """
 
 
-def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
+def register(commands: Subparsers) -> None:
+    parser = add_command(
+        commands,
         "publish",
-        help="a model folder to the Hub",
+        run,
+        summary="a model folder to the Hub",
         description="Push a model folder to the Hub in one commit: weights, settings, card; never optimiser state.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("folder", help="a folder with a model, its processor and its card")
     parser.add_argument("repo_id", help="USER/NAME on the Hub; made if it is not there")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be pushed, and send nothing")
+    parser.add_argument("--dry_run", action="store_true", help="list what would be pushed, and send nothing")
     parser.add_argument("--overwrite", action="store_true", help="also over files whose card siglip-ext did not write")
-    parser.add_argument("--revision", help="branch (default: main)")
+    parser.add_argument("--revision", help="branch; main unless given")
     parser.add_argument("--message", default="Upload of siglip-ext", help="of the commit")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,24 +1,19 @@
 """`verify`: a converted folder against the checkpoint it came from, and against recorded outputs."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from transformers import BertConfig
+from modeling_siglip_ext.command_line import Subparsers, add_command
 
-from ..big_vision.describe import Choices
-from ..containers.remote import local
-from ..containers.sources import Source, open_source, sha256
-from ..convert import verify_folder
+from ..big_vision.recorded_outputs import compare_outputs
+from ..checkpoint import Checkpoint, choices_of
+from ..containers.sources import sha256
 from ..errors import CheckpointError, VerificationError
-from ..model_folder import ModelFolder, open_folder
-from ..open_clip.names import is_open_clip, plan_open_clip
-from ..plan import Plan, plan_big_vision, vision_of
-from ..recorded_outputs import compare_outputs
-from ..report import NAME, libraries, write_report
-from .arguments import add_command
-from .from_jax import read_jax
-from .from_open_clip import read_open_clip
+from ..formats import open_checkpoint
+from ..model_folder.folder import ModelFolder, open_folder
+from ..model_folder.form import verify_folder
+from ..model_folder.report import NAME, ConversionReport, Origin, libraries, write_report
 
 
 EXAMPLES = """examples:
@@ -28,48 +23,23 @@ EXAMPLES = """examples:
 """
 
 
-def jax_plan(folder: ModelFolder, source: Source) -> tuple[dict, Plan]:
-    """The plan by which a big_vision checkpoint becomes this folder's model."""
-    vision = vision_of(folder.config)
-    text = getattr(folder.config, "text_config", None)
-    bert = isinstance(text, BertConfig)
-    choices = Choices(
-        image_size=vision.image_size if vision.position_embedding_type == "sincos2d" else None,
-        image_pooling=vision.pooling,
-        text_pooling=folder.config.text_pooling if bert else getattr(text, "pooling", None),
-        text_heads=text.num_attention_heads if bert else None,
-    )
-    checkpoint = read_jax(source, known=choices)
-    return checkpoint.params, plan_big_vision(checkpoint.params, checkpoint.config, folder.config)
-
-
-def open_clip_plan(folder: ModelFolder, source: Source) -> Plan:
-    """The same for a checkpoint of open_clip."""
-    towers = vision_of(folder.config), getattr(folder.config, "text_config", None)
-    config, _ = read_open_clip(source, *(getattr(tower, "num_attention_heads", None) for tower in towers))
-    return plan_open_clip(source.arrays, config, folder.config)
-
-
-def against(folder: ModelFolder, source: Source) -> dict[str, Any]:
+def against(folder: ModelFolder, checkpoint: Checkpoint, report: ConversionReport) -> ConversionReport:
     """Compare every tensor with its source; returns what the report should say."""
-    if is_open_clip(source.arrays):
-        params, plan = source.arrays, open_clip_plan(folder, source)
-    else:
-        params, plan = jax_plan(folder, source)
-    differences, class_name = verify_folder(folder.path, plan, params)
-    return {
-        "source": {"name": source.name, "sha256": source.sha256()},
-        "class": class_name,
-        "left_out": plan.left_out,
-        "verified": True,
-        "largest_difference": max(differences.values()),
-        "tensors": {name: {"largest_difference": value} for name, value in differences.items()},
-    }
+    plan = checkpoint.plan(folder.config)
+    differences, class_name = verify_folder(folder.path, plan, checkpoint.arrays)
+    return replace(
+        report,
+        source=Origin(checkpoint.source.name, checkpoint.source.sha256()),
+        class_name=class_name,
+        left_out=plan.left_out,
+        verified=True,
+        tensors=differences,
+    )
 
 
 def check_unchanged(folder: ModelFolder) -> None:
     """Compare the weight files with the hashes that the conversion wrote down."""
-    files = (folder.report or {}).get("files")
+    files = {} if folder.report is None else folder.report.files
     if not files:
         raise CheckpointError(f"{folder.path} has no {NAME} with hashes: name the checkpoint with --against")
     for name, expected in files.items():
@@ -79,7 +49,7 @@ def check_unchanged(folder: ModelFolder) -> None:
             raise VerificationError(f"{name} has changed since the folder was converted")
 
 
-def register(commands: argparse._SubParsersAction) -> None:
+def register(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "verify",
@@ -94,21 +64,20 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--io", help="an .npz with inputs and outputs of the original code (see the fixtures)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     folder = open_folder(arguments.folder)
-    found: dict[str, Any] = {}
-    if arguments.against is not None:
-        with local(arguments.against) as path:
-            found = against(folder, open_source(path))
-        print(f"{len(found['tensors'])} tensors, largest difference {found['largest_difference']:.3g}")
-    if arguments.io is not None:
-        found["outputs"] = compare_outputs(arguments.folder, arguments.io)
-        for name, difference in found["outputs"].items():
-            print(f"{name}: largest difference {difference:.3g}")
-    if not found:
+    if arguments.against is None and arguments.io is None:
         check_unchanged(folder)
         print("unchanged since it was converted and verified")
-        return 0
-    write_report(folder.path, {**(folder.report or {}), **found, "libraries": libraries()})
+        return
+    report = replace(folder.report or ConversionReport(), libraries=libraries())
+    if arguments.against is not None:
+        with open_checkpoint(arguments.against, name="none", choices=choices_of(folder.config)) as checkpoint:
+            report = against(folder, checkpoint, report)
+        print(f"{len(report.tensors)} tensors, largest difference {report.largest_difference:.3g}")
+    if arguments.io is not None:
+        report = replace(report, outputs=compare_outputs(arguments.folder, arguments.io))
+        for name, difference in report.outputs.items():
+            print(f"{name}: largest difference {difference:.3g}")
+    write_report(folder.path, report)
     print(f"{arguments.folder}: verified")
-    return 0

@@ -6,10 +6,11 @@ python -m modeling_siglip_ext.conversion.commands.write_released_cards model_car
 import argparse
 from pathlib import Path
 
+from modeling_siglip_ext.files import write_text
 from modeling_siglip_ext.hub.card import render
 from modeling_siglip_ext.hub.facts import ModelFacts, facts_of_config
 
-from ..convert import choose_form
+from ..model_folder.form import choose_form
 from ..released.cards import released_card, shown
 from ..released.catalogue import Entry, entries
 
@@ -39,7 +40,7 @@ def main() -> None:
         if path.name not in wanted:
             path.unlink()
     for name, text in wanted.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     print(f"{folder}: {len(wanted)} cards")
 
 

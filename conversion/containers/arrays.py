@@ -1,5 +1,6 @@
 """An array of a checkpoint that is read only when asked for, and the numpy and torch names of its numbers."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,33 @@ class LazyArray:
 
 
 Arrays = Mapping[str, LazyArray]
+
+
+def shape_of(arrays: Arrays, name: str, sides: int | None = None) -> tuple[int, ...]:
+    """The shape of an array that must be there, with so many sides.
+
+    Raises:
+        CheckpointError: It is missing, has another number of sides, or no elements.
+    """
+    if name not in arrays:
+        raise CheckpointError(f"the checkpoint has no {name}: not an image-text model of a known layout")
+    shape = arrays[name].shape
+    if sides is not None and len(shape) != sides:
+        raise CheckpointError(f"{name} has the shape {shape}, and should have {sides} sides")
+    if 0 in shape:
+        raise CheckpointError(f"{name} has the shape {shape}, and so no elements: the checkpoint is damaged")
+    return shape
+
+
+def count_values(arrays: Arrays, start: str = "") -> int:
+    """Number of values in the arrays whose names start so."""
+    return sum(array.size for name, array in arrays.items() if name.startswith(start))
+
+
+def types_line(arrays: Arrays) -> str:
+    """How many arrays there are of each type, in words."""
+    dtypes = Counter(str(array.dtype).removeprefix("torch.") for array in arrays.values())
+    return ", ".join(f"{number} {name}" for name, number in dtypes.most_common())
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype | None:

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +12,11 @@ import torch
 
 from ..errors import CheckpointError
 from .arrays import LazyArray, as_tensor, check_expansion, chunks, torch_dtype
+from .damage import reading
 
 
 BLOCK = 1 << 22  # bytes read at once
 HEADER = 1 << 14  # bytes of a member that are searched for its header; numpy takes none above 10,000
-# what zipfile and numpy raise about damaged files (RuntimeError: an encrypted one; NotImplementedError: an odd method)
-DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-)
 
 
 @dataclass(frozen=True)
@@ -92,10 +78,8 @@ def index(path: Path, file: IO[bytes] | None) -> dict[str, LazyArray]:
     size = path.stat().st_size if file is None else file.seek(0, io.SEEK_END)
 
     def load(member: str) -> torch.Tensor:
-        try:
+        with reading(f"{path}: {member}"):
             return read_member(archive, member)
-        except DAMAGE as error:
-            raise CheckpointError(f"{path}: cannot read {member}: {error}") from error
 
     arrays: dict[str, LazyArray] = {}
     seen: set[str] = set()
@@ -123,16 +107,13 @@ def read_npz(path: str | Path, file: IO[bytes] | None = None) -> dict[str, LazyA
     Raises:
         FileNotFoundError: No such file.
         CheckpointError: Not an `.npz` file, a damaged one, one with pickled objects, or an archive bomb.
+        OSError: The disk cannot be read.
     """
     path = Path(path)
     if file is None and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
-    try:
+    with reading(path, "is not a sound .npz file"):
         arrays = index(path, file)
-    except CheckpointError:
-        raise
-    except DAMAGE as error:
-        raise CheckpointError(f"{path} is not a sound .npz file: {error}") from error
     if not arrays:
         raise CheckpointError(f"{path} holds no arrays")
     return arrays
@@ -142,7 +123,7 @@ def descriptor(dtype: torch.dtype) -> str:
     """numpy's name of a type in a file's header."""
     if dtype == torch.bfloat16:
         return "|V2"
-    return np.lib.format.dtype_to_descr(torch.empty(0, dtype=dtype).numpy().dtype)
+    return torch.empty(0, dtype=dtype).numpy().dtype.str
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

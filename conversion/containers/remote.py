@@ -3,7 +3,7 @@
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -13,12 +13,11 @@ from fsspec.callbacks import TqdmCallback
 from tqdm.auto import tqdm
 
 from ..errors import CheckpointError
-from ..open_clip.names import CONFIG, WEIGHTS
 
 
-OPEN_CLIP = (WEIGHTS, CONFIG)
 EXTRA = ("gs", "gcs", "http", "https")  # what the extra `remote` has libraries for
 PART = 1 << 16  # bytes asked for at once of a file that is read where it lies
+Wanted = Collection[tuple[str, ...]]  # of a folder that holds the first file of one of these, only those files
 LOCAL_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk here, not of the other side
 
 
@@ -32,7 +31,8 @@ def fetch_errors(protocol: str) -> tuple[type[Exception], ...]:
         from huggingface_hub.errors import HfHubHTTPError
 
         # the client is httpx or its successor, by huggingface_hub's version; this is the base of its errors
-        client = [kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx")]
+        kinds = (kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
+        client = [kind for kind in kinds if issubclass(kind, Exception)]
         return tuple(client[-1:])
     if protocol not in EXTRA:
         return ()
@@ -60,7 +60,7 @@ def open_filesystem(url: str, protocol: str) -> tuple[fsspec.AbstractFileSystem,
 
 
 @contextmanager
-def connected(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+def connected(url: str) -> Generator[tuple[fsspec.AbstractFileSystem, str]]:
     """The file system of a URL and the path in it; errors name the URL."""
     protocol = url.split("://", 1)[0]
     filesystem, path = open_filesystem(url, protocol)
@@ -82,13 +82,14 @@ def copy_file(filesystem: fsspec.AbstractFileSystem, path: str, target: Path) ->
         progress.close()
 
 
-def copy_folder(filesystem: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
-    """A folder; of a repository of open_clip only what is read, which is half of it."""
+def copy_folder(filesystem: fsspec.AbstractFileSystem, path: str, target: Path, wanted: Wanted) -> None:
+    """A folder, or what is wanted of it."""
     root = path.rstrip("/") + "/"
-    if filesystem.exists(root + OPEN_CLIP[0]):
-        files = [root + name for name in OPEN_CLIP if filesystem.exists(root + name)]
-    else:
+    names = next((names for names in wanted if filesystem.exists(root + names[0])), None)
+    if names is None:
         files = filesystem.find(path)
+    else:
+        files = [root + name for name in names if filesystem.exists(root + name)]
     target.mkdir()
     for file in tqdm(files, desc=f"fetching {target.name}", unit="file"):
         inside = PurePosixPath(file.removeprefix(root))
@@ -98,7 +99,7 @@ def copy_folder(filesystem: fsspec.AbstractFileSystem, path: str, target: Path) 
         filesystem.get_file(file, str(target / inside))
 
 
-def copy_any(filesystem: fsspec.AbstractFileSystem, path: str, folder: Path) -> Path:
+def copy_any(filesystem: fsspec.AbstractFileSystem, path: str, folder: Path, wanted: Wanted) -> Path:
     """A file, a folder, or the folder that a `-LAST` pointer names."""
     name = path.rstrip("/").rsplit("/", 1)[-1]
     target = folder / name
@@ -109,15 +110,15 @@ def copy_any(filesystem: fsspec.AbstractFileSystem, path: str, folder: Path) -> 
         ends = [end for end in (f"-{step}", f"-{step}-tmp") if step.isalnum() and filesystem.isdir(path + end)]
         if not ends:
             raise CheckpointError(f"{path}-LAST points to a folder that does not exist")
-        copy_folder(filesystem, path + ends[0], folder / (name + ends[0]))
+        copy_folder(filesystem, path + ends[0], folder / (name + ends[0]), wanted)
     elif filesystem.isdir(path):
-        copy_folder(filesystem, path, target)
+        copy_folder(filesystem, path, target, wanted)
     else:
         copy_file(filesystem, path, target)
     return target
 
 
-def fetch(url: str, folder: Path) -> Path:
+def fetch(url: str, folder: Path, wanted: Wanted) -> Path:
     """A copy, in `folder`, of a file, a folder, or the folder that a `-LAST` pointer names.
 
     Raises:
@@ -127,7 +128,7 @@ def fetch(url: str, folder: Path) -> Path:
     """
     with connected(url) as (filesystem, path):
         try:
-            return copy_any(filesystem, path, folder)
+            return copy_any(filesystem, path, folder, wanted)
         except CheckpointError:
             raise
         except ValueError as error:  # of a name that a file system cannot have
@@ -135,7 +136,7 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 @contextmanager
-def opened(url: str) -> Iterator[IO[bytes] | None]:
+def opened(url: str) -> Generator[IO[bytes] | None]:
     """A file that is read where it lies, so that only the parts that are asked for travel; None where the other side
     gives no parts."""
     with connected(url) as (filesystem, path), filesystem.open(path, "rb", block_size=PART) as file:
@@ -143,11 +144,12 @@ def opened(url: str) -> Iterator[IO[bytes] | None]:
 
 
 @contextmanager
-def local(path: str | Path, scratch: Path | None = None) -> Iterator[Path]:
+def local(path: str | Path, scratch: Path | None = None, wanted: Wanted = ()) -> Generator[Path]:
     """The path itself, or for a URL that of a copy which lives as long as the block.
 
     Args:
         scratch: Folder with room for the copy, to be made later perhaps; the system's temporary folder unless given.
+        wanted: The first of each names a folder by a file in it; of that folder only these files are fetched.
     """
     if not is_url(path):
         yield Path(path)
@@ -155,4 +157,4 @@ def local(path: str | Path, scratch: Path | None = None) -> Iterator[Path]:
     if scratch is not None:  # the nearest folder that is there, on the same disk
         scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        yield fetch(str(path), Path(folder))
+        yield fetch(str(path), Path(folder), wanted)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ..errors import CheckpointError
 from .arrays import LazyArray, all_finite, chunks
+from .damage import read_mapping, reading
 
 
 WEIGHTS = "model.safetensors"
@@ -42,16 +43,19 @@ def shard_files(folder: Path) -> list[Path]:
         if not single.is_file():
             raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}")
         return [single]
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: {error}") from error
+    with reading(index):
+        names = sorted(set(read_mapping(index)["weight_map"].values()))
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{index} names {name!r}, which leads out of the folder")
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is missing")
     return [folder / name for name in names]
+
+
+def load(file: Path, opened: safe_open, name: str) -> torch.Tensor:
+    with reading(f"{file}: {name}"):
+        return opened.get_tensor(name)
 
 
 def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
@@ -66,7 +70,7 @@ def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
         raise FileNotFoundError(f"{path} does not exist")
     arrays: dict[str, LazyArray] = {}
     for file in shard_files(path) if path.is_dir() else [path]:
-        try:
+        with reading(file, "is not a sound safetensors file"):
             opened = safe_open(file, framework="pt")
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 if name in arrays:
@@ -74,11 +78,9 @@ def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
                 part = opened.get_slice(name)
                 arrays[name] = LazyArray(
                     tuple(part.get_shape()),
-                    lambda opened=opened, name=name: opened.get_tensor(name),
+                    lambda file=file, opened=opened, name=name: load(file, opened, name),
                     TYPES.get(part.get_dtype()),
                 )
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is not a sound safetensors file: {error}") from error
     return arrays
 
 

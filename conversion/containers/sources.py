@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..open_clip.names import WEIGHTS as OPEN_CLIP_WEIGHTS
 from .arrays import LazyArray
 from .npz import read_npz
 from .safetensors_files import INDEX, WEIGHTS, read_safetensors
@@ -42,8 +41,8 @@ def sha256(path: Path) -> str:
 
 
 def open_source(path: str | Path) -> Source:
-    """The arrays of a checkpoint: an `.npz` or `.safetensors` file, a model folder, a tensorstore folder, or the path
-    that its `-LAST` names.
+    """The arrays of a checkpoint: an `.npz` or `.safetensors` file, a folder with safetensors of one model, a
+    tensorstore folder, or the path that its `-LAST` names.
 
     Raises:
         FileNotFoundError: Nothing there.
@@ -59,7 +58,7 @@ def open_source(path: str | Path) -> Source:
         return Source(path, path.name, read_npz(path))
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
         return Source(folder, path.name, read_safetensors(folder))
-    single = folder / OPEN_CLIP_WEIGHTS
-    if single.is_file():
-        return Source(single, path.name, read_safetensors(single))
+    alone = list(folder.glob("*.safetensors"))  # under a name of its own
+    if len(alone) == 1:
+        return Source(alone[0], path.name, read_safetensors(alone[0]))
     return Source(folder, path.name, read_tensorstore(folder))

@@ -1,6 +1,5 @@
 """Folders that big_vision writes through tensorstore: one zarr (version 2) array each."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 from ..errors import CheckpointError
 from .arrays import LazyArray, as_tensor, check_expansion, torch_dtype
+from .damage import read_mapping, reading
 
 
 def newest_folder(path: Path) -> Path | None:
@@ -27,15 +27,13 @@ def newest_folder(path: Path) -> Path | None:
 
 def read_metadata(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type out of an array's `.zarray`."""
-    try:
-        metadata = json.loads(path.read_text())
+    metadata = read_mapping(path)
+    with reading(path):
         shape = tuple(int(side) for side in metadata["shape"])
         name = str(metadata["dtype"])
         dtype = np.dtype("V2") if name == "bfloat16" else np.dtype(name)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if any(side < 0 for side in shape):
-        raise CheckpointError(f"{path} is damaged: it claims the shape {shape}")
+        if any(side < 0 for side in shape):
+            raise ValueError(f"it claims the shape {shape}")
     return shape, dtype
 
 
@@ -53,10 +51,8 @@ def read_tensorstore(folder: str | Path) -> dict[str, LazyArray]:
 
     def load(path: Path) -> torch.Tensor:
         spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(path)}}
-        try:
+        with reading(path):
             return as_tensor(tensorstore.open(spec).result().read().result())
-        except ValueError as error:
-            raise CheckpointError(f"cannot read {path}: {error}") from error
 
     arrays = {}
     claimed = 0

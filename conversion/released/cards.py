@@ -11,6 +11,7 @@ from modeling_siglip_ext.hub.card import Card
 from modeling_siglip_ext.hub.facts import ModelFacts, facts_of
 from modeling_siglip_ext.hub.results import TASKS, Figure, Results
 
+from ..model_folder.report import ConversionReport, Origin
 from .catalogue import Entry, entries
 
 
@@ -32,7 +33,7 @@ def texts() -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def conversion_card(folder: Path, name: str, report: dict[str, Any], resample: str = "bilinear") -> Card:
+def conversion_card(folder: Path, name: str, report: ConversionReport, resample: str = "bilinear") -> Card:
     """The card of a folder that a conversion wrote.
 
     Args:
@@ -42,21 +43,21 @@ def conversion_card(folder: Path, name: str, report: dict[str, Any], resample: s
         resample: Of the image processor.
     """
     facts = facts_of(folder)
-    entry = entries().get(report.get("catalogue") or "")
+    entry = entries().get(report.catalogue or "")
     if entry is None:
         return Card(
             name=name,
-            summary=f"A SigLIP model converted from `{report['source']['name']}` by `siglip-ext`.",
+            summary=f"A SigLIP model converted from `{origin_of(report).name}` by `siglip-ext`.",
             facts=facts,
             limits="Nothing is known here of what it was trained on, nor what its limits and biases are.",
-            license=report.get("licence"),
+            license=report.licence,
             preprocessing=f"Resizing is {resample}.",
             conversion=report_text(report),
         )
     return released_card(entry, facts, name=name, report=report)
 
 
-def released_card(entry: Entry, facts: ModelFacts, *, name: str, report: dict[str, Any] | None = None) -> Card:
+def released_card(entry: Entry, facts: ModelFacts, *, name: str, report: ConversionReport | None = None) -> Card:
     """The card of a released file.
 
     Args:
@@ -66,7 +67,7 @@ def released_card(entry: Entry, facts: ModelFacts, *, name: str, report: dict[st
     """
     family = texts()["families"][entry.family]
     size = "any aspect ratio" if facts.naflex else f"{facts.image_size} px"
-    changes = report.get("changes") if report else None
+    changes = report.changes if report else None
     notes = [family.get("published_note", "")]
     if changes:  # what was published holds for other weights
         notes = []
@@ -185,20 +186,26 @@ def command_text(entry: Entry, name: str) -> str:
     )
 
 
-def report_text(report: dict[str, Any]) -> str:
-    source, versions = report["source"], report["libraries"]
+def report_text(report: ConversionReport) -> str:
+    source, versions = origin_of(report), report.libraries
     lines = [
-        f"Converted from `{source['name']}` (SHA-256 `{source['sha256']}`) to `{report['class']}`, "
-        f"{report['dtype']}, {report['parameters']:,} parameters, with siglip-ext {versions['siglip-ext']}, torch "
+        f"Converted from `{source.name}` (SHA-256 `{source.sha256}`) to `{report.class_name}`, "
+        f"{report.dtype}, {report.parameters:,} parameters, with siglip-ext {versions['siglip-ext']}, torch "
         f"{versions['torch']} and transformers {versions['transformers']}.",
-        f"All {len(report['tensors'])} tensors were mapped back and compared with their source: the largest "
-        f"difference is {report['largest_difference']:.3g}. `conversion_report.json` lists them.",
+        f"All {len(report.tensors)} tensors were mapped back and compared with their source: the largest "
+        f"difference is {report.largest_difference:.3g}. `conversion_report.json` lists them.",
     ]
-    changes = [f"- {change}" for change in report.get("changes") or ()]
+    changes = [f"- {change}" for change in report.changes]
     if changes:
         lines += ["\nChanged on purpose, so figures of the original do not hold:\n", *changes, ""]
-    for what, names in (report.get("left_out") or {}).items():
+    for what, names in report.left_out.items():
         lines.append(f"Left out, {what}: {len(names)} arrays.")
-    if report.get("nonfinite"):
-        lines.append(f"**Values that are not finite:** {', '.join(report['nonfinite'])}.")
+    if report.nonfinite:
+        lines.append(f"**Values that are not finite:** {', '.join(report.nonfinite)}.")
     return "\n".join(lines)
+
+
+def origin_of(report: ConversionReport) -> Origin:
+    if report.source is None:
+        raise ValueError("the report of a folder that was not converted has no place in a card")
+    return report.source

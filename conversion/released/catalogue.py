@@ -6,18 +6,18 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..big_vision.describe import Choices
+from ..checkpoint import Choices, Tokenizer, TowerSizes
 from ..errors import AnotherFileError, CheckpointError
+from ..plan import AnyConfig, vision_of
 
 
-AnyConfig = SiglipExtConfig | SiglipExtVisionConfig
 # What a checkpoint's shapes must agree on with its entry.
 VISION_FACTS = (
     "hidden_size",
@@ -42,25 +42,6 @@ TEXT_FACTS = (
     "projection_size",
 )
 BERT_FACTS = TEXT_FACTS[:5]
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The tokenizer that a model's texts were cut with.
-
-    Args:
-        name: In the papers' words.
-        rules: "v1", "v2" (see `modeling_siglip_ext.tokenization_siglip_ext`) or "bert".
-        vocab_size: Rows of the model's table.
-        repo: A Hub repository that has it.
-        files: What to fetch from there.
-    """
-
-    name: str
-    rules: str
-    vocab_size: int
-    repo: str
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,7 @@ class Entry:
             pooling=self.pooling,
             projection_size=self.projection_size,
         )
-        if self.text is None:
+        if self.text is None or self.tokenizer is None or self.text_length is None:
             return vision
         if self.bert:
             text = BertConfig(
@@ -155,7 +136,7 @@ class Entry:
         """Whether a converted model of so many parameters is of the published size."""
         width = towers()[self.image.split("/")[0]]["hidden_size"]
         if self.family == "paligemma":  # published without the projection
-            count -= (width + 1) * self.projection_size
+            count -= (width + 1) * (self.projection_size or 0)
         if self.family == "lit":  # published with a position for the class token, which is added into the token
             count += width
         if not isinstance(self.parameters, str):
@@ -186,13 +167,20 @@ class Entry:
                 )
 
 
-def text_tokens(rules: str) -> dict[str, int]:
+class TextTokens(TypedDict):
+    """As fields of a text configuration."""
+
+    pad_token_id: int
+    eos_token_id: int
+
+
+def text_tokens(rules: str) -> TextTokens:
     """Ids of the special tokens, for a text configuration: v1 pads with the end of a text, v2 with a token for it."""
     return {"pad_token_id": 0 if rules == "v2" else 1, "eos_token_id": 1}
 
 
 def facts(config: AnyConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    vision = config if isinstance(config, SiglipExtVisionConfig) else config.vision_config
+    vision = vision_of(config)
     return {name: getattr(vision, name) for name in names}
 
 
@@ -207,17 +195,19 @@ def read() -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def towers() -> dict[str, dict[str, int]]:
-    """Sizes of the towers by name, as fields of a configuration."""
-    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
-    return {size: dict(zip(names, values)) for size, values in read()["towers"].items()}
+def towers() -> dict[str, TowerSizes]:
+    """Sizes of the towers by name."""
+    return {
+        size: TowerSizes(hidden_size=width, num_hidden_layers=depth, intermediate_size=mlp, num_attention_heads=heads)
+        for size, (width, depth, mlp, heads) in read()["towers"].items()
+    }
 
 
 @cache
 def tokenizers() -> dict[str, Tokenizer]:
     return {
-        name: Tokenizer(name, **{**fields, "files": tuple(fields["files"])})
-        for name, fields in read()["tokenizers"].items()
+        name: Tokenizer(name, found["rules"], found["vocab_size"], found["repo"], tuple(found["files"]))
+        for name, found in read()["tokenizers"].items()
     }
 
 

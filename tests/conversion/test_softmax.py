@@ -108,4 +108,4 @@ def test_where_it_makes_no_sense_it_is_refused(case, options, message, checkpoin
 
 def test_the_option_is_named_where_it_would_help(checkpoint, tmp_path, capsys):
     assert main(["from-jax", str(checkpoint), str(tmp_path / "out"), "--format", "native"]) == 2
-    assert "add --zero-bias" in capsys.readouterr().err
+    assert "add --zero_bias" in capsys.readouterr().err

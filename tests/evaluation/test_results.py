@@ -10,10 +10,10 @@ from modeling_siglip_ext.evaluation.results import (
     EvaluatedModel,
     Result,
     compare,
-
     read_results,
     write_result,
 )
+from modeling_siglip_ext.hub.results import is_share
 
 
 RESULT = Result(

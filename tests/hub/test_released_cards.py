@@ -65,11 +65,11 @@ def test_a_converted_folder_has_a_card_with_its_report(tmp_path):
 
 def test_figures_of_the_original_do_not_go_with_other_sizes(tmp_path, monkeypatch):
     """The card of a released file, from a small one that passes for it."""
-    from modeling_siglip_ext.conversion.commands import from_jax
+    from modeling_siglip_ext.conversion.big_vision import checkpoint
 
     entry = entries()["siglip2_b16_256"]
     monkeypatch.setattr(type(entry), "check", lambda self, found: None)
-    monkeypatch.setattr(from_jax, "choose_entry", lambda path, name: entry)
+    monkeypatch.setattr(checkpoint, "choose_entry", lambda path, name: entry)
     same = convert("siglip1_mu16", tmp_path / "same")
     assert "| ImageNet | zero-shot accuracy@1 | 79.1 % |" in same
     assert ModelCard(same).data.eval_results

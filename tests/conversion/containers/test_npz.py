@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.conversion.containers.npz import NpzWriter, read_npz
@@ -171,12 +171,20 @@ def small_file(compressed: bool) -> bytes:
 FILES = {compressed: small_file(compressed) for compressed in (False, True)}
 
 
+def from_the_end(place: int, compressed: bool = False) -> float:
+    """As `edits` say it: the share of the file in front of a byte."""
+    size = len(FILES[compressed])
+    return (size - place + 0.5) / size
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     compressed=st.booleans(),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
     cut=st.one_of(st.none(), st.floats(0, 1)),
 )
+@example(compressed=False, edits=[(from_the_end(5), 255)], cut=None)  # the directory is said to lie elsewhere, so that
+@example(compressed=True, edits=[(from_the_end(5, compressed=True), 255)], cut=None)  # the system refuses to seek
 def test_fuzzed_files_give_arrays_or_one_clear_error(compressed, edits, cut, tmp_path):
     data = bytearray(FILES[compressed])
     for place, value in edits:

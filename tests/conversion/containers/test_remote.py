@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.containers.remote import local
 from modeling_siglip_ext.conversion.errors import CheckpointError
+from modeling_siglip_ext.conversion.formats import fetched
 
 
 FILE_SERVER = Path(__file__).with_name("file_server.py")
@@ -149,7 +150,7 @@ def test_of_an_open_clip_repository_only_what_is_read_is_fetched(bucket, tmp_pat
     memory = fsspec.filesystem("memory")
     for name in ("open_clip_model.safetensors", "open_clip_config.json", "open_clip_pytorch_model.bin"):
         memory.pipe(f"/bucket/repo/{name}", b"x")
-    with local(f"{bucket}/repo", tmp_path) as folder:
+    with fetched(f"{bucket}/repo", tmp_path) as folder:
         found = sorted(path.name for path in folder.iterdir())
     assert found == ["open_clip_config.json", "open_clip_model.safetensors"]
 

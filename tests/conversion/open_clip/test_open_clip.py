@@ -13,7 +13,8 @@ from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.errors import CheckpointError
 from modeling_siglip_ext.conversion.name_map import array_shapes
-from modeling_siglip_ext.conversion.open_clip.names import open_clip_config, open_clip_rules
+from modeling_siglip_ext.conversion.open_clip.config import open_clip_config
+from modeling_siglip_ext.conversion.open_clip.names import open_clip_rules
 from modeling_siglip_ext.conversion.released.catalogue import entries, find
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from modeling_siglip_ext import SiglipExtImageProcessor, encode_images, encoding
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import image_files
-from modeling_siglip_ext.evaluation import data as evaluation_data
+from modeling_siglip_ext.evaluation.data import columns as evaluation_columns
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.pipeline_siglip_ext import SiglipExtZeroShotImageClassificationPipeline
 from modeling_siglip_ext.training import (
@@ -158,7 +158,7 @@ def test_encoding(source, folder, columns):
 
 
 def test_evaluation(columns):
-    rows = evaluation_data.images(columns, "image")
+    rows = evaluation_columns.images(columns, "image")
     recorder = Recorder()
     (batch,) = encoding.stream_images(Tower(), recorder, (row["image"] for row in rows), workers=0)
     check(dict(zip(NAMES, recorder.images)), [list(CONTENT)[place] for place in batch.errors])

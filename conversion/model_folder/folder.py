@@ -1,19 +1,18 @@
 """Opens a model folder that is to be converted or verified: stock form, ours, from here or from elsewhere."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_siglip_ext.hub.facts import CONFIGS
 
-from .containers.arrays import LazyArray
-from .containers.safetensors_files import read_safetensors
-from .errors import CheckpointError
-from .plan import AnyConfig
-from .report import read_report
+from ..containers.arrays import LazyArray
+from ..containers.damage import read_mapping
+from ..containers.safetensors_files import read_safetensors
+from ..errors import CheckpointError
+from ..plan import AnyConfig
+from .report import ConversionReport, read_report
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class ModelFolder:
     path: Path
     config: AnyConfig
     tensors: dict[str, LazyArray]
-    report: dict[str, Any] | None
+    report: ConversionReport | None
 
 
 def open_folder(path: str | Path) -> ModelFolder:
@@ -38,10 +37,9 @@ def open_folder(path: str | Path) -> ModelFolder:
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{path} has no config.json: not a model folder")
-    try:
-        model_type = json.loads(file.read_text())["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+    model_type = read_mapping(file).get("model_type")
+    if model_type is None:
+        raise CheckpointError(f"{file} is damaged: it has no model_type")
     if not isinstance(model_type, str) or model_type not in CONFIGS:
         raise CheckpointError(f"{file}: {model_type!r} is no SigLIP model; this converts {', '.join(CONFIGS)}")
     try:

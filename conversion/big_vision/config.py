@@ -1,38 +1,18 @@
 """Finds the configuration of the model that a big_vision checkpoint holds, from names and shapes."""
 
-import dataclasses
 import math
 import re
+from typing import Any
 
 from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..containers.arrays import Arrays
+from ..checkpoint import Choices, TowerSizes
+from ..containers.arrays import Arrays, shape_of
 from ..errors import CheckpointError
+from ..plan import AnyConfig
 from .names import ATTENTION
-
-
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """What neither names nor shapes of a checkpoint tell; None leaves the usual value."""
-
-    image_size: int | None = None
-    image_pooling: str | None = None
-    text_pooling: str | None = None
-    text_heads: int | None = None
-
-
-def shape_of(params: Arrays, name: str, sides: int | None = None) -> tuple[int, ...]:
-    """The shape of an array that must be there, with so many sides."""
-    if name not in params:
-        raise CheckpointError(f"the checkpoint has no {name}: not a big_vision image-text model of a known layout")
-    shape = params[name].shape
-    if sides is not None and len(shape) != sides:
-        raise CheckpointError(f"{name} has the shape {shape}, and should have {sides} sides")
-    if 0 in shape:
-        raise CheckpointError(f"{name} has the shape {shape}, and so no elements: the checkpoint is damaged")
-    return shape
 
 
 def head_width(params: Arrays, name: str) -> int | None:
@@ -40,7 +20,7 @@ def head_width(params: Arrays, name: str) -> int | None:
     return shape_of(params, name, 2)[1] if name in params else None
 
 
-def transformer_sizes(params: Arrays, prefix: str) -> dict[str, int]:
+def transformer_sizes(params: Arrays, prefix: str) -> TowerSizes:
     """Depth, widths and heads of a tower, from its first block."""
     stacked = f"{prefix}encoderblock/{ATTENTION}/query/kernel" in params
     block = f"{prefix}encoderblock/" if stacked else f"{prefix}encoderblock_0/"
@@ -62,27 +42,20 @@ def describe_image(params: Arrays, choices: Choices) -> SiglipExtVisionConfig:
     kernel = shape_of(params, "img/embedding/kernel")
     if len(kernel) not in (2, 4):
         raise CheckpointError(f"img/embedding/kernel has the shape {kernel}, and should have 4 sides, or 2 for NaFlex")
-    fields = transformer_sizes(params, "img/Transformer/")
     naflex = len(kernel) == 2
     patch_size = math.isqrt(kernel[0] // 3) if naflex else kernel[0]
-    positions = params.get("img/pos_embedding")
-    if positions is not None:
-        shape_of(params, "img/pos_embedding", 3)
+    positions = shape_of(params, "img/pos_embedding", 3) if "img/pos_embedding" in params else None
     if positions is None and choices.image_size is None:
         raise CheckpointError(
-            "the image tower has fixed sincos2d positions, which do not tell the image size: give --image-size"
+            "the image tower has fixed sincos2d positions, which do not tell the image size: give --image_size"
         )
     if naflex and positions is None:
         raise CheckpointError("the checkpoint has no img/pos_embedding, which a NaFlex tower needs")
-    if naflex:
-        fields["num_patches"] = math.prod(positions.shape[:2])
-    else:
-        size = choices.image_size
-        if positions is not None:
-            grid = math.isqrt(positions.shape[1])
-            # a grid of 27 patches of 14 pixels is 378 or 384 pixels; another grid is none that was asked for
-            size = size if size is not None and size // max(1, patch_size) == grid else grid * patch_size
-        fields["image_size"] = size
+    size = None if naflex else choices.image_size
+    if positions is not None and not naflex:
+        grid = math.isqrt(positions[1])
+        # a grid of 27 patches of 14 pixels is 378 or 384 pixels; another grid is none that was asked for
+        size = size if size is not None and size // max(1, patch_size) == grid else grid * patch_size
     if "img/MAPHead_0/probe" in params:
         pooling = "map"
     else:
@@ -92,9 +65,11 @@ def describe_image(params: Arrays, choices: Choices) -> SiglipExtVisionConfig:
     elif any(name.startswith("llm/") for name in params):  # PaliGemma reads all tokens
         pooling = "none"
     return SiglipExtVisionConfig(
-        **fields,
+        **transformer_sizes(params, "img/Transformer/"),
         patch_size=patch_size,
         naflex=naflex,
+        image_size=size,
+        num_patches=None if positions is None or not naflex else math.prod(positions[:2]),
         pooling=pooling,
         pre_logits="img/pre_logits/kernel" in params,
         projection_size=head_width(params, "img/head/kernel"),
@@ -103,10 +78,9 @@ def describe_image(params: Arrays, choices: Choices) -> SiglipExtVisionConfig:
 
 
 def describe_text(params: Arrays, choices: Choices) -> SiglipExtTextConfig:
-    fields = transformer_sizes(params, "txt/Encoder_0/")
     head = head_width(params, "txt/head/kernel")
     return SiglipExtTextConfig(
-        **fields,
+        **transformer_sizes(params, "txt/Encoder_0/"),
         vocab_size=shape_of(params, "txt/Embed_0/embedding", 2)[0],
         max_position_embeddings=shape_of(params, "txt/pos_embedding", 3)[1],
         pooling=choices.text_pooling or ("map" if "txt/MAPHead_0/probe" in params else "last"),
@@ -122,7 +96,7 @@ def describe_bert(params: Arrays, choices: Choices) -> BertConfig:
     vocab_size, width = shape_of(params, embedder.format("token"), 2)
     heads = choices.text_heads or {768: 12, 1024: 16}.get(width)
     if heads is None:
-        raise CheckpointError(f"a BERT of width {width} does not tell its number of heads: give --text-heads")
+        raise CheckpointError(f"a BERT of width {width} does not tell its number of heads: give --text_heads")
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -137,7 +111,7 @@ def describe_bert(params: Arrays, choices: Choices) -> BertConfig:
     )
 
 
-def describe(params: Arrays, choices: Choices | None = None) -> SiglipExtConfig | SiglipExtVisionConfig:
+def describe(params: Arrays, choices: Choices | None = None) -> AnyConfig:
     """The configuration of the model that a checkpoint holds; an image tower's where there is no text tower.
 
     Raises:
@@ -147,13 +121,13 @@ def describe(params: Arrays, choices: Choices | None = None) -> SiglipExtConfig 
     vision = describe_image(params, choices)
     if not any(name.startswith("txt/") for name in params):
         return vision
-    fields = {}
-    if any(name.startswith("txt/BertEncoder_0/") for name in params):
-        fields["text_config"] = describe_bert(params, choices)
-        fields["text_pooling"] = choices.text_pooling or "first"
-        fields["text_projection_size"] = head_width(params, "txt/head/kernel")
-    else:
-        fields["text_config"] = describe_text(params, choices)
-    if "b" not in params:
-        fields |= {"loss_type": "softmax", "logit_bias_init": None}
-    return SiglipExtConfig(vision_config=vision, **fields)
+    loss: dict[str, Any] = {} if "b" in params else {"loss_type": "softmax", "logit_bias_init": None}
+    if not any(name.startswith("txt/BertEncoder_0/") for name in params):
+        return SiglipExtConfig(vision_config=vision, text_config=describe_text(params, choices), **loss)
+    return SiglipExtConfig(
+        vision_config=vision,
+        text_config=describe_bert(params, choices),
+        text_pooling=choices.text_pooling or "first",
+        text_projection_size=head_width(params, "txt/head/kernel"),
+        **loss,
+    )

@@ -19,7 +19,7 @@ from transformers import (
 
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.errors import VerificationError
-from modeling_siglip_ext.conversion.processor import (
+from modeling_siglip_ext.conversion.model_folder.processor import (
     check_tokenizer,
     fit_tokenizer,
     load_tokenizer,
@@ -166,7 +166,7 @@ def test_image_settings_are_those_of_training(converted):
 def test_the_wrong_tokenizer_is_found_out(gemma, checkpoints, tmp_path, capsys):
     source = str(checkpoints / "siglip1_mu16" / "checkpoint.npz")
     assert main(["from-jax", source, str(tmp_path / "out"), "--tokenizer", str(gemma)]) == 2
-    assert "--text-rules" in capsys.readouterr().err
+    assert "--text_rules" in capsys.readouterr().err
     tokenizer = fit_tokenizer(load_tokenizer(gemma), "v2", 8)
     from modeling_siglip_ext import SiglipExtVisionConfig
 

@@ -40,6 +40,7 @@ def test_settings_that_make_no_sense(settings, message, folder, tmp_path, capsys
     [
         ({"kind": "big_vision", "prefix": 3}, "is damaged: layout, prefix"),
         ({"kind": "big_vision", "stacked": "img", "dtypes": []}, "is damaged: layout, stacked, dtypes"),
+        ({"kind": "big_vision", "stacked": [["img"]], "dtypes": {"t": []}}, "is damaged: layout, stacked, dtypes"),
         ({"kind": "big_vision", "legacy": {"names": []}}, "is damaged: layout, legacy names, legacy kept"),
         ({"kind": "big_vision", "beside": {"t": {"dtype": "load", "shape": [1], "data": ""}}}, "keeps is damaged"),
         ({"kind": "big_vision", "beside": {"t": {"dtype": "float32", "shape": [9], "data": "AAAA"}}}, "is damaged"),

@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
-from .containers.arrays import LazyArray
-from .containers.npz import read_npz
-from .errors import CheckpointError, VerificationError
+from ..containers.arrays import LazyArray
+from ..containers.npz import read_npz
+from ..errors import CheckpointError, VerificationError
 
 
 # Largest allowed difference in float32; the loss is relative.

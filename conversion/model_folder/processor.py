@@ -14,8 +14,8 @@ from modeling_siglip_ext import (
     apply_text_rules,
 )
 
-from .errors import CheckpointError, VerificationError
-from .released.catalogue import Tokenizer
+from ..checkpoint import Tokenizer
+from ..errors import CheckpointError, VerificationError
 
 
 RESAMPLE = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
@@ -27,11 +27,12 @@ def image_processor(
     config: SiglipExtVisionConfig, resample: str = "bilinear"
 ) -> SiglipExtImageProcessor | SiglipExtNaflexImageProcessor:
     """Resizing to the model's size and values in [-1, 1]; bilinear, as every big_vision model was trained."""
-    if config.naflex:
+    if config.naflex and config.num_patches is not None:
         return SiglipExtNaflexImageProcessor(
             patch_size=config.patch_size, max_num_patches=config.num_patches, resample=RESAMPLE[resample]
         )
-    size = {"height": config.image_size, "width": config.image_size}
+    side = config.image_size or config.grid_size * config.patch_size
+    size = {"height": side, "width": side}
     return SiglipExtImageProcessor(size=size, resample=RESAMPLE[resample])
 
 
@@ -49,7 +50,10 @@ def load_tokenizer(source: str | Path, *, local_only: bool = False) -> PreTraine
             from transformers import SiglipTokenizer
 
             return SiglipTokenizer(vocab_file=str(path))
-        return AutoTokenizer.from_pretrained(str(source), local_files_only=local_only)
+        found = AutoTokenizer.from_pretrained(str(source), local_files_only=local_only)
+        if not isinstance(found, PreTrainedTokenizerBase):
+            raise ValueError("the model there has none")
+        return found
     except ImportError as error:
         raise CheckpointError(f"{source}: {error}; pip install siglip-ext[sentencepiece]") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,7 +80,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, rules: str, max_length: in
     if rules == "bert":
         tokenizer.model_max_length = max_length
         return tokenizer
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         tokenizer.model_max_length = max_length
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
@@ -108,7 +112,7 @@ def write_processor(
     if tokenizer is None:
         images.save_pretrained(folder)
     else:
-        SiglipExtProcessor(images, tokenizer).save_pretrained(folder)
+        SiglipExtProcessor(images, tokenizer).save_pretrained(str(folder))
 
 
 def check_tokenizer(folder: Path, rules: str, max_length: int, vocab_size: int) -> None:
