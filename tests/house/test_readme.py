@@ -96,7 +96,7 @@ def hub(tmp_path_factory):
     """(address, folder) of a Hub on loopback."""
     folder = tmp_path_factory.mktemp("hub")
     server = subprocess.Popen(
-        [sys.executable, REPOSITORY / "tests" / "hub_server.py", folder], stdout=subprocess.PIPE, text=True
+        [sys.executable, REPOSITORY / "tests" / "support" / "hub_server.py", folder], stdout=subprocess.PIPE, text=True
     )
     try:
         yield server.stdout.readline().strip(), folder

@@ -27,7 +27,7 @@ from modeling_siglip_ext.hub.card import Card, write_card
 from modeling_siglip_ext.hub.facts import facts_of
 
 
-SERVER = Path(__file__).parents[1] / "hub_server.py"
+SERVER = Path(__file__).parents[1] / "support" / "hub_server.py"
 TOKEN = "hf_test"
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = ["this is a photo of a cat dog bicycle."]
@@ -36,7 +36,7 @@ KINDS = ("stock", "naflex", "short", "bert", "image", "patches")
 
 
 class HubProcess:
-    """The server of `tests/hub_server.py` in a process of its own."""
+    """The server of `tests/support/hub_server.py` in a process of its own."""
 
     def __init__(self, folder: Path):
         self.folder = folder

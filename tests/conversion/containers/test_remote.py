@@ -19,7 +19,7 @@ from modeling_siglip_ext.conversion.errors import CheckpointError
 
 
 FILE_SERVER = Path(__file__).with_name("file_server.py")
-HUB_SERVER = Path(__file__).parents[2] / "hub_server.py"
+HUB_SERVER = Path(__file__).parents[2] / "support" / "hub_server.py"
 TIMEOUT = 300
 NOBODY = "http://127.0.0.1:9"  # the port of a service that nobody runs
 

@@ -15,7 +15,7 @@ from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, Si
 from modeling_siglip_ext.training.components.card import GENERATED
 
 
-SERVER = Path(__file__).parents[2] / "hub_server.py"
+SERVER = Path(__file__).parents[2] / "support" / "hub_server.py"
 TOKEN = "hf_test"
 
 
