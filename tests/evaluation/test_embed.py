@@ -6,11 +6,11 @@ from transformers import SiglipConfig, SiglipModel
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.evaluation.embed import embed_images, embed_texts, evaluating
+from support.models import TINY
 
 
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT = {**TOWER, "vocab_size": 50, "max_position_embeddings": 8, "projection_size": 32}
-VISION = {**TOWER, "image_size": 32, "patch_size": 16, "attention_dropout": 0.5}
+TEXT = {**TINY, "vocab_size": 50, "max_position_embeddings": 8, "projection_size": 32}
+VISION = {**TINY, "image_size": 32, "patch_size": 16, "attention_dropout": 0.5}
 
 
 @pytest.fixture(params=[(SiglipExtConfig, SiglipExtModel), (SiglipConfig, SiglipModel)], ids=["ext", "stock"])

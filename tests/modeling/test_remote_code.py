@@ -20,9 +20,9 @@ from modeling_siglip_ext import (
     SiglipExtVisionModel,
     train_tokenizer,
 )
+from support.models import TINY
 
 
-TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORKER = Path(__file__).parent / "worker_remote_code.py"
 
 

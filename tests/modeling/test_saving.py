@@ -29,6 +29,7 @@ from modeling_siglip_ext import (
     SiglipExtVisionModel,
     train_tokenizer,
 )
+from support.models import TINY
 
 
 # Of outputs: the order of a sum may depend on where in memory equal weights lie.
@@ -159,11 +160,10 @@ print(json.dumps({"model": type(model).__name__, "processor": type(processor).__
 @pytest.fixture
 def saved_folder(tmp_path):
     """A model and its processor, saved; texts of 64 tokens, which the stock pipeline takes for granted."""
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = train_tokenizer(["red", "green", "blue", "a photo"], vocab_size=300, max_length=64)
     config = SiglipExtConfig(
-        text_config={**tower, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        text_config={**TINY, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+        vision_config={**TINY, "image_size": 32, "patch_size": 8},
     )
     model = SiglipExtModel(config).eval()
     processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 32, "width": 32}), tokenizer)

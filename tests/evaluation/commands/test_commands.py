@@ -25,9 +25,9 @@ from modeling_siglip_ext import (
 from modeling_siglip_ext.evaluation import session
 from modeling_siglip_ext.evaluation.__main__ import main
 from modeling_siglip_ext.evaluation.commands import arguments as commands
+from support.models import TINY
 
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 NAMES = ["red square", "blue_circle", "green triangle"]
 COUNT = 24
 RANDOM = np.random.default_rng(0)
@@ -41,8 +41,8 @@ def parts() -> tuple[SiglipExtModel, SiglipExtProcessor]:
     torch.manual_seed(0)
     tokenizer = train_tokenizer([*NAMES, "picture number again 0123456789"], vocab_size=300, max_length=16)
     config = SiglipExtConfig(
-        text_config={**TOWER, "vocab_size": 300, "max_position_embeddings": 16},
-        vision_config={**TOWER, "image_size": 32, "patch_size": 8},
+        text_config={**TINY, "vocab_size": 300, "max_position_embeddings": 16},
+        vision_config={**TINY, "image_size": 32, "patch_size": 8},
     )
     processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 32, "width": 32}), tokenizer)
     return SiglipExtModel(config).eval(), processor
