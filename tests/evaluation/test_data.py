@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from modeling_siglip_ext.evaluation import data
+from support.images import noise
 
 
 def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return noise(8, 8, seed)
 
 
 def png(seed: int) -> bytes:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from modeling_siglip_ext.evaluation.pictures import retrieval_sheet as plots
 from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import caption_fonts, loss_curve, retrieval_contact_sheet
+from support.images import read_image
 
 
 COUNT = 12
@@ -26,7 +27,7 @@ def sheet(path, order, **options):
 def green_pixels(path) -> int:
     """Pixels of exactly the colour that frames a right image."""
     right = tuple(int(plots._RIGHT[i : i + 2], 16) for i in (1, 3, 5))
-    return int((np.asarray(Image.open(path).convert("RGB")) == right).all(-1).sum())
+    return int((np.asarray(read_image(path).convert("RGB")) == right).all(-1).sum())
 
 
 def test_right_answers_are_green_and_wrong_ones_are_not(tmp_path):
@@ -85,6 +86,6 @@ def test_loss_curve_with_and_without_evaluation(tmp_path):
         tmp_path / "both.png", [*losses, {"step": 10, "eval_loss": 1.0, "eval_image_to_text_recall@1": 0.5}]
     )
     alone = loss_curve(tmp_path / "alone.png", losses)
-    assert Image.open(both).width > Image.open(alone).width
+    assert read_image(both).width > read_image(alone).width
     with pytest.raises(ValueError, match="'step' and 'loss'"):
         loss_curve(tmp_path / "none.png", [{"step": 1, "eval_loss": 2.0}])

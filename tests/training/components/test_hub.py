@@ -58,7 +58,8 @@ def test_a_run_pushes_its_model_with_a_card(hub, our_model, make, processor):
     assert "trainer_state.json" not in there
     assert (Path(trainer.args.output_dir) / "checkpoint-4" / "optimizer.pt").exists()
     assert HfApi().model_info("user/run").sha == commit.oid
-    calls = json.loads(urllib.request.urlopen(f"{address}/-/log").read())
+    with urllib.request.urlopen(f"{address}/-/log") as answer:
+        calls = json.loads(answer.read())
     messages = [call for call in calls if "/commit/" in call["path"]]
     assert len(messages) >= 2, "after a checkpoint, and at the end"
     card = ModelCard.load(folder / "user/run" / "README.md")
