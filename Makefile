@@ -1,5 +1,6 @@
 # Each target makes .venv and installs what it needs; a second call finds that done.
 # DEMO_SECONDS=60 make demo   trains for a minute instead of the recipe's full budget.
+# FUZZ_SECONDS=3600 make fuzz  draws new examples for the property tests for an hour instead of ten minutes.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -11,7 +12,7 @@ TPU_INSTALLED := $(TPU_VENV)/.installed
 ROOMS := evaluation training conversion model_cards
 space := $(subst ,, )
 
-.PHONY: demo test test-all test-tpu lint format types bench wheel-test clean
+.PHONY: demo test test-all fuzz test-tpu lint format types bench wheel-test clean
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,11 +23,20 @@ demo: $(INSTALLED)
 	$(BIN)/siglip-ext-train emoji --output_dir demo-output $(if $(DEMO_SECONDS),--max_seconds $(DEMO_SECONDS))
 	$(BIN)/python -I training/run/demo.py demo-output
 
+# The same on every run, the order of sets included. Free processes take tests from those with many left.
+SAME := PYTHONHASHSEED=0
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/pytest -n auto -m "not slow"
+	$(SAME) $(PYTEST) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/pytest -n auto
+	$(SAME) $(PYTEST)
+
+# New examples on every run, the property tests sharing the time. A finding prints its smallest example: it becomes an
+# @example beside the test when it is mended.
+fuzz: $(INSTALLED)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(PYTEST) -m hypothesis --hypothesis-profile fuzz
 
 # torch_xla needs a torch of its own: 8 GB and a few minutes to install. No TPU needed: its CPU devices stand for it.
 $(TPU_INSTALLED): setup.cfg pyproject.toml constraints-tpu.txt
@@ -35,9 +45,10 @@ $(TPU_INSTALLED): setup.cfg pyproject.toml constraints-tpu.txt
 		-e ".[tpu,eval]" pytest hypothesis
 	touch $@
 
+# Warnings are no errors there: another torch has others than those listed in setup.cfg.
 test-tpu: $(TPU_INSTALLED)
-	PJRT_DEVICE=CPU $(TPU_VENV)/bin/pytest tests/tpu
-	USE_TORCH_XLA=0 $(TPU_VENV)/bin/pytest tests/losses tests/modeling/test_parity.py -m "not slow"
+	PJRT_DEVICE=CPU $(SAME) $(TPU_VENV)/bin/pytest -W default tests/tpu
+	USE_TORCH_XLA=0 $(SAME) $(TPU_VENV)/bin/pytest -W default tests/losses tests/modeling/test_parity.py -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -58,7 +58,11 @@ def load_image(source: Any, timeout: float | None = None) -> Image.Image:
         UnreadableImageError: for everything that cannot be read as an image, with the reason.
     """
     try:
-        return to_rgb(open_image(source, timeout))
+        opened = open_image(source, timeout)
+        if opened is source:
+            return to_rgb(opened)
+        with opened:  # a file that PIL opened is closed, whatever is wrong with it
+            return to_rgb(opened)
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:

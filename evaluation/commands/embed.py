@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not count:
         raise ValueError("there is nothing to embed")
     identity = session.identity(inputs.kind, data=inputs.identity, normalized=True, model=settings.model)
-    form = {"form": arguments.format, "part_rows": settings.part_rows}
+    form: dict[str, Any] = {"form": arguments.format, "part_rows": settings.part_rows}
     store.compute(folder, identity, count, encode, session.model, names=inputs.names, what=what, **form)
     if session.first:
         _, errors, _ = store.read(folder)

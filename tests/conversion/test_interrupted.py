@@ -64,11 +64,12 @@ def interrupted(checkpoints, tmp_path_factory) -> tuple[dict, str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def test_killed_at_twenty_random_moments_the_folder_is_absent_or_complete(interrupted):
+def test_killed_at_twenty_moments_the_folder_is_absent_or_complete(interrupted):
     whole, *killed = interrupted[0]["killed"]
     assert len(killed) == 20
-    assert sum(one["status"] == 9 for one in killed) >= 10  # most were really hit
-    assert any(one["drafts"] for one in killed)  # some in the middle of writing
+    assert [one["status"] for one in killed] == [9] * 20
+    assert sum(one["drafts"] > 0 for one in killed) >= 5  # in the middle of writing
+    assert killed[0]["drafts"] == 0
     for one in killed:
         assert one["files"] in (None, whole["files"])
         assert one["again"] in (None, 0)

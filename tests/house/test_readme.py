@@ -22,6 +22,8 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
+from support.models import TINY
+from support.processes import HUB_SERVER, server
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -64,16 +66,15 @@ def workplace(tmp_path_factory) -> Path:
         Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{name}.jpg")
     for i in range(16):
         (folder / "my-images" / f"{i}.txt").write_text(f"picture number {i}\nnumber {i} in other words\n")
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = train_tokenizer(["a cat", "a dog", "picture number"], vocab_size=300)
     config = SiglipExtConfig(
-        text_config={**tower, "vocab_size": len(tokenizer)},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
+        text_config={**TINY, "vocab_size": len(tokenizer)},
+        vision_config={**TINY, "image_size": 32, "patch_size": 8},
     )
     SiglipExtModel(config).save_pretrained(folder / RELEASED)
-    Dinov2Model(Dinov2Config(**tower, image_size=32, patch_size=8)).save_pretrained(folder / "facebook/dinov2-base")
+    Dinov2Model(Dinov2Config(**TINY, image_size=32, patch_size=8)).save_pretrained(folder / "facebook/dinov2-base")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "facebook/dinov2-base")
-    bert = BertModel(BertConfig(**tower, vocab_size=99), add_pooling_layer=False)
+    bert = BertModel(BertConfig(**TINY, vocab_size=99), add_pooling_layer=False)
     bert.save_pretrained(folder / "google-bert/bert-base-uncased")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = {word: n for n, word in enumerate([*special, "picture", "number", *map(str, range(16))])}
@@ -95,14 +96,8 @@ def workplace(tmp_path_factory) -> Path:
 def hub(tmp_path_factory):
     """(address, folder) of a Hub on loopback."""
     folder = tmp_path_factory.mktemp("hub")
-    server = subprocess.Popen(
-        [sys.executable, REPOSITORY / "tests" / "hub_server.py", folder], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield server.stdout.readline().strip(), folder
-    finally:
-        server.kill()
-        server.wait()
+    with server(HUB_SERVER, folder) as address:
+        yield address, folder
 
 
 def test_there_are_snippets_of_both_kinds():

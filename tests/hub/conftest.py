@@ -1,8 +1,6 @@
 """A Hub on loopback, and small folders of every kind that a card is written for."""
 
 import json
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -25,25 +23,21 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.hub.card import Card, write_card
 from modeling_siglip_ext.hub.facts import facts_of
+from support.models import TINY
+from support.processes import HUB_SERVER, server
 
 
-SERVER = Path(__file__).parents[1] / "hub_server.py"
 TOKEN = "hf_test"
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = ["this is a photo of a cat dog bicycle."]
 # what cards differ in: stock form, NaFlex, texts of another length, LiT's BERT, image towers with and without pooling
 KINDS = ("stock", "naflex", "short", "bert", "image", "patches")
 
 
 class HubProcess:
-    """The server of `tests/hub_server.py` in a process of its own."""
+    """The server of `tests/support/hub_server.py` in a process of its own."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, str(SERVER), str(folder), "--lfs"], stdout=subprocess.PIPE, text=True
-        )
-        self.address = self.process.stdout.readline().strip()
+    def __init__(self, folder: Path, address: str):
+        self.folder, self.address = folder, address
 
     def control(self, **order) -> None:
         request = urllib.request.Request(f"{self.address}/-/control", json.dumps(order).encode(), method="POST")
@@ -66,12 +60,9 @@ class HubProcess:
 
 @pytest.fixture(scope="session")
 def hub_process(tmp_path_factory) -> Iterator[HubProcess]:
-    server = HubProcess(tmp_path_factory.mktemp("hub") / "files")
-    try:
-        yield server
-    finally:
-        server.process.kill()
-        server.process.wait()
+    folder = tmp_path_factory.mktemp("hub") / "files"
+    with server(HUB_SERVER, folder, "--lfs") as address:
+        yield HubProcess(folder, address)
 
 
 @pytest.fixture
@@ -95,7 +86,7 @@ def build(kind: str, folder: Path) -> None:
     """A small model of a kind with its processor and card."""
     torch.manual_seed(0)
     square = SiglipExtImageProcessor(size={"height": 32, "width": 32})
-    vision = {**TOWER, "image_size": 32, "patch_size": 8}
+    vision = {**TINY, "image_size": 32, "patch_size": 8}
     if kind in ("image", "patches"):
         pooling = {"image": "map", "patches": "none"}[kind]
         SiglipExtVisionModel(SiglipExtVisionConfig(**vision, pooling=pooling, projection_size=24)).save_pretrained(
@@ -105,7 +96,7 @@ def build(kind: str, folder: Path) -> None:
     elif kind == "bert":
         words = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS[0].split()])}
         tokenizer = BertTokenizer(vocab=words, model_max_length=16)
-        text = BertConfig(**TOWER, vocab_size=len(words), max_position_embeddings=512)
+        text = BertConfig(**TINY, vocab_size=len(words), max_position_embeddings=512)
         config = SiglipExtConfig(
             vision_config=SiglipExtVisionConfig(**vision, pooling="cls"),
             text_config=text,
@@ -119,10 +110,10 @@ def build(kind: str, folder: Path) -> None:
     else:
         length = 16 if kind == "short" else 64
         tokenizer = train_tokenizer(WORDS, vocab_size=300, max_length=length)
-        text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": length}
+        text = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": length}
         images = square
         if kind == "naflex":
-            vision = {**TOWER, "patch_size": 16, "num_patches": 16, "naflex": True}
+            vision = {**TINY, "patch_size": 16, "num_patches": 16, "naflex": True}
             images = SiglipExtNaflexImageProcessor(patch_size=16, max_num_patches=256)
         SiglipExtModel(SiglipExtConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
         SiglipExtProcessor(images, tokenizer).save_pretrained(folder)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +18,7 @@ from modeling_siglip_ext.conversion.released.cards import shown
 from modeling_siglip_ext.conversion.released.catalogue import entries
 from modeling_siglip_ext.hub.facts import ModelFacts
 from modeling_siglip_ext.hub.publish import publish
+from support.images import noise
 
 
 WORKER = Path(__file__).parent / "worker_plain.py"
@@ -52,8 +52,7 @@ def place(tmp_path) -> Path:
     """Where the reader of a card is: with a picture."""
     folder = tmp_path / "reader"
     folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "cat.jpg")
+    noise().save(folder / "cat.jpg")
     return folder
 
 

@@ -23,9 +23,9 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 from modeling_siglip_ext.encoding import ahead
+from support.models import TINY
 
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXTS = ["red square", "blue circle", "green triangle", "nothing at all", "a"]
 RANDOM = np.random.default_rng(0)
 IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(7)]
@@ -34,8 +34,8 @@ IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (20 + i, 30, 3), dtype=np.uint
 def build(naflex: bool = False, length: int = 16, **config) -> tuple[SiglipExtModel, SiglipExtProcessor]:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, max_length=length)
-    vision = {**TOWER, "patch_size": 8} | ({"naflex": True, "num_patches": 16} if naflex else {"image_size": 32})
-    config = {"text_config": {**TOWER, "vocab_size": 300, "max_position_embeddings": length}} | config
+    vision = {**TINY, "patch_size": 8} | ({"naflex": True, "num_patches": 16} if naflex else {"image_size": 32})
+    config = {"text_config": {**TINY, "vocab_size": 300, "max_position_embeddings": length}} | config
     image_processor = SiglipExtImageProcessor(size={"height": 32, "width": 32})
     if naflex:
         image_processor = SiglipExtNaflexImageProcessor(patch_size=8, max_num_patches=16)
@@ -86,7 +86,7 @@ def test_texts_have_the_towers_length_whatever_the_tokenizer_says(parts, tmp_pat
 
 
 def test_a_bert_text_tower_gets_its_mask():
-    bert = BertConfig(**TOWER, vocab_size=300, max_position_embeddings=20)
+    bert = BertConfig(**TINY, vocab_size=300, max_position_embeddings=20)
     model, _ = build(text_config=bert, text_projection_size=32)
     tokenizer = train_tokenizer(TEXTS, vocab_size=300, max_length=20)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]

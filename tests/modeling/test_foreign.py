@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtForImageClassification, SiglipExtModel, native_config
+from support.models import TINY
 
 
-TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGE = {"image_size": 32, "patch_size": 8}
 CLIP = CLIPConfig(text_config={**TINY, "vocab_size": 60}, vision_config={**TINY, **IMAGE})
 VISION = {

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import SiglipModel
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, SiglipExtVisionModel
+from support.models import TINY
 
 
-TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**TINY, "vocab_size": 99, "max_position_embeddings": 8}
 FIXED = {**TINY, "image_size": 32, "patch_size": 8}
 NAFLEX = {**TINY, "naflex": True, "num_patches": 16, "patch_size": 4}

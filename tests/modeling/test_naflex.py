@@ -16,9 +16,9 @@ from modeling_siglip_ext import (
     SiglipExtVisionModel,
 )
 from modeling_siglip_ext.positions import interpolate_positions, resize_grids_together, resize_positions, sincos2d
+from support.models import TINY
 
 
-TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TINY, "naflex": True, "num_patches": 16, "patch_size": 4}
 TEXT = {**TINY, "vocab_size": 99, "max_position_embeddings": 8}
 GRIDS = torch.tensor([[4, 4], [3, 5], [2, 8], [1, 16], [6, 2], [2, 2]])

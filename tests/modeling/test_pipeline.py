@@ -29,10 +29,10 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 from modeling_siglip_ext.pipeline_siglip_ext import RowCache
+from support.models import TINY
 
 
 TASK = "zero-shot-image-classification"
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 LABELS = ["red square", "blue circle", "green triangle", "nothing"]
 RANDOM = np.random.default_rng(0)
 IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(5)]
@@ -41,8 +41,8 @@ IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (20 + i, 30, 3), dtype=np.uint
 def build(*, length: int = 64, naflex: bool = False, **config) -> tuple[SiglipExtModel, SiglipExtProcessor]:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(LABELS, vocab_size=300, max_length=length)
-    vision = {**TOWER, "patch_size": 8} | ({"naflex": True, "num_patches": 16} if naflex else {"image_size": 32})
-    text = {**TOWER, "vocab_size": len(tokenizer), "max_position_embeddings": length}
+    vision = {**TINY, "patch_size": 8} | ({"naflex": True, "num_patches": 16} if naflex else {"image_size": 32})
+    text = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": length}
     model = SiglipExtModel(SiglipExtConfig(text_config=text, vision_config=vision, **config)).eval()
     # so that scores differ clearly: random embeddings give nearly equal ones at the initial scale and bias
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_folder_in_our_form_needs_no_trust_where_the_package_is(tmp_path):
 
 
 def test_a_clip_model_gets_the_stock_pipeline():
-    tower = {**TOWER, "projection_dim": 16}
+    tower = {**TINY, "projection_dim": 16}
     tokenizer = train_tokenizer(LABELS, vocab_size=300, max_length=64)
     text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "eos_token_id": 1}
     config = CLIPConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8})

@@ -23,6 +23,7 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
+from support.images import noise
 
 
 CAPTIONS = ["A red square", "a blue circle", "two green triangles on a white ground"]
@@ -35,8 +36,7 @@ def processor() -> SiglipExtProcessor:
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
+    return noise(width, height).convert(mode)
 
 
 def test_images_equal_the_stock_processor():

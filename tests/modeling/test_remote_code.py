@@ -13,16 +13,14 @@ from PIL import Image
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
-    SiglipExtImageProcessor,
     SiglipExtModel,
     SiglipExtProcessor,
     SiglipExtTextModel,
     SiglipExtVisionModel,
-    train_tokenizer,
 )
+from support.models import TINY, make_processor
 
 
-TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORKER = Path(__file__).parent / "worker_remote_code.py"
 
 
@@ -44,8 +42,7 @@ def run_without_package(*arguments, cache: Path) -> dict:
 @pytest.fixture
 def processor() -> SiglipExtProcessor:
     # 64 is what the stock pipeline pads to
-    tokenizer = train_tokenizer(["a red square", "a blue circle"], vocab_size=300, max_length=64)
-    return SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+    return make_processor(["a red square", "a blue circle"], length=64)
 
 
 def test_a_process_without_the_package_loads_saves_and_classifies(processor, tmp_path):

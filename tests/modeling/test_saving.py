@@ -22,13 +22,11 @@ from transformers import (
 from modeling_siglip_ext import (
     SiglipExtConfig,
     SiglipExtForImageClassification,
-    SiglipExtImageProcessor,
     SiglipExtModel,
-    SiglipExtProcessor,
     SiglipExtTextModel,
     SiglipExtVisionModel,
-    train_tokenizer,
 )
+from support.models import make_config, make_processor
 
 
 # Of outputs: the order of a sum may depend on where in memory equal weights lie.
@@ -159,14 +157,9 @@ print(json.dumps({"model": type(model).__name__, "processor": type(processor).__
 @pytest.fixture
 def saved_folder(tmp_path):
     """A model and its processor, saved; texts of 64 tokens, which the stock pipeline takes for granted."""
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = train_tokenizer(["red", "green", "blue", "a photo"], vocab_size=300, max_length=64)
-    config = SiglipExtConfig(
-        text_config={**tower, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-    )
-    model = SiglipExtModel(config).eval()
-    processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+    processor = make_processor(["red", "green", "blue", "a photo"])
+    tokens = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
+    model = SiglipExtModel(make_config({**tokens, "max_position_embeddings": 64})).eval()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     return tmp_path, model, processor

@@ -18,6 +18,7 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
+from support.models import TINY
 
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "white": (240, 240, 240)}
@@ -63,11 +64,10 @@ def processor(rows) -> SiglipExtProcessor:
 
 
 def towers(vocab_size: int) -> dict:
-    width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     tokens = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     return {
-        "vision_config": {**width, "image_size": 16, "patch_size": 4},
-        "text_config": {**width, **tokens, "max_position_embeddings": LENGTH},
+        "vision_config": {**TINY, "image_size": 16, "patch_size": 4},
+        "text_config": {**TINY, **tokens, "max_position_embeddings": LENGTH},
     }
 
 

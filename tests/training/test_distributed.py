@@ -1,12 +1,11 @@
 """Several processes, under DDP or FSDP2, train exactly the model that one process trains on the same batches."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from support.processes import run_worker
 
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -31,17 +30,7 @@ MORE = {
 
 
 def run(processes: int, folder: Path, cases: list[str]) -> Path:
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    finished = subprocess.run(
-        [*command, str(WORKER), "8", str(folder), *cases],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
+    run_worker(WORKER, 8, folder, *cases, processes=processes)
     return folder
 
 

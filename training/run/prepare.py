@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset
 from transformers import set_seed
 
 from ..components.progress import ReadableProgress
-from ..data.dataset import ImageTextCollator
+from ..data.collator import ImageTextCollator
 from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
 from .held_out import HeldOutMetrics

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import fsspec
@@ -17,10 +18,10 @@ from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.containers.remote import local
 from modeling_siglip_ext.conversion.errors import CheckpointError
 from modeling_siglip_ext.conversion.formats import fetched
+from support.processes import HUB_SERVER, server
 
 
 FILE_SERVER = Path(__file__).with_name("file_server.py")
-HUB_SERVER = Path(__file__).parents[2] / "hub_server.py"
 TIMEOUT = 300
 NOBODY = "http://127.0.0.1:9"  # the port of a service that nobody runs
 
@@ -39,17 +40,8 @@ def files(checkpoints, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
     """Starts a server of the files beside this one, in a process; gives its address."""
-    started = []
-
-    def start(script: Path, *arguments: str) -> str:
-        server = subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True)
-        started.append(server)
-        return server.stdout.readline().split()[-1]
-
-    yield start
-    for server in started:
-        server.kill()
-        server.communicate(timeout=60)
+    with ExitStack() as stack:
+        yield lambda script, *arguments: stack.enter_context(server(script, *arguments))
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,7 @@ from modeling_siglip_ext.evaluation.data import Provenance
 from modeling_siglip_ext.evaluation.results import Result
 from modeling_siglip_ext.hub.card import Card, write_card
 from modeling_siglip_ext.hub.facts import facts_of
-
-
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+from support.models import TINY
 
 
 @pytest.fixture
@@ -35,8 +33,8 @@ def place(tmp_path):
         torch.manual_seed(number)
         tokenizer = train_tokenizer(["a red square"], vocab_size=300, max_length=16)
         config = SiglipExtConfig(
-            text_config={**TOWER, "vocab_size": 300, "max_position_embeddings": 16},
-            vision_config={**TOWER, "image_size": 32, "patch_size": 8},
+            text_config={**TINY, "vocab_size": 300, "max_position_embeddings": 16},
+            vision_config={**TINY, "image_size": 32, "patch_size": 8},
         )
         SiglipExtModel(config).save_pretrained(tmp_path / name)
         images = SiglipExtImageProcessor(size={"height": 32, "width": 32})

@@ -25,9 +25,10 @@ from modeling_siglip_ext import (
 from modeling_siglip_ext.evaluation import session
 from modeling_siglip_ext.evaluation.__main__ import main
 from modeling_siglip_ext.evaluation.data.classes import map_labels
+from support.images import read_image
+from support.models import TINY
 
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 NAMES = ["red square", "blue_circle", "green triangle"]
 COUNT = 24
 RANDOM = np.random.default_rng(0)
@@ -41,8 +42,8 @@ def parts() -> tuple[SiglipExtModel, SiglipExtProcessor]:
     torch.manual_seed(0)
     tokenizer = train_tokenizer([*NAMES, "picture number again 0123456789"], vocab_size=300, max_length=16)
     config = SiglipExtConfig(
-        text_config={**TOWER, "vocab_size": 300, "max_position_embeddings": 16},
-        vision_config={**TOWER, "image_size": 32, "patch_size": 8},
+        text_config={**TINY, "vocab_size": 300, "max_position_embeddings": 16},
+        vision_config={**TINY, "image_size": 32, "patch_size": 8},
     )
     processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 32, "width": 32}), tokenizer)
     return SiglipExtModel(config).eval(), processor
@@ -123,7 +124,7 @@ def test_zero_shot(parts, run, tmp_path):
     assert result["dataset"]["rows"] == result["dataset"]["evaluated"] == COUNT
     assert result["model"]["weights"]
     assert result["versions"]["torch"] == torch.__version__
-    assert Image.open(tmp_path / "out" / "zero-shot-data.png").format == "PNG"
+    assert read_image(tmp_path / "out" / "zero-shot-data.png").format == "PNG"
     several = run("zero-shot", "--templates", "clip_best", "--class_names", "imagenet")
     assert several["settings"] | {"classes": 1000, "template_count": 8} == several["settings"]
 
@@ -170,7 +171,7 @@ def test_a_central_crop_is_big_visions(parts, run):
     session.crop_centre(processor)
     found = processor(IMAGES[0], return_tensors="pt").pixel_values[0]
     resized = IMAGES[0].resize((36, 36), Image.Resampling.BICUBIC).crop((2, 2, 34, 34))
-    expected = torch.from_numpy(np.asarray(resized)).permute(2, 0, 1) / 127.5 - 1
+    expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     plain, cropped = run("zero-shot", "--templates", "none"), run("zero-shot", "--templates", "none", "--central_crop")
     assert (plain["settings"]["central_crop"], cropped["settings"]["central_crop"]) == (False, True)
@@ -206,7 +207,7 @@ def test_retrieval_with_several_captions(parts, run, tmp_path):
     assert result["metrics"]["text_to_image_recall@5"] == pytest.approx(expected)
     hits = [any(owner[j] == i for j in np.argsort(-scores[i])[:5]) for i in range(COUNT)]
     assert result["metrics"]["image_to_text_recall@5"] == pytest.approx(np.mean(hits))
-    assert Image.open(tmp_path / "out" / "retrieval-data.png").format == "PNG"
+    assert read_image(tmp_path / "out" / "retrieval-data.png").format == "PNG"
 
 
 def test_multilingual_retrieval_is_the_mean_of_the_languages(run, tmp_path):
@@ -215,7 +216,7 @@ def test_multilingual_retrieval_is_the_mean_of_the_languages(run, tmp_path):
     for key in single[0]:
         assert result["metrics"][key] == pytest.approx((single[0][key] + single[1][key]) / 2)
     assert result["metrics"]["languages"]["ja"] == single[1]
-    assert Image.open(tmp_path / "out" / "multilingual-retrieval-data.png").format == "PNG"
+    assert read_image(tmp_path / "out" / "multilingual-retrieval-data.png").format == "PNG"
 
 
 def test_a_language_is_judged_on_the_images_that_have_a_caption_in_it(parts, run):
@@ -243,7 +244,7 @@ def test_a_threshold_is_calibrated_on_shuffled_pairs(parts, run, tmp_path):
     scale, bias = parts[0].logit_scale.exp().item(), parts[0].logit_bias.item()
     logit = result["metrics"]["threshold"] * scale + bias
     assert result["metrics"]["probability_at_threshold"] == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
-    assert Image.open(tmp_path / "out" / "threshold-data.png").format == "PNG"
+    assert read_image(tmp_path / "out" / "threshold-data.png").format == "PNG"
 
 
 def test_a_broken_image_does_not_count_and_is_named(run, caplog):

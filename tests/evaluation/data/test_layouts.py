@@ -12,10 +12,11 @@ from PIL import Image
 from modeling_siglip_ext.evaluation.data import columns, load
 from modeling_siglip_ext.evaluation.data.classes import lines_beside
 from modeling_siglip_ext.evaluation.data.languages import xm3600
+from support.images import noise
 
 
 def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return noise(8, 8, seed)
 
 
 def png(seed: int) -> bytes:

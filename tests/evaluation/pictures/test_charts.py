@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
 from modeling_siglip_ext.evaluation.pictures import charts
+from support.images import read_image
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_confusion_shows_shares_and_the_worst_of_many_classes(tmp_path, figures)
     np.testing.assert_allclose(
         figures[0].axes[0].images[0].get_array(), [[2 / 3, 1 / 3, 0], [0, 1, 0], [1, 0, 0]], atol=1e-9
     )
-    assert Image.open(path).format == "PNG"
+    assert read_image(path).format == "PNG"
     random = np.random.default_rng(0)
     many = random.integers(0, 50, 400)
     wrong = np.where(many < 5, (many + 1) % 5, many)
@@ -46,4 +46,4 @@ def test_the_histogram_carries_the_threshold(tmp_path, figures):
     path = charts.similarity_histogram(tmp_path / "a.png", random.normal(size=200) + matched, matched, -0.25)
     texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert texts == ["threshold −0.250", "unmatched (100)", "matched (100)"] or "threshold −0.250" in texts
-    assert Image.open(path).width > 600
+    assert read_image(path).width > 600

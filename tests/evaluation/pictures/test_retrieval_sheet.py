@@ -8,6 +8,7 @@ from PIL import Image
 
 from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import retrieval_contact_sheet
 from modeling_siglip_ext.evaluation.pictures.style import RIGHT
+from support.images import read_image
 
 
 COUNT = 12
@@ -24,7 +25,7 @@ def sheet(path, order, **options):
 def green_pixels(path) -> int:
     """Pixels of exactly the colour that frames a right image."""
     right = tuple(int(RIGHT[i : i + 2], 16) for i in (1, 3, 5))
-    return int((np.asarray(Image.open(path).convert("RGB")) == right).all(-1).sum())
+    return int((np.asarray(read_image(path).convert("RGB")) == right).all(-1).sum())
 
 
 def test_right_answers_are_green_and_wrong_ones_are_not(tmp_path):

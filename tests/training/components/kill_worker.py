@@ -14,7 +14,6 @@ import random
 import signal
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import torch
@@ -38,6 +37,7 @@ from modeling_siglip_ext.training.data.tar_shards import TarShards
 
 
 ROWS, STEPS = 83, 24
+CALLS = {"in a checkpoint": 85_000, "any moment": 300_000}  # of some 90,000 in a checkpoint, 1.3 million in all
 
 
 def image(number: int) -> Image.Image:
@@ -78,17 +78,32 @@ class Recorder(SiglipExtTrainer):
         super().log(logs, *args, **kwargs)
 
 
-class Began(TrainerCallback):
-    """Tells the parent that training has begun."""
+class Killer(TrainerCallback):
+    """Kills its process at one of the calls of functions that follow the beginning of training or of a checkpoint.
 
-    def __init__(self, pipe: int):
-        self.pipe = pipe
+    Counted, not timed: where a kill hits does not depend on how busy the machine is.
+    """
+
+    def __init__(self, where: str, call: int):
+        self.where, self.left = where, call
 
     def on_train_begin(self, args, state, control, **kwargs):
-        os.write(self.pipe, b"x")
+        if self.where == "any moment":
+            sys.setprofile(self.count)
+        else:
+            sys.addaudithook(self.checkpoint_begins)
+
+    def checkpoint_begins(self, event: str, arguments: tuple) -> None:
+        if event == "os.mkdir" and PARTIAL in str(arguments[0]):
+            sys.setprofile(self.count)
+
+    def count(self, frame, event: str, argument) -> None:
+        self.left -= event in ("call", "c_call")
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(output: Path, shards: Path, kind: str, pipe: int) -> None:
+def train(output: Path, shards: Path, kind: str, callbacks: list[TrainerCallback]) -> None:
     torch.manual_seed(0)
     texts = [text for number in range(ROWS) for text in captions(number)]
     tokenizer = train_tokenizer(texts, vocab_size=300, max_length=12)
@@ -126,37 +141,21 @@ def train(output: Path, shards: Path, kind: str, pipe: int) -> None:
         train_dataset=data,
         data_collator=ImageTextCollator(processor, uint8=True),
         processing_class=processor,
-        callbacks=[Began(pipe)],
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
 
 
-def attempt(output: Path, shards: Path, kind: str, kill: str | None, draw: random.Random) -> bool:
+def attempt(output: Path, shards: Path, kind: str, callbacks: list[TrainerCallback]) -> bool:
     """One process; True if it came to its end."""
-    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
         code = 1
         try:
-            train(output, shards, kind, writing)
+            train(output, shards, kind, callbacks)
             code = 0
         finally:
             os._exit(code)
-    os.close(writing)
-    os.read(reading, 1)  # empty if it ended before
-    os.close(reading)
-    if kill == "any moment":
-        time.sleep(draw.uniform(0, 0.5))
-    elif kill == "in a checkpoint":
-        while (
-            not (output / PARTIAL).exists()
-            and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        ):
-            time.sleep(0.0002)
-        time.sleep(draw.uniform(0, 0.02))
-    if kill is not None:
-        os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
         sys.exit("training failed by itself")
@@ -169,13 +168,14 @@ def main(folder: Path, kills: int, seed: int) -> None:
     write_shards(shards)
     for kind in ("map", "stream"):
         whole, killed, done = folder / kind / "whole", folder / kind / "killed", False
-        attempt(whole, shards, kind, None, draw)
+        attempt(whole, shards, kind, [])
         for number in range(kills):
-            done = done or attempt(killed, shards, kind, ("in a checkpoint", "any moment")[number % 2], draw)
+            where = ("in a checkpoint", "any moment")[number % 2]
+            done = done or attempt(killed, shards, kind, [Killer(where, draw.randrange(CALLS[where]))])
             checkpoints = sorted(path.name for path in killed.glob("checkpoint*"))
             print(f"{kind}, kill {number + 1}: {'came too late' if done else ' '.join(checkpoints)}")
         if not done:
-            attempt(killed, shards, kind, None, draw)
+            attempt(killed, shards, kind, [])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """Checkpoints: whole or not there, and a killed run ends bit for bit like one that nobody killed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from safetensors.torch import load_file
 from modeling_siglip_ext.training.components.checkpoint import PARTIAL
 from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+from support.processes import run_worker
 
 
 WORKER = Path(__file__).with_name("kill_worker.py")
@@ -37,15 +35,8 @@ def history(checkpoint: Path) -> list[dict]:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_one_that_nobody_killed(tmp_path, kills):
-    finished = subprocess.run(
-        [sys.executable, str(WORKER), str(tmp_path), str(kills), "0"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    assert "kill 1: came too late" not in finished.stdout
+    printed = run_worker(WORKER, tmp_path, kills, 0, timeout=900)
+    assert "kill 1: came too late" not in printed
     for kind in ("map", "stream"):
         whole, killed = (tmp_path / kind / run / "checkpoint-24" for run in ("whole", "killed"))
         for file in ("model.safetensors", "ema.safetensors"):

@@ -1,8 +1,6 @@
 """What a training run pushes, over HTTP."""
 
 import json
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -13,9 +11,9 @@ from transformers import AutoModel, AutoProcessor
 from modeling_siglip_ext.hub.upload import RefusedError
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, SiglipExtTrainer
 from modeling_siglip_ext.training.components.card import GENERATED
+from support.processes import HUB_SERVER, server
 
 
-SERVER = Path(__file__).parents[2] / "hub_server.py"
 TOKEN = "hf_test"
 
 
@@ -23,15 +21,10 @@ TOKEN = "hf_test"
 def hub(tmp_path, monkeypatch):
     """(address, folder) of an empty Hub that huggingface_hub talks to."""
     folder = tmp_path / "hub"
-    server = subprocess.Popen([sys.executable, SERVER, folder, "--lfs"], stdout=subprocess.PIPE, text=True)
-    try:
-        address = server.stdout.readline().strip()
+    with server(HUB_SERVER, folder, "--lfs") as address:
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield address, folder
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture
@@ -65,7 +58,8 @@ def test_a_run_pushes_its_model_with_a_card(hub, our_model, make, processor):
     assert "trainer_state.json" not in there
     assert (Path(trainer.args.output_dir) / "checkpoint-4" / "optimizer.pt").exists()
     assert HfApi().model_info("user/run").sha == commit.oid
-    calls = json.loads(urllib.request.urlopen(f"{address}/-/log").read())
+    with urllib.request.urlopen(f"{address}/-/log") as answer:
+        calls = json.loads(answer.read())
     messages = [call for call in calls if "/commit/" in call["path"]]
     assert len(messages) >= 2, "after a checkpoint, and at the end"
     card = ModelCard.load(folder / "user/run" / "README.md")

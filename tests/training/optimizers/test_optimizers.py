@@ -1,8 +1,6 @@
 """The optimisers against big_vision's own steps, naive numpy, themselves after a resume, and over two processes."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from modeling_siglip_ext.training.optimizers import (
 )
 from modeling_siglip_ext.training.optimizers.scaling_vit_adafactor import factored_dims
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+from support.processes import run_worker
 
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "optimizers"
@@ -300,13 +299,5 @@ def test_lion_without_its_library(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_sharded_steps_are_those_of_one_process(processes, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    finished = subprocess.run(
-        [*command, str(WORKER), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
+    run_worker(WORKER, tmp_path, processes=processes)
     assert (tmp_path / "equal").read_text() == "adamw_bf16 scaling_vit_adafactor"

@@ -8,6 +8,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.training.run.fields import ModelArguments
 from modeling_siglip_ext.training.run.models import at_image_size, build_model
+from support.models import TINY
 
 
 @pytest.fixture
@@ -39,17 +40,15 @@ def test_another_resolution(folder, our_model, rows, tmp_path):
 def test_another_resolution_is_refused(folder, processor):
     with pytest.raises(ValueError, match=r"image_size is for model_name_or_path"):
         ModelArguments(image_size=24)
-    width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    naflex = SiglipExtConfig(vision_config={**width, "naflex": True, "num_patches": 16}, text_config=width)
+    naflex = SiglipExtConfig(vision_config={**TINY, "naflex": True, "num_patches": 16}, text_config=TINY)
     with pytest.raises(ValueError, match="NaFlex takes images of any size"):
         at_image_size(SiglipExtModel(naflex), processor, 24)
 
 
 def test_a_tokenizer_from_elsewhere(folder, processor):
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     arguments = ModelArguments(
-        vision_config={**tower, "image_size": 16, "patch_size": 8},
-        text_config={**tower, "max_position_embeddings": 20},
+        vision_config={**TINY, "image_size": 16, "patch_size": 8},
+        text_config={**TINY, "max_position_embeddings": 20},
         tokenizer_name_or_path=folder,
     )
     model, own = build_model(arguments, None)  # None: the captions of a stream are not known

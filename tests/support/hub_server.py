@@ -1,6 +1,6 @@
 """A small Hub on loopback: the calls that huggingface_hub makes to push to a repository and to load from it.
 
-    python tests/hub_server.py FOLDER [--lfs]     # prints its address, serves until it is killed
+    python tests/support/hub_server.py FOLDER [--lfs]     # prints its address, serves until it is killed
 
 The newest files of a repository lie below FOLDER/user/name, to be looked at. With --lfs weights travel by the LFS
 protocol as on the Hub, otherwise inside the commit. The newer protocol (xet) is refused. Of the tokens "hf_test" may

@@ -1,0 +1,38 @@
+"""Scripts of the tests in processes of their own: workers that run to their end, and servers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+TESTS = Path(__file__).resolve().parents[1]
+HUB_SERVER = TESTS / "support" / "hub_server.py"
+
+
+def run_worker(script: Path, *arguments: object, processes: int = 1, timeout: float = 600, **environment: str) -> str:
+    """What a script printed, which must end without an error; by torchrun if it is to be several processes.
+
+    It can import `support`, and its processes have a thread each.
+    """
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+@contextmanager
+def server(script: Path, *arguments: object) -> Iterator[str]:
+    """The address of a server in a process of its own, which prints it first; killed in the end."""
+    process = subprocess.Popen([sys.executable, str(script), *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
