@@ -1,6 +1,8 @@
 """The Trainer: safe defaults, the loss, weight decay, evaluation, resuming, saving."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, SiglipModel, TrainingArguments
 
+from modeling_siglip_ext.training.components import schedule
 from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
@@ -245,7 +248,9 @@ def test_a_checkpoint_that_lacks_a_parameter_is_an_error(our_model, arguments, r
         make_trainer(our_model, args, rows, processor).train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-1")
 
 
-def test_max_seconds_ends_the_run_with_the_schedule_at_zero(our_model, arguments, rows, processor):
+def test_max_seconds_ends_the_run_with_the_schedule_at_zero(our_model, arguments, rows, processor, monkeypatch):
+    clock = itertools.count()  # a hundredth of a second from look to look, however busy the machine is
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: next(clock) / 100))
     args = arguments(max_steps=100_000, max_seconds=2.0, warmup_steps=0.1)
     trainer = make_trainer(our_model, args, rows, processor)
     trainer.train()
