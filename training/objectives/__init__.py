@@ -37,7 +37,9 @@ def build_objectives(core: Callable[[], nn.Module]) -> tuple[Contrastive, list[W
 
 def weighted_sum(objectives: Sequence[Weighted], outputs: ModelOutput, inputs: Mapping[str, Any]) -> torch.Tensor:
     """The loss of a batch."""
-    first, *others = (weight * objective(outputs, inputs) for objective, weight in objectives)
+    losses = ((weight, objective(outputs, inputs)) for objective, weight in objectives)
+    # A factor of 1 would be another operation and, on XLA, another number that a graph may share or not.
+    first, *others = (loss if weight == 1 else weight * loss for weight, loss in losses)
     return sum(others, start=first)
 
 
