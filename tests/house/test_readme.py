@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, in the order of the page, with a small local model in place of the Hub's names."""
+"""Every snippet of every README runs, in the order of its page, with a small local model for the Hub's names."""
 
 import itertools
 import os
@@ -27,7 +27,15 @@ from support.processes import HUB_SERVER, server
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# pages that are read one after the other, in one workplace: the second needs what the first made
+CHAINS = (
+    ("README.md", "modeling_siglip_ext/README.md"),
+    ("training/README.md",),
+    ("evaluation/README.md",),
+    ("conversion/README.md",),
+    ("training/data/emoji/README.md",),
+)
+WITHOUT_SNIPPETS = ("benchmarks/README.md", "benchmarks/results/studies/README.md", "evaluation/prompts/README.md")
 RELEASED = "google/siglip2-base-patch16-224"
 # `make demo` and `make test` are run by hand and by CI; `pip install` is what `make` does
 RUN_ELSEWHERE = ("make ", "pip install")
@@ -37,6 +45,7 @@ SMALL = {
     # the name of a released checkpoint is a promise about its sizes, which a small one cannot keep
     "webli_en_b16_256_60500360.npz": "checkpoint.npz",
     "--output_dir my-siglip": f"--output_dir my-siglip {QUICK}",
+    "--output_dir my-large-siglip": f"--output_dir my-large-siglip {QUICK}",
     "--output_dir my-lit": f"--output_dir my-lit {LIT}",
     "--output_dir my-domain-siglip": f"--output_dir my-domain-siglip --model_name_or_path {RELEASED} {LIT}",
     "--output_dir my-sharded": "--output_dir my-sharded --use_cpu true --per_device_train_batch_size 2 "
@@ -50,15 +59,17 @@ SMALL = {
 EACH_ON_ITS_OWN = "import sys\nfor code in sys.argv[1:]: exec(code, {'__name__': '__main__'})"
 
 
-def snippets() -> list[tuple[str, str]]:
-    found = re.findall(r"^```(python|bash)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def snippets(page: str) -> list[tuple[str, str]]:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    found = re.findall(r"^```(python|bash)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [(language, code) for language, code in found if not code.startswith(RUN_ELSEWHERE)]
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A folder as the README assumes it: two pictures, images with captions, and a model under its Hub name."""
-    folder = tmp_path_factory.mktemp("readme")
+@pytest.fixture
+def workplace(tmp_path) -> Path:
+    """A folder as the pages assume it: two pictures, images with captions, and a model under its Hub name."""
+    folder = tmp_path / "workplace"
+    folder.mkdir()
     random = np.random.default_rng(0)
     (folder / "my-images").mkdir()
     names = ["cat", "dog", *(f"my-images/{i}" for i in range(16))]
@@ -92,20 +103,32 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+@pytest.fixture
+def hub(tmp_path):
     """(address, folder) of a Hub on loopback."""
-    folder = tmp_path_factory.mktemp("hub")
+    folder = tmp_path / "hub"
+    folder.mkdir()
     with server(HUB_SERVER, folder) as address:
         yield address, folder
 
 
-def test_there_are_snippets_of_both_kinds():
-    assert {language for language, _ in snippets()} == {"python", "bash"}
-    assert len(snippets()) >= 6
+def test_every_page_is_read():
+    folders = ("modeling_siglip_ext", "training", "evaluation", "conversion", "model_cards", "benchmarks")
+    paths = [path for room in folders for path in (REPOSITORY / room).rglob("README.md")]
+    pages = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in paths)]
+    assert sorted(pages) == sorted([page for chain in CHAINS for page in chain] + list(WITHOUT_SNIPPETS))
+    for chain in CHAINS:
+        assert all(map(snippets, chain)), chain
+    assert not any(map(snippets, WITHOUT_SNIPPETS))
+    assert {language for language, _ in snippets("README.md")} == {"python", "bash"}
 
 
-def test_snippets_run(workplace, hub):
+def test_the_readme_fits_in_the_head():
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 260
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0].rpartition("/")[0] or "top")
+def test_snippets_run(chain, workplace, hub):
     """One after the other in one test: later ones read what earlier ones wrote."""
     address, pushed = hub
     environment = {
@@ -116,7 +139,8 @@ def test_snippets_run(workplace, hub):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    for language, group in itertools.groupby(snippets(), key=lambda snippet: snippet[0]):
+    of_chain = [snippet for page in chain for snippet in snippets(page)]
+    for language, group in itertools.groupby(of_chain, key=lambda snippet: snippet[0]):
         codes = [code for _, code in group]
         if language == "python":
             command = [sys.executable, "-c", EACH_ON_ITS_OWN, *codes]
@@ -126,16 +150,19 @@ def test_snippets_run(workplace, hub):
             command = ["bash", "-euc", "\n".join(codes)]
         result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=1500)
         assert result.returncode == 0, f"{codes}\n{result.stdout}\n{result.stderr}"
-    saved = {path.name for path in (workplace / "my-siglip").iterdir()}
-    assert {"model.safetensors", "config.json", "README.md", "processor_config.json", "tokenizer.json"} <= saved
-    arrived = {path.name for path in (pushed / "user" / "my-siglip").iterdir()}
-    assert {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json"} <= arrived
-    for name in ("model.safetensors", "tokenizer.json"):
-        assert (pushed / "user" / "my-siglip" / name).read_bytes()[:8]
+    if chain[0] == "README.md":
+        saved = {path.name for path in (workplace / "my-siglip").iterdir()}
+        assert {"model.safetensors", "config.json", "README.md", "processor_config.json", "tokenizer.json"} <= saved
+        arrived = {path.name for path in (pushed / "user" / "my-siglip").iterdir()}
+        assert {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json"} <= arrived
+        for name in ("model.safetensors", "tokenizer.json"):
+            assert (pushed / "user" / "my-siglip" / name).read_bytes()[:8]
 
 
-def test_links_to_files_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (REPOSITORY / target).exists(), target
-    for folder in re.findall(r"`([a-z_]+/(?:[a-z_]+/)*)`", README):
-        assert (REPOSITORY / folder).is_dir(), folder
+@pytest.mark.parametrize("page", [*itertools.chain(*CHAINS), *WITHOUT_SNIPPETS, "CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((REPOSITORY / page).parent / target).exists(), target
+    for path in re.findall(r"`([a-z_]+/(?:[a-z_]+/)*(?:[a-z_]+\.[a-z]+)?)`", text):
+        assert (REPOSITORY / path).exists() or ((REPOSITORY / page).parent / path).exists(), path
