@@ -50,7 +50,7 @@ test-tpu: $(TPU_INSTALLED)
 	PJRT_DEVICE=CPU $(SAME) $(TPU_VENV)/bin/pytest -W default tests/tpu
 	USE_TORCH_XLA=0 $(SAME) $(TPU_VENV)/bin/pytest -W default tests/losses tests/modeling/test_parity.py -m "not slow"
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
