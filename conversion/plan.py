@@ -116,6 +116,23 @@ def constants_for(source: AnyConfig, config: AnyConfig) -> dict[str, torch.Tenso
     return constants
 
 
+def check_complete(params: Arrays, table: list[Rule]) -> None:
+    """Every array that a rule takes is there, and a stack holds exactly the tower's layers."""
+    layers: dict[str, int] = {}
+    for rule in table:
+        for slot in rule.slots:
+            if slot.name not in params:
+                raise CheckpointError(f"the checkpoint has no {slot.name}")
+            dtype = params[slot.name].dtype
+            if dtype is None or not dtype.is_floating_point:
+                raise CheckpointError(f"{slot.name} holds no floating-point numbers")
+            if slot.layer is not None:
+                layers[slot.name] = slot.layer + 1
+    for name, depth in layers.items():
+        if params[name].shape[:1] != (depth,):
+            raise CheckpointError(f"{name} has the shape {params[name].shape}, other arrays stack {depth} layers")
+
+
 def check_shapes(plan: Plan, arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
     """Every tensor of the model is made, and from arrays of fitting shapes.
 

@@ -2,13 +2,12 @@
 
 import math
 import re
-from typing import Any
 
 from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices, TowerSizes
+from ..checkpoint import BERT, SOFTMAX, Choices, TowerSizes
 from ..containers.arrays import Arrays, shape_of
 from ..errors import CheckpointError
 from ..plan import AnyConfig
@@ -105,9 +104,7 @@ def describe_bert(params: Arrays, choices: Choices) -> BertConfig:
         intermediate_size=shape_of(params, f"{block}0/mlp_block/mlp/dense_layer/kernel", 2)[1],
         max_position_embeddings=shape_of(params, embedder.format("position"), 2)[0],
         type_vocab_size=shape_of(params, embedder.format("segment"), 2)[0],
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-12,
-        pad_token_id=0,
+        **BERT,
     )
 
 
@@ -121,7 +118,7 @@ def describe(params: Arrays, choices: Choices | None = None) -> AnyConfig:
     vision = describe_image(params, choices)
     if not any(name.startswith("txt/") for name in params):
         return vision
-    loss: dict[str, Any] = {} if "b" in params else {"loss_type": "softmax", "logit_bias_init": None}
+    loss = {} if "b" in params else SOFTMAX
     if not any(name.startswith("txt/BertEncoder_0/") for name in params):
         return SiglipExtConfig(vision_config=vision, text_config=describe_text(params, choices), **loss)
     return SiglipExtConfig(

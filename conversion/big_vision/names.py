@@ -10,7 +10,6 @@ from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..containers.arrays import Arrays
 from ..errors import CheckpointError
 from ..name_map import SAME, Form, Rule, Sizes, Slot
 from ..resize import AnyConfig, vision_of
@@ -169,20 +168,3 @@ def rules(config: AnyConfig, stacked: frozenset[str] = frozenset()) -> list[Rule
     else:
         text_part = bert_rules(text, config.text_projection_size is not None)
     return expand(tuple(table), "", "", Sizes()) + image_part + text_part
-
-
-def check_complete(params: Arrays, table: list[Rule]) -> None:
-    """Every array that a rule takes is there, and a stack holds exactly the tower's layers."""
-    layers: dict[str, int] = {}
-    for rule in table:
-        for slot in rule.slots:
-            if slot.name not in params:
-                raise CheckpointError(f"the checkpoint has no {slot.name}")
-            dtype = params[slot.name].dtype
-            if dtype is None or not dtype.is_floating_point:
-                raise CheckpointError(f"{slot.name} holds no floating-point numbers")
-            if slot.layer is not None:
-                layers[slot.name] = slot.layer + 1
-    for name, depth in layers.items():
-        if params[name].shape[:1] != (depth,):
-            raise CheckpointError(f"{name} has the shape {params[name].shape}, other arrays stack {depth} layers")

@@ -63,7 +63,7 @@ def becomes(config: AnyConfig) -> str:
 
 def checkpoint_lines(checkpoint: Checkpoint) -> list[str]:
     lines = [
-        f"a checkpoint of {checkpoint.facts.layout['kind']}",
+        f"a checkpoint of {checkpoint.layout['kind']}",
         *tower_lines(checkpoint.config),
         *checkpoint.lines(),
     ]

@@ -29,7 +29,7 @@ def against(folder: ModelFolder, checkpoint: Checkpoint, report: ConversionRepor
     differences, class_name = verify_folder(folder.path, plan, checkpoint.arrays)
     return replace(
         report,
-        source=Origin(checkpoint.source.name, checkpoint.source.sha256()),
+        source=Origin(checkpoint.source.name, sha256(checkpoint.source.path)),
         class_name=class_name,
         left_out=plan.left_out,
         verified=True,

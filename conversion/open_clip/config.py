@@ -7,7 +7,7 @@ from typing import Any
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices
+from ..checkpoint import SOFTMAX, Choices
 from ..containers.arrays import Arrays, shape_of
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
@@ -114,7 +114,7 @@ def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices)
         projection_size=shape_of(arrays, "text.text_projection.weight", 2)[0] if head else None,
         **text_tokens(rules),
     )
-    loss: dict[str, Any] = {} if "logit_bias" in arrays else {"loss_type": "softmax", "logit_bias_init": None}
+    loss = {} if "logit_bias" in arrays else SOFTMAX
     return SiglipExtConfig(vision_config=vision, text_config=text, **loss)
 
 
