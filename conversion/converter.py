@@ -79,8 +79,6 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
             logger.info("%s", error)
     if tokenizer is None or rules is None:
         write_processor(folder, vision, None, resample)
-        if wanted is None:
-            return "no tokenizer was written: a checkpoint does not contain it. Name the right one with --tokenizer"
         return missing_tokenizer(wanted)
     length = checkpoint.text_length or text.max_position_embeddings
     write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), resample)

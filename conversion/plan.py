@@ -147,15 +147,12 @@ def check_shapes(plan: Plan, arrays: Arrays, shapes: dict[str, tuple[int, ...]])
         names = ", ".join(sorted(made ^ set(shapes))[:5])
         raise CheckpointError(f"the model and the checkpoint do not have the same tensors: {names}")
     for rule in plan.rules:
+        wanted = shapes[rule.torch_name]
+        found = ", ".join(f"{slot.name} {arrays[slot.name].shape}" for slot in rule.slots)
         try:
             _, tensor = next(to_torch([rule], lambda name: torch.empty(arrays[name].shape, device="meta")))
-            change = plan.changes.get(rule.torch_name)
-            shape = shapes[rule.torch_name] if change is not None else tuple(tensor.shape)
         except (RuntimeError, IndexError) as error:
-            found = ", ".join(f"{slot.name} {arrays[slot.name].shape}" for slot in rule.slots)
             raise CheckpointError(f"the arrays do not fit {rule.torch_name}: {found}: {error}") from error
-        if shape != shapes[rule.torch_name]:
-            found = ", ".join(f"{slot.name} {arrays[slot.name].shape}" for slot in rule.slots)
-            raise CheckpointError(
-                f"the arrays do not fit {rule.torch_name} {shapes[rule.torch_name]}, they give {shape}: {found}"
-            )
+        shape = tuple(tensor.shape)
+        if rule.torch_name not in plan.changes and shape != wanted:
+            raise CheckpointError(f"the arrays do not fit {rule.torch_name} {wanted}, they give {shape}: {found}")

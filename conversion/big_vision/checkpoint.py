@@ -1,5 +1,6 @@
 """A checkpoint of big_vision: its parameters under today's names, and what they are."""
 
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ PROJECTION = ("img/head/kernel", "img/head/bias")
 LEFT_OUT = {  # an array, or the prefix of several: what it is
     "llm/": "PaliGemma's language model",
     "t": "the temperature of a model of one tower (CLIPPO)",
-    "img/head/": "the image tower's projection, which the stock classes cannot hold",
+    **dict.fromkeys(PROJECTION, "the image tower's projection, which the stock classes cannot hold"),
 }
 
 
-def left_out_as(name: str) -> str | None:
-    """Which entry of LEFT_OUT an array falls under."""
-    return next((key for key in LEFT_OUT if name == key or (key.endswith("/") and name.startswith(key))), None)
+def left_out_as(name: str) -> str:
+    """What an array is that no model has a place for; empty for one that nothing here understands."""
+    return LEFT_OUT.get("llm/" if name.startswith("llm/") else name, "")
 
 
 def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Plan:
@@ -46,19 +47,15 @@ def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Pla
     table = rules(source, stacked_towers(params))
     if vision_of(config).projection_size is None:
         table = [rule for rule in table if rule.slots[0].name not in PROJECTION]
-    left_out: dict[str, list[str]] = {}
-    unknown = []
+    left_out: dict[str, list[str]] = defaultdict(list)
     for name in unclaimed(params, table):
-        key = left_out_as(name)
-        if key is None or (key == "img/head/" and name not in PROJECTION):
-            unknown.append(name)
-        else:
-            left_out.setdefault(LEFT_OUT[key], []).append(name)
+        left_out[left_out_as(name)].append(name)
+    unknown = left_out.pop("", [])
     if unknown:
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise CheckpointError(f"nothing here understands {shown}")
     check_complete(params, table)
-    return Plan(config, table, changes_between(source, config), constants_for(source, config), left_out)
+    return Plan(config, table, changes_between(source, config), constants_for(source, config), dict(left_out))
 
 
 class BigVisionCheckpoint(Checkpoint):

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -87,18 +88,14 @@ def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
 def header(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """A file's header, and where each tensor lies in the file (first byte, length)."""
     table: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        table[name] = {"dtype": TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    lengths = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
+    starts = dict(zip(lengths, accumulate(lengths.values(), initial=0)))
+    for name, start in starts.items():
+        offsets = [start, start + lengths[name]]
+        table[name] = {"dtype": TYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": offsets}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    first = 8 + len(text)
-    places = {
-        name: (first + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in table.items()
-        if name != "__metadata__"
-    }
+    places = {name: (8 + len(text) + start, lengths[name]) for name, start in starts.items()}
     return len(text).to_bytes(8, "little") + text, places
 
 
