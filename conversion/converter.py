@@ -16,7 +16,7 @@ from .containers.arrays import DTYPES
 from .containers.safetensors_files import SafetensorsWriter
 from .containers.sources import sha256
 from .errors import CheckpointError
-from .model_folder.form import choose_form, model_shapes, verify_folder, write_config
+from .model_folder.folder import choose_form, model_shapes, verify_folder, write_config
 from .model_folder.processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
 from .model_folder.report import ConversionReport, Origin, write_report
 from .plan import AnyConfig, NewSizes, check_shapes, resized, vision_of

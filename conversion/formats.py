@@ -22,11 +22,8 @@ class Format(Protocol):
         FILES: All that is read of a folder elsewhere that holds the first of them; empty for whole folders.
     """
 
-    @property
-    def SIGN(self) -> str: ...
-
-    @property
-    def FILES(self) -> tuple[str, ...]: ...
+    SIGN: str
+    FILES: tuple[str, ...]
 
     def claims(self, arrays: Arrays, /) -> bool:
         """Whether these are arrays of this format."""

@@ -18,8 +18,8 @@ from .layouts import Layout, container_prefix, describe_legacy, modern, pack, pa
 from .names import rules
 
 
-SIGN = "big_vision image tower"
-FILES = ()
+SIGN: str = "big_vision image tower"
+FILES: tuple[str, ...] = ()
 PROJECTION = ("img/head/kernel", "img/head/bias")
 LEFT_OUT = {  # an array, or the prefix of several: what it is
     "llm/": "PaliGemma's language model",

@@ -17,8 +17,7 @@ from ..containers.remote import is_url, opened
 from ..containers.sources import Source, open_source
 from ..errors import AnotherFileError
 from ..formats import fetched, read_checkpoint
-from ..model_folder.folder import open_folder
-from ..model_folder.form import choose_form
+from ..model_folder.folder import choose_form, open_folder
 from ..plan import AnyConfig, vision_of
 from .arguments import choices, choices_arguments
 

@@ -11,8 +11,7 @@ from ..checkpoint import Checkpoint, choices_of
 from ..containers.sources import sha256
 from ..errors import CheckpointError, VerificationError
 from ..formats import open_checkpoint
-from ..model_folder.folder import ModelFolder, open_folder
-from ..model_folder.form import verify_folder
+from ..model_folder.folder import ModelFolder, open_folder, verify_folder
 from ..model_folder.report import NAME, ConversionReport, Origin, libraries, write_report
 
 

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from io import FileIO
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 
 from ..errors import CheckpointError
-from .arrays import LazyArray, all_finite, chunks
+from .arrays import LazyArray, all_finite, chunks, raw_bytes
 from .damage import read_mapping, reading
 
 
@@ -77,11 +78,8 @@ def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
                 if name in arrays:
                     raise CheckpointError(f"{name} stands in two files of {path}")
                 part = opened.get_slice(name)
-                arrays[name] = LazyArray(
-                    tuple(part.get_shape()),
-                    lambda file=file, opened=opened, name=name: load(file, opened, name),
-                    TYPES.get(part.get_dtype()),
-                )
+                dtype = TYPES.get(part.get_dtype())
+                arrays[name] = LazyArray(tuple(part.get_shape()), partial(load, file, opened, name), dtype)
     return arrays
 
 
@@ -159,7 +157,7 @@ class SafetensorsWriter:
         for chunk in chunks(values.contiguous()):
             stored = chunk.to(self.dtype)
             finite &= all_finite(stored)
-            data = memoryview(stored.view(torch.uint8).numpy())
+            data = raw_bytes(stored)
             write_at(opened, data, place)
             place += len(data)
         return finite

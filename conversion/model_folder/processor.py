@@ -77,11 +77,10 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, rules: str, max_length: in
     SentencePiece tokenizers of the first SigLIP stay `SiglipTokenizer`, which has its rules built in; it also strips
     punctuation, which big_vision leaves to whoever writes the prompts.
     """
+    tokenizer.model_max_length = max_length
     if rules == "bert":
-        tokenizer.model_max_length = max_length
         return tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        tokenizer.model_max_length = max_length
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
         return tokenizer

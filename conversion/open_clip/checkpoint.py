@@ -14,9 +14,9 @@ from .config import CONFIG, describe_open_clip, read_config
 from .names import open_clip_rules
 
 
-SIGN = "visual.trunk of open_clip"
+SIGN: str = "visual.trunk of open_clip"
 WEIGHTS = "open_clip_model.safetensors"
-FILES = (WEIGHTS, CONFIG)
+FILES: tuple[str, ...] = (WEIGHTS, CONFIG)
 
 
 class OpenClipCheckpoint(Checkpoint):

@@ -161,21 +161,14 @@ def limits(entry: Entry) -> str:
 
 def languages(entry: Entry) -> list[str]:
     family = texts()["families"][entry.family]
-    if entry.text is None:
-        return []
-    return family["languages_i18n"] if "i18n" in entry.name else family["languages"]
+    return [] if entry.text is None else family["languages_i18n" if "i18n" in entry.name else "languages"]
 
 
 def preprocessing(entry: Entry) -> str:
-    own = texts()["families"][entry.family].get("preprocessing", "")
-    tokenizer = ""
-    if entry.tokenizer is not None:
-        rules = TOKENIZERS[entry.tokenizer.rules]
-        tokenizer = rules.format(name=entry.tokenizer.name, size=entry.tokenizer.vocab_size)
-    resizing = "" if entry.image_size is None else "Resizing is bilinear."
-    if resizing and entry.family in ("siglip", "siglip2"):
-        resizing = RESIZING
-    return sentences(tokenizer, resizing, own)
+    own, known = texts()["families"][entry.family].get("preprocessing"), entry.tokenizer
+    tokenizer = TOKENIZERS[known.rules].format(name=known.name, size=known.vocab_size) if known else ""
+    resizing = RESIZING if entry.family in ("siglip", "siglip2") else "Resizing is bilinear."
+    return sentences(tokenizer, "" if entry.image_size is None else resizing, own)
 
 
 def command_text(entry: Entry, name: str) -> str:

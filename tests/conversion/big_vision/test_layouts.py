@@ -19,7 +19,7 @@ from modeling_siglip_ext.conversion.checkpoint import Choices
 from modeling_siglip_ext.conversion.containers.arrays import LazyArray
 from modeling_siglip_ext.conversion.containers.npz import read_npz
 from modeling_siglip_ext.conversion.errors import CheckpointError
-from modeling_siglip_ext.conversion.model_folder.form import choose_form
+from modeling_siglip_ext.conversion.model_folder.folder import choose_form
 from modeling_siglip_ext.conversion.name_map import array_shapes, from_torch, to_torch
 from modeling_siglip_ext.conversion.plan import check_shapes
 
