@@ -21,16 +21,11 @@ from .names import rules
 SIGN: str = "big_vision image tower"
 FILES: tuple[str, ...] = ()
 PROJECTION = ("img/head/kernel", "img/head/bias")
-LEFT_OUT = {  # an array, or the prefix of several: what it is
+LEFT_OUT = {  # an array, or the prefix of several, that no model has a place for: what it is
     "llm/": "PaliGemma's language model",
     "t": "the temperature of a model of one tower (CLIPPO)",
     **dict.fromkeys(PROJECTION, "the image tower's projection, which the stock classes cannot hold"),
 }
-
-
-def left_out_as(name: str) -> str:
-    """What an array is that no model has a place for; empty for one that nothing here understands."""
-    return LEFT_OUT.get("llm/" if name.startswith("llm/") else name, "")
 
 
 def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Plan:
@@ -49,8 +44,9 @@ def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Pla
         table = [rule for rule in table if rule.slots[0].name not in PROJECTION]
     left_out: dict[str, list[str]] = defaultdict(list)
     for name in unclaimed(params, table):
-        left_out[left_out_as(name)].append(name)
-    unknown = left_out.pop("", [])
+        what = LEFT_OUT.get("llm/" if name.startswith("llm/") else name, "unknown")
+        left_out[what].append(name)
+    unknown = left_out.pop("unknown", [])
     if unknown:
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise CheckpointError(f"nothing here understands {shown}")

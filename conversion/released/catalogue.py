@@ -32,14 +32,14 @@ class Entry:
     Args:
         name: The file's name without `.npz`; a star in it stands for anything.
         family: "siglip", "siglip2", "lit", "clippo" or "paligemma".
-        url: Where it was released; None where that asks for consent first.
         licence: The Hub's identifier of the licence of the weights; None where none was found.
         image: Tower and patch size, e.g. "So400m/14".
         image_size: Pixels; None for NaFlex.
+        pooling: Of the image tower.
+        url: Where it was released; None where that asks for consent first.
         text: The text tower's size; None where there is none.
         text_length: Tokens.
         tokenizer: None where there is no text tower.
-        pooling: Of the image tower.
         projection_size: Of the image tower; None for none.
         embedding_size: Of the text head; None where there is no head.
         parameters: The published number, or a text such as "93M" where it was rounded; None where none was found.
