@@ -55,6 +55,8 @@ def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Pla
 
 
 class BigVisionCheckpoint(Checkpoint):
+    """Its arrays are the parameters, under today's names."""
+
     def plan(self, config: AnyConfig) -> Plan:
         return plan_big_vision(self.arrays, self.config, config)
 

@@ -20,6 +20,8 @@ FILES: tuple[str, ...] = (WEIGHTS, CONFIG)
 
 
 class OpenClipCheckpoint(Checkpoint):
+    """Its arrays are the file's, under its own names."""
+
     def plan(self, config: AnyConfig) -> Plan:
         table = open_clip_rules(self.config)
         unknown = unclaimed(self.arrays, table)
