@@ -1,13 +1,19 @@
 """What is known of a checkpoint, whatever its format: the one thing that `convert` takes."""
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from modeling_siglip_ext import SiglipExtTextConfig
 
 from .containers.arrays import Arrays
 from .containers.sources import Source
 from .plan import AnyConfig, Plan, vision_of
+
+
+# What no file tells of LiT's BERT, and the fields of a model that was trained without a bias.
+BERT: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-12, "pad_token_id": 0}
+SOFTMAX: dict[str, Any] = {"loss_type": "softmax", "logit_bias_init": None}
 
 
 class TowerSizes(TypedDict):
@@ -64,48 +70,32 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What else belongs into the report and the card.
+class Checkpoint(ABC):
+    """A checkpoint of one format, opened; its arrays are read when they are asked for.
 
     Args:
+        source: The file or folder.
+        arrays: The model's arrays, under the names that the plan's rules use.
+        config: Of the model that it holds, in our form.
         layout: How arrays are called and stored, for the way back; its `kind` is the format.
+        tokenizer: The one that the model's texts were cut with, where that is known.
+        text_length: Tokens of a text, where the text tower takes any number.
         catalogue: The released file that it is.
         licence: The Hub's identifier, of the weights.
         resample: Of the images, "bilinear" or "bicubic".
     """
 
-    layout: dict[str, Any] = field(default_factory=dict)
+    source: Source
+    arrays: Arrays
+    config: AnyConfig
+    layout: dict[str, Any]
+    tokenizer: Tokenizer | None = None
+    text_length: int | None = None
     catalogue: str | None = None
     licence: str | None = None
     resample: str = "bilinear"
 
-
-class Checkpoint(Protocol):
-    """A checkpoint of one format, opened; its arrays are read when they are asked for."""
-
-    @property
-    def source(self) -> Source:
-        """The file or folder."""
-
-    @property
-    def arrays(self) -> Arrays:
-        """The model's arrays, under the names that the plan's rules use."""
-
-    @property
-    def config(self) -> AnyConfig:
-        """Of the model that it holds, in our form."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The one that the model's texts were cut with, where that is known."""
-
-    @property
-    def text_length(self) -> int | None:
-        """Tokens of a text, where the text tower takes any number."""
-
-    @property
-    def facts(self) -> Facts: ...
-
+    @abstractmethod
     def plan(self, config: AnyConfig) -> Plan:
         """How it becomes the model of a configuration.
 
@@ -113,5 +103,6 @@ class Checkpoint(Protocol):
             CheckpointError: Arrays are missing, contradict each other, or nothing here understands them.
         """
 
+    @abstractmethod
     def lines(self) -> list[str]:
         """What `inspect` says about the file, beside the towers."""

@@ -16,14 +16,8 @@ from .containers.arrays import DTYPES
 from .containers.safetensors_files import SafetensorsWriter
 from .containers.sources import sha256
 from .errors import CheckpointError
-from .model_folder.form import choose_form, model_shapes, verify_folder, write_config
-from .model_folder.processor import (
-    check_tokenizer,
-    fit_tokenizer,
-    load_tokenizer,
-    missing_tokenizer,
-    write_processor,
-)
+from .model_folder.folder import choose_form, model_shapes, verify_folder, write_config
+from .model_folder.processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
 from .model_folder.report import ConversionReport, Origin, write_report
 from .plan import AnyConfig, NewSizes, check_shapes, resized, vision_of
 from .released.cards import conversion_card
@@ -69,7 +63,7 @@ class Result:
 def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, options: Options) -> str | None:
     """Write processor and tokenizer; returns what the user should know where there is no tokenizer."""
     vision, text = vision_of(config), getattr(config, "text_config", None)
-    wanted, resample = checkpoint.tokenizer, checkpoint.facts.resample
+    wanted, resample = checkpoint.tokenizer, checkpoint.resample
     if text is None:
         write_processor(folder, vision, None, resample)
         return None
@@ -85,8 +79,6 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
             logger.info("%s", error)
     if tokenizer is None or rules is None:
         write_processor(folder, vision, None, resample)
-        if wanted is None:
-            return "no tokenizer was written: a checkpoint does not contain it. Name the right one with --tokenizer"
         return missing_tokenizer(wanted)
     length = checkpoint.text_length or text.max_position_embeddings
     write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), resample)
@@ -110,12 +102,12 @@ def write_folder(
     loss = getattr(config, "loss_type", None)
     changes = describe_changes(checkpoint.config, config)
     config, native = choose_form(config, options.form, options.zero_bias)
-    plan, facts = checkpoint.plan(config), checkpoint.facts
+    plan = checkpoint.plan(config)
     with ThreadPoolExecutor(1) as pool:
         write_config(plan.config, folder, options.dtype, native, loss)
         class_name, shapes = model_shapes(folder)
         check_shapes(plan, checkpoint.arrays, shapes)
-        digest = pool.submit(checkpoint.source.sha256)  # reads beside the work; hashing leaves Python free
+        digest = pool.submit(sha256, checkpoint.source.path)  # reads beside the work; hashing leaves Python free
         with SafetensorsWriter(folder, shapes, DTYPES[options.dtype], options.max_shard_size) as writer:
             nonfinite = write_tensors(plan, checkpoint.arrays, writer, allow_nonfinite=options.allow_nonfinite)
         remark = add_processor(folder, plan.config, checkpoint, options)
@@ -129,9 +121,9 @@ def write_folder(
             loss=loss,
             parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
             tokenizer=remark is None if getattr(config, "text_config", None) is not None else None,
-            catalogue=facts.catalogue,
-            licence=facts.licence,
-            layout=facts.layout,
+            catalogue=checkpoint.catalogue,
+            licence=checkpoint.licence,
+            layout=checkpoint.layout,
             changes=changes,
             left_out=plan.left_out,
             nonfinite=nonfinite,
@@ -140,7 +132,7 @@ def write_folder(
             tensors=differences,
         )
     write_report(folder, report)
-    write_card(folder, conversion_card(folder, name, report, facts.resample))
+    write_card(folder, conversion_card(folder, name, report, checkpoint.resample))
     return report, remark
 
 

@@ -1,7 +1,7 @@
 """The formats of checkpoints, and the one place that tells them apart. A new one is a folder and a line in FORMATS."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -22,11 +22,8 @@ class Format(Protocol):
         FILES: All that is read of a folder elsewhere that holds the first of them; empty for whole folders.
     """
 
-    @property
-    def SIGN(self) -> str: ...
-
-    @property
-    def FILES(self) -> tuple[str, ...]: ...
+    SIGN: str
+    FILES: tuple[str, ...]
 
     def claims(self, arrays: Arrays, /) -> bool:
         """Whether these are arrays of this format."""
@@ -40,22 +37,7 @@ class Format(Protocol):
         """
 
 
-FORMATS: dict[str, Format] = {
-    "open_clip": open_clip,
-    "big_vision": big_vision,
-}
-
-
-def format_of(source: Source) -> Format:
-    """
-    Raises:
-        CheckpointError: Of none of the formats.
-    """
-    for known in FORMATS.values():
-        if known.claims(source.arrays):
-            return known
-    names, signs = ", ".join(sorted(source.arrays)[:3]), " and no ".join(known.SIGN for known in FORMATS.values())
-    raise CheckpointError(f"{source.name} holds {len(source.arrays)} arrays ({names}, …), but no {signs}")
+FORMATS: dict[str, Format] = {"open_clip": open_clip, "big_vision": big_vision}
 
 
 def read_checkpoint(
@@ -67,15 +49,17 @@ def read_checkpoint(
     choices: Choices | None = None,
 ) -> Checkpoint:
     """The checkpoint in an opened container; see `open_checkpoint`."""
-    known = format_of(source) if kind is None else FORMATS[kind]
-    return known.read(source, origin=origin or source.path, name=name, choices=choices or Choices())
+    fitting = (key for key, known in FORMATS.items() if known.claims(source.arrays))
+    kind = kind or next(fitting, None)
+    if kind is None:
+        names, signs = ", ".join(sorted(source.arrays)[:3]), " and no ".join(each.SIGN for each in FORMATS.values())
+        raise CheckpointError(f"{source.name} holds {len(source.arrays)} arrays ({names}, …), but no {signs}")
+    return FORMATS[kind].read(source, origin=origin or source.path, name=name, choices=choices or Choices())
 
 
-@contextmanager
-def fetched(path: str | Path, scratch: Path | None = None) -> Generator[Path]:
+def fetched(path: str | Path, scratch: Path | None = None) -> AbstractContextManager[Path]:
     """The path itself, or for a URL that of a copy of what the formats read; see `local`."""
-    with local(path, scratch, [known.FILES for known in FORMATS.values() if known.FILES]) as here:
-        yield here
+    return local(path, scratch, [known.FILES for known in FORMATS.values() if known.FILES])
 
 
 @contextmanager

@@ -12,18 +12,11 @@ import torch
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What the shapes on the torch side do not tell, needed on the way back."""
-
-    heads: int = 1
-
-
-@dataclass(frozen=True)
 class Form:
-    """How one array is laid out on either side."""
+    """How one array is laid out on either side; the way back also needs the number of attention heads."""
 
     to_torch: Callable[[torch.Tensor], torch.Tensor]
-    from_torch: Callable[[torch.Tensor, Sizes], torch.Tensor]
+    from_torch: Callable[[torch.Tensor, int], torch.Tensor]
 
 
 SAME = Form(lambda array: array, lambda tensor, _: tensor)
@@ -58,7 +51,7 @@ class Rule:
     torch_name: str
     slots: tuple[Slot, ...]
     form: Form
-    sizes: Sizes = Sizes()
+    heads: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class Piece:
 
     def from_torch(self, tensor: torch.Tensor) -> torch.Tensor:
         """The slot's block of the other format's array, from the whole torch tensor."""
-        return self.rule.form.from_torch(self.torch_block(tensor), self.rule.sizes)
+        return self.rule.form.from_torch(self.torch_block(tensor), self.rule.heads)
 
 
 def unclaimed(names: Iterable[str], rules: Iterable[Rule]) -> list[str]:

@@ -116,6 +116,23 @@ def constants_for(source: AnyConfig, config: AnyConfig) -> dict[str, torch.Tenso
     return constants
 
 
+def check_complete(params: Arrays, table: list[Rule]) -> None:
+    """Every array that a rule takes is there, and a stack holds exactly the tower's layers."""
+    layers: dict[str, int] = {}
+    for rule in table:
+        for slot in rule.slots:
+            if slot.name not in params:
+                raise CheckpointError(f"the checkpoint has no {slot.name}")
+            dtype = params[slot.name].dtype
+            if dtype is None or not dtype.is_floating_point:
+                raise CheckpointError(f"{slot.name} holds no floating-point numbers")
+            if slot.layer is not None:
+                layers[slot.name] = slot.layer + 1
+    for name, depth in layers.items():
+        if params[name].shape[:1] != (depth,):
+            raise CheckpointError(f"{name} has the shape {params[name].shape}, other arrays stack {depth} layers")
+
+
 def check_shapes(plan: Plan, arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
     """Every tensor of the model is made, and from arrays of fitting shapes.
 
@@ -130,15 +147,12 @@ def check_shapes(plan: Plan, arrays: Arrays, shapes: dict[str, tuple[int, ...]])
         names = ", ".join(sorted(made ^ set(shapes))[:5])
         raise CheckpointError(f"the model and the checkpoint do not have the same tensors: {names}")
     for rule in plan.rules:
+        wanted = shapes[rule.torch_name]
+        found = ", ".join(f"{slot.name} {arrays[slot.name].shape}" for slot in rule.slots)
         try:
             _, tensor = next(to_torch([rule], lambda name: torch.empty(arrays[name].shape, device="meta")))
-            change = plan.changes.get(rule.torch_name)
-            shape = shapes[rule.torch_name] if change is not None else tuple(tensor.shape)
         except (RuntimeError, IndexError) as error:
-            found = ", ".join(f"{slot.name} {arrays[slot.name].shape}" for slot in rule.slots)
             raise CheckpointError(f"the arrays do not fit {rule.torch_name}: {found}: {error}") from error
-        if shape != shapes[rule.torch_name]:
-            found = ", ".join(f"{slot.name} {arrays[slot.name].shape}" for slot in rule.slots)
-            raise CheckpointError(
-                f"the arrays do not fit {rule.torch_name} {shapes[rule.torch_name]}, they give {shape}: {found}"
-            )
+        shape = tuple(tensor.shape)
+        if rule.torch_name not in plan.changes and shape != wanted:
+            raise CheckpointError(f"the arrays do not fit {rule.torch_name} {wanted}, they give {shape}: {found}")

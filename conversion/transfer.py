@@ -112,9 +112,8 @@ def compare_tensors(plan: Plan, arrays: Arrays, results: Arrays) -> dict[str, fl
     if expected != set(results):
         raise VerificationError(f"missing or left over: {', '.join(sorted(expected ^ set(results))[:5])}")
     differences = dict.fromkeys(sorted(expected), 0.0)
-    sources = [(name, pieces, arrays[name]) for name, pieces in pieces_by_array(plan.rules).items()]
-    for _, pieces, lazy in tqdm(sources, desc="verifying", unit="array"):
-        for name, difference in compare_pieces(plan, pieces, lazy.load(), results):
+    for source, pieces in tqdm(pieces_by_array(plan.rules).items(), desc="verifying", unit="array"):
+        for name, difference in compare_pieces(plan, pieces, arrays[source].load(), results):
             differences[name] = max(differences[name], difference)
     for name, tensor in plan.constants.items():
         differences[name] = largest_difference(tensor, results[name].load())

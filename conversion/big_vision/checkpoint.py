@@ -1,55 +1,61 @@
 """A checkpoint of big_vision: its parameters under today's names, and what they are."""
 
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Choices, Facts, Tokenizer
+from ..checkpoint import Checkpoint, Choices
 from ..containers.arrays import Arrays, LazyArray, count_values, types_line
 from ..containers.sources import Source
 from ..errors import CheckpointError
-from ..plan import AnyConfig, Plan
+from ..name_map import unclaimed
+from ..plan import AnyConfig, Plan, check_complete, constants_for, vision_of
 from ..released.catalogue import Entry, find, recognise, text_tokens
+from ..resize import changes_between
 from .config import describe
 from .layouts import Layout, container_prefix, describe_legacy, modern, pack, parameters, stacked_towers
-from .plan import plan_big_vision
+from .names import rules
 
 
-SIGN = "big_vision image tower"
-FILES = ()
+SIGN: str = "big_vision image tower"
+FILES: tuple[str, ...] = ()
+PROJECTION = ("img/head/kernel", "img/head/bias")
+LEFT_OUT = {  # an array, or the prefix of several, that no model has a place for: what it is
+    "llm/": "PaliGemma's language model",
+    "t": "the temperature of a model of one tower (CLIPPO)",
+    **dict.fromkeys(PROJECTION, "the image tower's projection, which the stock classes cannot hold"),
+}
 
 
-@dataclass(frozen=True)
-class BigVisionCheckpoint:
-    """See `Checkpoint`.
+def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Plan:
+    """The plan for a checkpoint of big_vision.
 
     Args:
-        source: The file or folder.
-        arrays: The model's parameters.
-        config: What their shapes (and the catalogue) tell.
-        layout: How the arrays are called and stored, for the way back.
-        entry: Its place in the catalogue.
+        params: Its arrays, under today's names.
+        source: The configuration that describes it.
+        config: The configuration of the model to write.
+
+    Raises:
+        CheckpointError: Arrays are missing, contradict each other, or nothing here understands them.
     """
+    table = rules(source, stacked_towers(params))
+    if vision_of(config).projection_size is None:
+        table = [rule for rule in table if rule.slots[0].name not in PROJECTION]
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for name in unclaimed(params, table):
+        what = LEFT_OUT.get("llm/" if name.startswith("llm/") else name, "unknown")
+        left_out[what].append(name)
+    unknown = left_out.pop("unknown", [])
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise CheckpointError(f"nothing here understands {shown}")
+    check_complete(params, table)
+    return Plan(config, table, changes_between(source, config), constants_for(source, config), dict(left_out))
 
-    source: Source
-    arrays: dict[str, LazyArray]
-    config: AnyConfig
-    layout: Layout
-    entry: Entry | None = None
 
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        return None if self.entry is None else self.entry.tokenizer
-
-    @property
-    def text_length(self) -> int | None:
-        return self.entry.text_length if self.entry is not None and self.entry.bert else None
-
-    @property
-    def facts(self) -> Facts:
-        if self.entry is None:
-            return Facts(asdict(self.layout))
-        return Facts(asdict(self.layout), self.entry.name, self.entry.licence)
+class BigVisionCheckpoint(Checkpoint):
+    """Its arrays are the parameters, under today's names."""
 
     def plan(self, config: AnyConfig) -> Plan:
         return plan_big_vision(self.arrays, self.config, config)
@@ -57,14 +63,14 @@ class BigVisionCheckpoint:
     def lines(self) -> list[str]:
         counts = {"image": "img/", "text": "txt/", "language model": "llm/"}
         parts = {name: count_values(self.arrays, start) for name, start in counts.items()}
-        stacked, entry = ", ".join(self.layout.stacked), self.entry
+        stacked = ", ".join(self.layout["stacked"])
+        entry = f"{self.catalogue} ({self.licence or 'licence unknown'})" if self.catalogue else "not a file of it"
         lines = [
-            "catalogue: "
-            + ("not a file of it" if entry is None else f"{entry.name} ({entry.licence or 'licence unknown'})"),
+            f"catalogue: {entry}",
             "parameters: " + ", ".join(f"{name} {number:,}" for name, number in parts.items() if number),
-            f"arrays: {len(self.arrays)} under {self.layout.prefix or 'no prefix'}; {types_line(self.arrays)}",
+            f"arrays: {len(self.arrays)} under {self.layout['prefix'] or 'no prefix'}; {types_line(self.arrays)}",
             f"layers: {f'stacked in {stacked}' if stacked else 'one by one'}"
-            f"{', old names' if self.layout.legacy else ''}",
+            f"{', old names' if self.layout['legacy'] else ''}",
         ]
         other = len(self.source.arrays) - len(self.arrays)
         if other > 0:
@@ -116,4 +122,10 @@ def read(source: Source, *, origin: str | Path, name: str | None, choices: Choic
     if entry is not None and entry.tokenizer is not None and entry.tokenizer.rules != "bert":
         for key, value in text_tokens(entry.tokenizer.rules).items():
             setattr(config.text_config, key, value)
-    return BigVisionCheckpoint(source, params, config, layout_of(source, params), entry)
+    checkpoint = BigVisionCheckpoint(source, params, config, asdict(layout_of(source, params)))
+    if entry is None:
+        return checkpoint
+    length = entry.text_length if entry.bert else None
+    return replace(
+        checkpoint, tokenizer=entry.tokenizer, text_length=length, catalogue=entry.name, licence=entry.licence
+    )

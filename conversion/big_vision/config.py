@@ -1,15 +1,13 @@
 """Finds the configuration of the model that a big_vision checkpoint holds, from names and shapes."""
 
 import math
-import re
-from typing import Any
 
 from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices, TowerSizes
-from ..containers.arrays import Arrays, shape_of
+from ..checkpoint import BERT, SOFTMAX, Choices, TowerSizes
+from ..containers.arrays import Arrays, count_layers, shape_of
 from ..errors import CheckpointError
 from ..plan import AnyConfig
 from .names import ATTENTION
@@ -25,15 +23,10 @@ def transformer_sizes(params: Arrays, prefix: str) -> TowerSizes:
     stacked = f"{prefix}encoderblock/{ATTENTION}/query/kernel" in params
     block = f"{prefix}encoderblock/" if stacked else f"{prefix}encoderblock_0/"
     *layers, width, heads, _ = shape_of(params, f"{block}{ATTENTION}/query/kernel", 4 if stacked else 3)
-    if stacked:
-        depth = layers[0]
-    else:
-        pattern = re.compile(rf"{re.escape(prefix)}encoderblock_(\d+)/")
-        depth = 1 + max(int(match[1]) for match in map(pattern.match, params) if match)
     return {
         "hidden_size": width,
         "num_attention_heads": heads,
-        "num_hidden_layers": depth,
+        "num_hidden_layers": layers[0] if stacked else count_layers(params, f"{prefix}encoderblock_"),
         "intermediate_size": shape_of(params, f"{block}MlpBlock_0/Dense_0/kernel", 3 if stacked else 2)[-1],
     }
 
@@ -101,27 +94,24 @@ def describe_bert(params: Arrays, choices: Choices) -> BertConfig:
         vocab_size=vocab_size,
         hidden_size=width,
         num_attention_heads=heads,
-        num_hidden_layers=1 + max(int(n.removeprefix(block).split("/")[0]) for n in params if n.startswith(block)),
+        num_hidden_layers=count_layers(params, block),
         intermediate_size=shape_of(params, f"{block}0/mlp_block/mlp/dense_layer/kernel", 2)[1],
         max_position_embeddings=shape_of(params, embedder.format("position"), 2)[0],
         type_vocab_size=shape_of(params, embedder.format("segment"), 2)[0],
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-12,
-        pad_token_id=0,
+        **BERT,
     )
 
 
-def describe(params: Arrays, choices: Choices | None = None) -> AnyConfig:
+def describe(params: Arrays, choices: Choices) -> AnyConfig:
     """The configuration of the model that a checkpoint holds; an image tower's where there is no text tower.
 
     Raises:
         CheckpointError: The names or shapes are not those of a big_vision image-text model.
     """
-    choices = Choices() if choices is None else choices
     vision = describe_image(params, choices)
     if not any(name.startswith("txt/") for name in params):
         return vision
-    loss: dict[str, Any] = {} if "b" in params else {"loss_type": "softmax", "logit_bias_init": None}
+    loss = {} if "b" in params else SOFTMAX
     if not any(name.startswith("txt/BertEncoder_0/") for name in params):
         return SiglipExtConfig(vision_config=vision, text_config=describe_text(params, choices), **loss)
     return SiglipExtConfig(

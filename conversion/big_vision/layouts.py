@@ -123,11 +123,10 @@ def modern(params: Arrays) -> dict[str, LazyArray]:
         renamed[TOKEN] = LazyArray(token.shape, lambda: token.load() + positions.load()[:, :1], token.dtype)
         renamed[IMAGE_POSITIONS] = LazyArray(shape, lambda: positions.load()[:, 1:], positions.dtype)
     inner, outer = renamed.pop(INNER_TEXT_POSITIONS, None), renamed.get(TEXT_POSITIONS)
-    if inner is not None:
-        both = inner
-        if outer is not None:
-            both = LazyArray(inner.shape, lambda: outer.load() + inner.load(), inner.dtype)
-        renamed[TEXT_POSITIONS] = both
+    if inner is not None and outer is not None:
+        renamed[TEXT_POSITIONS] = LazyArray(inner.shape, lambda: outer.load() + inner.load(), inner.dtype)
+    elif inner is not None:
+        renamed[TEXT_POSITIONS] = inner
     return renamed
 
 

@@ -10,60 +10,49 @@ from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..containers.arrays import Arrays
 from ..errors import CheckpointError
-from ..name_map import SAME, Form, Rule, Sizes, Slot
+from ..name_map import SAME, Form, Rule, Slot
 from ..resize import AnyConfig, vision_of
 
 
 # flax kernels are input-first
 DENSE = Form(lambda a: a.t(), lambda w, _: w.t())
 CONV = Form(lambda a: a.permute(3, 2, 0, 1), lambda w, _: w.permute(2, 3, 1, 0))
-HEADS_IN = Form(lambda a: a.flatten(1).t(), lambda w, sizes: w.T.unflatten(1, (sizes.heads, -1)))
-HEADS_BIAS = Form(lambda a: a.flatten(), lambda w, sizes: w.unflatten(0, (sizes.heads, -1)))
-HEADS_OUT = Form(lambda a: a.flatten(0, 1).t(), lambda w, sizes: w.T.unflatten(0, (sizes.heads, -1)))
+HEADS_IN = Form(lambda a: a.flatten(1).t(), lambda w, heads: w.T.unflatten(1, (heads, -1)))
+HEADS_BIAS = Form(lambda a: a.flatten(), lambda w, heads: w.unflatten(0, (heads, -1)))
+HEADS_OUT = Form(lambda a: a.flatten(0, 1).t(), lambda w, heads: w.T.unflatten(0, (heads, -1)))
 SEQUENCE = Form(lambda a: a[0], lambda w, _: w[None])  # positions (1, N, D)
 GRID = Form(lambda a: a.flatten(0, 1), lambda w, _: w.unflatten(0, (math.isqrt(len(w)), -1)))  # positions (n, n, D)
 TOKEN = Form(lambda a: a[0, 0], lambda w, _: w[None, None])  # the class token (1, 1, D)
 
 NORM = (("weight", "scale", SAME), ("bias", "bias", SAME))
 LINEAR = (("weight", "kernel", DENSE), ("bias", "bias", SAME))
+HEADS = (("weight", "kernel", HEADS_IN), ("bias", "bias", HEADS_BIAS))
+OUT = (("weight", "kernel", HEADS_OUT), ("bias", "bias", SAME))
 
 
 def entries(torch_name: str, jax_name: str, parts: tuple) -> tuple:
     return tuple((f"{torch_name}.{ours}", (f"{jax_name}/{theirs}",), form) for ours, theirs, form in parts)
 
 
-def attention_entries(jax_name: str) -> tuple:
-    projections = [
-        (f"self_attn.{ours}.{kind}", (f"{jax_name}/{theirs}/{array}",), form)
-        for ours, theirs in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
-        for kind, array, form in (("weight", "kernel", HEADS_IN), ("bias", "bias", HEADS_BIAS))
-    ]
-    out = (
-        ("self_attn.out_proj.weight", (f"{jax_name}/out/kernel",), HEADS_OUT),
-        ("self_attn.out_proj.bias", (f"{jax_name}/out/bias",), SAME),
-    )
-    return (*projections, *out)
-
-
 ATTENTION = "MultiHeadDotProductAttention_0"
+MLP = (*entries("mlp.fc1", "MlpBlock_0/Dense_0", LINEAR), *entries("mlp.fc2", "MlpBlock_0/Dense_1", LINEAR))
 BLOCK = (
     *entries("layer_norm1", "LayerNorm_0", NORM),
-    *attention_entries(ATTENTION),
+    *entries("self_attn.q_proj", f"{ATTENTION}/query", HEADS),
+    *entries("self_attn.k_proj", f"{ATTENTION}/key", HEADS),
+    *entries("self_attn.v_proj", f"{ATTENTION}/value", HEADS),
+    *entries("self_attn.out_proj", f"{ATTENTION}/out", OUT),
     *entries("layer_norm2", "LayerNorm_1", NORM),
-    *entries("mlp.fc1", "MlpBlock_0/Dense_0", LINEAR),
-    *entries("mlp.fc2", "MlpBlock_0/Dense_1", LINEAR),
+    *MLP,
 )
 MAP_HEAD = (
     ("probe", ("probe",), SAME),
     ("attention.in_proj_weight", tuple(f"{ATTENTION}/{p}/kernel" for p in ("query", "key", "value")), HEADS_IN),
     ("attention.in_proj_bias", tuple(f"{ATTENTION}/{p}/bias" for p in ("query", "key", "value")), HEADS_BIAS),
-    ("attention.out_proj.weight", (f"{ATTENTION}/out/kernel",), HEADS_OUT),
-    ("attention.out_proj.bias", (f"{ATTENTION}/out/bias",), SAME),
+    *entries("attention.out_proj", f"{ATTENTION}/out", OUT),
     *entries("layernorm", "LayerNorm_0", NORM),
-    *entries("mlp.fc1", "MlpBlock_0/Dense_0", LINEAR),
-    *entries("mlp.fc2", "MlpBlock_0/Dense_1", LINEAR),
+    *MLP,
 )
 BERT_EMBEDDINGS = (
     ("word_embeddings.weight", ("embedder/embedders_token_ids/embedding",), SAME),
@@ -83,23 +72,23 @@ BERT_BLOCK = (
 )
 
 
-def expand(table: tuple, torch_prefix: str, jax_prefix: str, sizes: Sizes, layer: int | None = None) -> list[Rule]:
+def expand(table: tuple, torch_prefix: str, jax_prefix: str, heads: int, layer: int | None = None) -> list[Rule]:
     return [
-        Rule(torch_prefix + name, tuple(Slot(jax_prefix + source, layer) for source in sources), form, sizes)
+        Rule(torch_prefix + name, tuple(Slot(jax_prefix + source, layer) for source in sources), form, heads)
         for name, sources, form in table
     ]
 
 
-def block_rules(torch_prefix: str, jax_prefix: str, depth: int, stacked: bool, sizes: Sizes) -> list[Rule]:
+def block_rules(torch_prefix: str, jax_prefix: str, depth: int, stacked: bool, heads: int) -> list[Rule]:
     rules = []
     for i in range(depth):
         source = f"{jax_prefix}encoderblock/" if stacked else f"{jax_prefix}encoderblock_{i}/"
-        rules += expand(BLOCK, f"{torch_prefix}encoder.layers.{i}.", source, sizes, i if stacked else None)
+        rules += expand(BLOCK, f"{torch_prefix}encoder.layers.{i}.", source, heads, i if stacked else None)
     return rules
 
 
 def image_rules(config: SiglipExtVisionConfig, stacked: bool) -> list[Rule]:
-    sizes = Sizes(heads=config.num_attention_heads)
+    heads = config.num_attention_heads
     table = [
         ("embeddings.patch_embedding.weight", ("embedding/kernel",), DENSE if config.naflex else CONV),
         ("embeddings.patch_embedding.bias", ("embedding/bias",), SAME),
@@ -114,14 +103,14 @@ def image_rules(config: SiglipExtVisionConfig, stacked: bool) -> list[Rule]:
         table += entries("pre_logits", "pre_logits", LINEAR)
     if config.projection_size is not None:
         table += entries("projection", "head", LINEAR)
-    rules = expand(tuple(table), "vision_model.", "img/", sizes)
+    rules = expand(tuple(table), "vision_model.", "img/", heads)
     if config.pooling == "map":
-        rules += expand(MAP_HEAD, "vision_model.head.", "img/MAPHead_0/", sizes)
-    return rules + block_rules("vision_model.", "img/Transformer/", config.num_hidden_layers, stacked, sizes)
+        rules += expand(MAP_HEAD, "vision_model.head.", "img/MAPHead_0/", heads)
+    return rules + block_rules("vision_model.", "img/Transformer/", config.num_hidden_layers, stacked, heads)
 
 
 def text_rules(config: SiglipExtTextConfig, stacked: bool) -> list[Rule]:
-    sizes = Sizes(heads=config.num_attention_heads)
+    heads = config.num_attention_heads
     table = [
         ("embeddings.token_embedding.weight", ("Embed_0/embedding",), SAME),
         ("embeddings.position_embedding.weight", ("pos_embedding",), SEQUENCE),
@@ -131,20 +120,20 @@ def text_rules(config: SiglipExtTextConfig, stacked: bool) -> list[Rule]:
         raise ValueError("big_vision has no layout for a bottlenecked token embedding (token_embedding_size)")
     if config.use_head:
         table += entries("head", "head", LINEAR)
-    rules = expand(tuple(table), "text_model.", "txt/", sizes)
+    rules = expand(tuple(table), "text_model.", "txt/", heads)
     if config.pooling == "map":
-        rules += expand(MAP_HEAD, "text_model.pooling.", "txt/MAPHead_0/", sizes)
-    return rules + block_rules("text_model.", "txt/Encoder_0/", config.num_hidden_layers, stacked, sizes)
+        rules += expand(MAP_HEAD, "text_model.pooling.", "txt/MAPHead_0/", heads)
+    return rules + block_rules("text_model.", "txt/Encoder_0/", config.num_hidden_layers, stacked, heads)
 
 
 def bert_rules(config: BertConfig, projection: bool) -> list[Rule]:
-    sizes = Sizes(heads=config.num_attention_heads)
-    rules = expand(BERT_EMBEDDINGS, "text_model.embeddings.", "txt/BertEncoder_0/", sizes)
+    heads = config.num_attention_heads
+    rules = expand(BERT_EMBEDDINGS, "text_model.embeddings.", "txt/BertEncoder_0/", heads)
     for i in range(config.num_hidden_layers):
         source = f"txt/BertEncoder_0/encoder_block/layer_sequence/layers_{i}/"
-        rules += expand(BERT_BLOCK, f"text_model.encoder.layer.{i}.", source, sizes)
+        rules += expand(BERT_BLOCK, f"text_model.encoder.layer.{i}.", source, heads)
     if projection:
-        rules += expand(entries("projection", "head", LINEAR), "text_adapter.", "txt/", sizes)
+        rules += expand(entries("projection", "head", LINEAR), "text_adapter.", "txt/", heads)
     return rules
 
 
@@ -168,21 +157,4 @@ def rules(config: AnyConfig, stacked: frozenset[str] = frozenset()) -> list[Rule
         raise CheckpointError(f"big_vision has no layout for a {getattr(text, 'model_type', text)!r} text tower")
     else:
         text_part = bert_rules(text, config.text_projection_size is not None)
-    return expand(tuple(table), "", "", Sizes()) + image_part + text_part
-
-
-def check_complete(params: Arrays, table: list[Rule]) -> None:
-    """Every array that a rule takes is there, and a stack holds exactly the tower's layers."""
-    layers: dict[str, int] = {}
-    for rule in table:
-        for slot in rule.slots:
-            if slot.name not in params:
-                raise CheckpointError(f"the checkpoint has no {slot.name}")
-            dtype = params[slot.name].dtype
-            if dtype is None or not dtype.is_floating_point:
-                raise CheckpointError(f"{slot.name} holds no floating-point numbers")
-            if slot.layer is not None:
-                layers[slot.name] = slot.layer + 1
-    for name, depth in layers.items():
-        if params[name].shape[:1] != (depth,):
-            raise CheckpointError(f"{name} has the shape {params[name].shape}, other arrays stack {depth} layers")
+    return expand(tuple(table), "", "", 1) + image_part + text_part

@@ -2,10 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 from ..checkpoint import Choices
 from ..containers.arrays import DTYPES
-from ..converter import FORMATS, Options, Result
+from ..converter import FORMATS, Options, Result, convert
+from ..formats import open_checkpoint
+from ..plan import NewSizes
 
 
 def choices_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +22,16 @@ def choices_arguments(parser: argparse.ArgumentParser) -> None:
 
 def choices(arguments: argparse.Namespace) -> Choices:
     """The choices that were made, of those that a command offers."""
-    names = ("image_size", "image_pooling", "text_pooling", "text_heads", "image_heads")
-    return Choices(*(getattr(arguments, name, None) for name in names))
+    return Choices(**{field.name: getattr(arguments, field.name, None) for field in fields(Choices)})
 
 
-def folder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the commands that write a model folder."""
+def folder_arguments(parser: argparse.ArgumentParser, checkpoint: str) -> None:
+    """Of the commands that write a model folder; the fields of `Options` among them."""
+    parser.add_argument("checkpoint", help=checkpoint)
+    parser.add_argument("out", help="the folder to write; must not exist")
     group = parser.add_argument_group("the folder")
-    group.add_argument(
-        "--format", choices=FORMATS, help="native: for the stock classes; ext: for ours. Native where possible"
-    )
+    forms = "native: for the stock classes; ext: for ours. Native where possible"
+    group.add_argument("--format", dest="form", choices=FORMATS, help=forms)
     group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the tensors")
     group.add_argument("--max_shard_size", default="5GB", help="of one file")
     group.add_argument(
@@ -35,6 +39,7 @@ def folder_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--text_rules",
+        dest="rules",
         choices=("v1", "v2", "bert"),
         help="how texts are cut: SigLIP, SigLIP 2, BERT; the catalogue knows for its files",
     )
@@ -47,24 +52,22 @@ def folder_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow_nonfinite", action="store_true", help="convert NaN and infinite values as they are")
 
 
-def folder_options(arguments: argparse.Namespace) -> Options:
-    return Options(
-        form=arguments.format,
-        dtype=arguments.dtype,
-        max_shard_size=arguments.max_shard_size,
-        allow_nonfinite=arguments.allow_nonfinite,
-        tokenizer=arguments.tokenizer,
-        rules=arguments.text_rules,
-        zero_bias=arguments.zero_bias,
-    )
-
-
 def outward_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Of the commands that turn a model folder into another format."""
     parser.add_argument("folder", help="a model folder, in stock form or ours")
     parser.add_argument("out", help=f"{out} to write; must not exist")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of all arrays; unless given, what each one had")
     parser.add_argument("--allow_nonfinite", action="store_true", help="convert NaN and infinite values as they are")
+
+
+def convert_to_folder(arguments: argparse.Namespace, kind: str, sizes: NewSizes | None = None) -> None:
+    """What the commands do that write a model folder, and what they print."""
+    options = Options(**{field.name: getattr(arguments, field.name) for field in fields(Options)})
+    scratch, name = Path(arguments.out).absolute().parent, getattr(arguments, "name", None)
+    known = choices(arguments)
+    with open_checkpoint(arguments.checkpoint, kind=kind, name=name, choices=known, scratch=scratch) as checkpoint:
+        result = convert(checkpoint, arguments.out, options, sizes)
+    print_result(arguments.out, result)
 
 
 def print_result(out: str, result: Result) -> None:

@@ -1,14 +1,11 @@
 """`from-jax`: a big_vision checkpoint to a folder that `from_pretrained` loads."""
 
 import argparse
-from pathlib import Path
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
 
-from ..converter import convert
-from ..formats import open_checkpoint
 from ..plan import NewSizes
-from .arguments import choices, choices_arguments, folder_arguments, folder_options, print_result
+from .arguments import choices_arguments, convert_to_folder, folder_arguments
 
 
 EXAMPLES = """examples:
@@ -30,10 +27,6 @@ def register(commands: Subparsers) -> None:
         examples=EXAMPLES,
     )
     parser.add_argument(
-        "checkpoint", help="an .npz file or a tensorstore folder; a path or a URL (gs://, https://, hf://)"
-    )
-    parser.add_argument("out", help="the folder to write; must not exist")
-    parser.add_argument(
         "--name", help="which file of the catalogue it is (see `list`), where its own name does not say; or none"
     )
     sizes = parser.add_argument_group("other sizes than the checkpoint's")
@@ -42,18 +35,10 @@ def register(commands: Subparsers) -> None:
     sizes.add_argument("--text_length", type=int, help="tokens; positions are stretched (fine-tune afterwards)")
     sizes.add_argument("--tower", choices=("fixed", "naflex"), help="image tower for one size, or for any (NaFlex)")
     choices_arguments(parser)
-    folder_arguments(parser)
+    folder_arguments(parser, "an .npz file or a tensorstore folder; a path or a URL (gs://, https://, hf://)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     naflex = None if arguments.tower is None else arguments.tower == "naflex"
     sizes = NewSizes(arguments.image_size, arguments.patch_size, arguments.text_length, naflex)
-    with open_checkpoint(
-        arguments.checkpoint,
-        kind="big_vision",
-        name=arguments.name,
-        choices=choices(arguments),
-        scratch=Path(arguments.out).absolute().parent,
-    ) as checkpoint:
-        result = convert(checkpoint, arguments.out, folder_options(arguments), sizes)
-    print_result(arguments.out, result)
+    convert_to_folder(arguments, "big_vision", sizes)

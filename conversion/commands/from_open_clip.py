@@ -1,13 +1,10 @@
 """`from-open-clip`: a SigLIP checkpoint of open_clip to a folder that `from_pretrained` loads."""
 
 import argparse
-from pathlib import Path
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
 
-from ..converter import convert
-from ..formats import open_checkpoint
-from .arguments import choices, folder_arguments, folder_options, print_result
+from .arguments import convert_to_folder, folder_arguments
 
 
 EXAMPLES = """examples:
@@ -26,17 +23,10 @@ def register(commands: Subparsers) -> None:
         "weights is read if it is there; open_clip itself is not needed.",
         examples=EXAMPLES,
     )
-    parser.add_argument("checkpoint", help="a .safetensors file, or the folder with open_clip_model.safetensors")
-    parser.add_argument("out", help="the folder to write; must not exist")
     parser.add_argument("--image_heads", type=int, help="attention heads of an image tower of unusual width")
     parser.add_argument("--text_heads", type=int, help="attention heads of a text tower of unusual width")
-    folder_arguments(parser)
+    folder_arguments(parser, "a .safetensors file, or the folder with open_clip_model.safetensors")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    scratch = Path(arguments.out).absolute().parent
-    with open_checkpoint(
-        arguments.checkpoint, kind="open_clip", choices=choices(arguments), scratch=scratch
-    ) as checkpoint:
-        result = convert(checkpoint, arguments.out, folder_options(arguments))
-    print_result(arguments.out, result)
+    convert_to_folder(arguments, "open_clip")

@@ -6,6 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from modeling_siglip_ext.command_line import Subparsers, add_command
 
 from ..checkpoint import Checkpoint
@@ -15,8 +17,7 @@ from ..containers.remote import is_url, opened
 from ..containers.sources import Source, open_source
 from ..errors import AnotherFileError
 from ..formats import fetched, read_checkpoint
-from ..model_folder.folder import open_folder
-from ..model_folder.form import choose_form
+from ..model_folder.folder import choose_form, open_folder
 from ..plan import AnyConfig, vision_of
 from .arguments import choices, choices_arguments
 
@@ -27,29 +28,26 @@ EXAMPLES = """examples:
 """
 
 
+def transformer(config: PreTrainedConfig) -> str:
+    return f"{config.hidden_size} wide, {config.num_hidden_layers} layers, {config.num_attention_heads} heads"
+
+
 def tower_lines(config: AnyConfig) -> list[str]:
-    vision = vision_of(config)
-    size = f"grid of {vision.grid_size}" if vision.naflex else f"{vision.image_size} px"
-    parts = [
-        f"{vision.hidden_size} wide, {vision.num_hidden_layers} layers, {vision.num_attention_heads} heads",
-        f"patch {vision.patch_size}, {'NaFlex, ' if vision.naflex else ''}{size}, {vision.position_embedding_type}",
-        f"pooling {vision.pooling}",
+    vision, text = vision_of(config), getattr(config, "text_config", None)
+    size = f"NaFlex, grid of {vision.grid_size}" if vision.naflex else f"{vision.image_size} px"
+    head = "" if vision.projection_size is None else f"; head to {vision.projection_size}"
+    lines = [
+        f"image tower: {transformer(vision)}; patch {vision.patch_size}, {size}, {vision.position_embedding_type}; "
+        f"pooling {vision.pooling}{head}"
     ]
-    if vision.projection_size is not None:
-        parts.append(f"head to {vision.projection_size}")
-    lines = [f"image tower: {'; '.join(parts)}"]
-    text = getattr(config, "text_config", None)
     if text is not None:
         pooling = getattr(text, "pooling", None) or getattr(config, "text_pooling", None)
-        head = text.use_head and text.projection_size if hasattr(text, "use_head") else None
-        head = head or getattr(config, "text_projection_size", None)
-        parts = [
-            f"{text.hidden_size} wide, {text.num_hidden_layers} layers, {text.num_attention_heads} heads",
-            f"{text.vocab_size:,} tokens, length {text.max_position_embeddings}",
-            f"pooling {pooling}",
-            f"head to {head}" if head else "no head",
-        ]
-        lines.append(f"text tower: {text.model_type}; {'; '.join(parts)}")
+        own = getattr(text, "use_head", False) and text.projection_size
+        head = own or getattr(config, "text_projection_size", None)
+        lines.append(
+            f"text tower: {text.model_type}; {transformer(text)}; {text.vocab_size:,} tokens, "
+            f"length {text.max_position_embeddings}; pooling {pooling}; {f'head to {head}' if head else 'no head'}"
+        )
         lines.append(f"loss: {getattr(config, 'loss_type', None)}")
     return lines
 
@@ -62,14 +60,10 @@ def becomes(config: AnyConfig) -> str:
 
 
 def checkpoint_lines(checkpoint: Checkpoint) -> list[str]:
-    lines = [
-        f"a checkpoint of {checkpoint.facts.layout['kind']}",
-        *tower_lines(checkpoint.config),
-        *checkpoint.lines(),
-    ]
-    for what, names in checkpoint.plan(checkpoint.config).left_out.items():
-        lines.append(f"left out: {what} ({len(names)} arrays)")
-    lines.append(becomes(checkpoint.config))
+    config, left_out = checkpoint.config, checkpoint.plan(checkpoint.config).left_out
+    lines = [f"a checkpoint of {checkpoint.layout['kind']}", *tower_lines(config), *checkpoint.lines()]
+    lines += [f"left out: {what} ({len(names)} arrays)" for what, names in left_out.items()]
+    lines.append(becomes(config))
     if checkpoint.tokenizer is not None:
         lines.append(f"tokenizer: {checkpoint.tokenizer.name}, as in {checkpoint.tokenizer.repo}")
     return lines

@@ -4,7 +4,7 @@ import argparse
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
 
-from ..model_folder.form import auto_class, choose_form
+from ..model_folder.folder import auto_class, choose_form
 from ..released.catalogue import Entry, entries, find
 
 

@@ -11,8 +11,7 @@ from ..checkpoint import Checkpoint, choices_of
 from ..containers.sources import sha256
 from ..errors import CheckpointError, VerificationError
 from ..formats import open_checkpoint
-from ..model_folder.folder import ModelFolder, open_folder
-from ..model_folder.form import verify_folder
+from ..model_folder.folder import ModelFolder, open_folder, verify_folder
 from ..model_folder.report import NAME, ConversionReport, Origin, libraries, write_report
 
 
@@ -29,7 +28,7 @@ def against(folder: ModelFolder, checkpoint: Checkpoint, report: ConversionRepor
     differences, class_name = verify_folder(folder.path, plan, checkpoint.arrays)
     return replace(
         report,
-        source=Origin(checkpoint.source.name, checkpoint.source.sha256()),
+        source=Origin(checkpoint.source.name, sha256(checkpoint.source.path)),
         class_name=class_name,
         left_out=plan.left_out,
         verified=True,

@@ -10,7 +10,7 @@ from modeling_siglip_ext.files import write_text
 from modeling_siglip_ext.hub.card import render
 from modeling_siglip_ext.hub.facts import ModelFacts, facts_of_config
 
-from ..model_folder.form import choose_form
+from ..model_folder.folder import choose_form
 from ..released.cards import released_card, shown
 from ..released.catalogue import Entry, entries
 
@@ -23,11 +23,10 @@ def released_facts(entry: Entry) -> ModelFacts:
 
 def cards() -> dict[str, str]:
     """The cards by file name."""
-    found = {}
-    for entry in entries().values():
-        name = shown(entry)
-        found[f"{name}.md"] = render(released_card(entry, released_facts(entry), name=name))
-    return found
+    names = {shown(entry): entry for entry in entries().values()}
+    return {
+        f"{name}.md": render(released_card(entry, released_facts(entry), name=name)) for name, entry in names.items()
+    }
 
 
 def main() -> None:

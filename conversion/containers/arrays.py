@@ -1,5 +1,6 @@
 """An array of a checkpoint that is read only when asked for, and the numpy and torch names of its numbers."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,12 @@ def count_values(arrays: Arrays, start: str = "") -> int:
     return sum(array.size for name, array in arrays.items() if name.startswith(start))
 
 
+def count_layers(arrays: Arrays, start: str) -> int:
+    """Number of layers whose arrays' names start so, followed by the layer's index."""
+    pattern = re.compile(rf"{re.escape(start)}(\d+)[./]")
+    return 1 + max((int(match[1]) for match in map(pattern.match, arrays) if match), default=-1)
+
+
 def types_line(arrays: Arrays) -> str:
     """How many arrays there are of each type, in words."""
     dtypes = Counter(str(array.dtype).removeprefix("torch.") for array in arrays.values())
@@ -99,6 +106,11 @@ def check_expansion(source: object, claimed: int, stored: int) -> None:
 def chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """A contiguous tensor in flat pieces small enough to be copied."""
     yield from tensor.reshape(-1).split(CHUNK)
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def all_finite(values: torch.Tensor) -> bool:

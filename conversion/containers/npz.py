@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from .arrays import LazyArray, as_tensor, check_expansion, chunks, torch_dtype
+from .arrays import LazyArray, as_tensor, check_expansion, chunks, raw_bytes, torch_dtype
 from .damage import reading
 
 
@@ -124,10 +124,6 @@ def descriptor(dtype: torch.dtype) -> str:
     if dtype == torch.bfloat16:
         return "|V2"
     return torch.empty(0, dtype=dtype).numpy().dtype.str
-
-
-def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 class NpzWriter:

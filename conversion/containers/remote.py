@@ -74,22 +74,12 @@ def connected(url: str) -> Generator[tuple[fsspec.AbstractFileSystem, str]]:
         raise CheckpointError(f"cannot fetch {url}: {str(error) or type(error).__name__}") from error
 
 
-def copy_file(filesystem: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
-    progress = TqdmCallback(tqdm_kwargs={"desc": f"fetching {target.name}", "unit": "B", "unit_scale": True})
-    try:
-        filesystem.get_file(path, str(target), callback=progress)
-    finally:
-        progress.close()
-
-
 def copy_folder(filesystem: fsspec.AbstractFileSystem, path: str, target: Path, wanted: Wanted) -> None:
     """A folder, or what is wanted of it."""
     root = path.rstrip("/") + "/"
     names = next((names for names in wanted if filesystem.exists(root + names[0])), None)
-    if names is None:
-        files = filesystem.find(path)
-    else:
-        files = [root + name for name in names if filesystem.exists(root + name)]
+    chosen = [root + name for name in names or () if filesystem.exists(root + name)]
+    files = filesystem.find(path) if names is None else chosen
     target.mkdir()
     for file in tqdm(files, desc=f"fetching {target.name}", unit="file"):
         inside = PurePosixPath(file.removeprefix(root))
@@ -114,7 +104,8 @@ def copy_any(filesystem: fsspec.AbstractFileSystem, path: str, folder: Path, wan
     elif filesystem.isdir(path):
         copy_folder(filesystem, path, target, wanted)
     else:
-        copy_file(filesystem, path, target)
+        with TqdmCallback(tqdm_kwargs={"desc": f"fetching {name}", "unit": "B", "unit_scale": True}) as progress:
+            filesystem.get_file(path, str(target), callback=progress)
     return target
 
 

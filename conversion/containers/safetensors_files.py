@@ -8,7 +8,9 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 
 from ..errors import CheckpointError
-from .arrays import LazyArray, all_finite, chunks
+from .arrays import LazyArray, all_finite, chunks, raw_bytes
 from .damage import read_mapping, reading
 
 
@@ -76,29 +78,22 @@ def read_safetensors(path: str | Path) -> dict[str, LazyArray]:
                 if name in arrays:
                     raise CheckpointError(f"{name} stands in two files of {path}")
                 part = opened.get_slice(name)
-                arrays[name] = LazyArray(
-                    tuple(part.get_shape()),
-                    lambda file=file, opened=opened, name=name: load(file, opened, name),
-                    TYPES.get(part.get_dtype()),
-                )
+                dtype = TYPES.get(part.get_dtype())
+                arrays[name] = LazyArray(tuple(part.get_shape()), partial(load, file, opened, name), dtype)
     return arrays
 
 
 def header(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """A file's header, and where each tensor lies in the file (first byte, length)."""
     table: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        table[name] = {"dtype": TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    lengths = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in shapes.items()}
+    starts = dict(zip(lengths, accumulate(lengths.values(), initial=0)))
+    for name, start in starts.items():
+        offsets = [start, start + lengths[name]]
+        table[name] = {"dtype": TYPE_NAMES[dtype], "shape": list(shapes[name]), "data_offsets": offsets}
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    first = 8 + len(text)
-    places = {
-        name: (first + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in table.items()
-        if name != "__metadata__"
-    }
+    places = {name: (8 + len(text) + start, lengths[name]) for name, start in starts.items()}
     return len(text).to_bytes(8, "little") + text, places
 
 
@@ -162,7 +157,7 @@ class SafetensorsWriter:
         for chunk in chunks(values.contiguous()):
             stored = chunk.to(self.dtype)
             finite &= all_finite(stored)
-            data = memoryview(stored.view(torch.uint8).numpy())
+            data = raw_bytes(stored)
             write_at(opened, data, place)
             place += len(data)
         return finite

@@ -23,12 +23,9 @@ class Source:
     name: str
     arrays: dict[str, LazyArray]
 
-    def sha256(self) -> str:
-        """Of the file; of a folder, over the names and contents of its files in order."""
-        return sha256(self.path)
-
 
 def sha256(path: Path) -> str:
+    """Of a file; of a folder, over the names and contents of its files in order."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:

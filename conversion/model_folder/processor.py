@@ -77,11 +77,10 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, rules: str, max_length: in
     SentencePiece tokenizers of the first SigLIP stay `SiglipTokenizer`, which has its rules built in; it also strips
     punctuation, which big_vision leaves to whoever writes the prompts.
     """
+    tokenizer.model_max_length = max_length
     if rules == "bert":
-        tokenizer.model_max_length = max_length
         return tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        tokenizer.model_max_length = max_length
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
         return tokenizer
@@ -102,10 +101,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, rules: str, max_length: in
 
 
 def write_processor(
-    folder: Path,
-    vision: SiglipExtVisionConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-    resample: str = "bilinear",
+    folder: Path, vision: SiglipExtVisionConfig, tokenizer: PreTrainedTokenizerBase | None, resample: str = "bilinear"
 ) -> None:
     """Write the processor's settings; without a tokenizer those of the images alone."""
     images = image_processor(vision, resample)
@@ -145,8 +141,10 @@ def check_tokenizer(folder: Path, rules: str, max_length: int, vocab_size: int) 
             raise VerificationError(f"the tokenizer does not end {text[:20]!r} as in training: {row[:12]} …")
 
 
-def missing_tokenizer(tokenizer: Tokenizer) -> str:
+def missing_tokenizer(tokenizer: Tokenizer | None) -> str:
     """What to tell somebody whose folder has no tokenizer."""
+    if tokenizer is None:
+        return "no tokenizer was written: a checkpoint does not contain it. Name the right one with --tokenizer"
     files = " ".join(tokenizer.files)
     return (
         f"no tokenizer was written: a checkpoint does not contain it. This model needs {tokenizer.name} "

@@ -1,14 +1,13 @@
 """The configuration of open_clip's models with SigLIP towers of timm: from tensors, and as `open_clip_config.json`."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices
-from ..containers.arrays import Arrays, shape_of
+from ..checkpoint import SOFTMAX, Choices
+from ..containers.arrays import Arrays, count_layers, shape_of
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
 from ..plan import AnyConfig
@@ -59,11 +58,6 @@ def heads_of(width: int, given: int | None, option: str) -> int:
     return heads
 
 
-def depth(arrays: Arrays, prefix: str) -> int:
-    pattern = re.compile(rf"{re.escape(prefix)}(\d+)\.")
-    return 1 + max((int(match[1]) for match in map(pattern.match, arrays) if match), default=-1)
-
-
 def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices) -> SiglipExtConfig:
     """The configuration of the model that open_clip's tensors hold.
 
@@ -90,7 +84,7 @@ def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices)
             raise CheckpointError(f"{CONFIG} says image_size {size}, the positions are a grid of {grid}")
     vision = SiglipExtVisionConfig(
         hidden_size=width,
-        num_hidden_layers=depth(arrays, "visual.trunk.blocks."),
+        num_hidden_layers=count_layers(arrays, "visual.trunk.blocks."),
         num_attention_heads=heads_of(width, choices.image_heads, "--image_heads"),
         intermediate_size=shape_of(arrays, "visual.trunk.blocks.0.mlp.fc1.weight", 2)[0],
         patch_size=patch_size,
@@ -104,7 +98,7 @@ def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices)
     text = SiglipExtTextConfig(
         vocab_size=vocab_size,
         hidden_size=width,
-        num_hidden_layers=depth(arrays, "text.transformer.resblocks."),
+        num_hidden_layers=count_layers(arrays, "text.transformer.resblocks."),
         num_attention_heads=heads_of(
             width, choices.text_heads or model.get("text_cfg", {}).get("heads"), "--text_heads"
         ),
@@ -114,7 +108,7 @@ def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices)
         projection_size=shape_of(arrays, "text.text_projection.weight", 2)[0] if head else None,
         **text_tokens(rules),
     )
-    loss: dict[str, Any] = {} if "logit_bias" in arrays else {"loss_type": "softmax", "logit_bias_init": None}
+    loss = {} if "logit_bias" in arrays else SOFTMAX
     return SiglipExtConfig(vision_config=vision, text_config=text, **loss)
 
 

@@ -21,6 +21,7 @@ GRID = Form(  # positions (1, n, n, D)
 BOTH = ("weight", "bias")
 TRUNK_BLOCK = {"layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 TEXT_BLOCK = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+HEAD = {"attention.out_proj": "proj", "layernorm": "norm", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
@@ -45,12 +46,7 @@ def head_rules(ours: str, theirs: str) -> list[Rule]:
     for kind in BOTH:
         slots = (Slot(f"{theirs}.q.{kind}"), *(Slot(f"{theirs}.kv.{kind}", part=part, parts=2) for part in range(2)))
         rules.append(Rule(f"{ours}.attention.in_proj_{kind}", slots, SAME))
-    for own, other in {
-        "attention.out_proj": "proj",
-        "layernorm": "norm",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }.items():
+    for own, other in HEAD.items():
         rules += pairs(f"{ours}.{own}", f"{theirs}.{other}")
     return rules
 

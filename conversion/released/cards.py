@@ -33,6 +33,10 @@ def texts() -> dict[str, Any]:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
+def sentences(*parts: str | None) -> str:
+    return " ".join(filter(None, parts))
+
+
 def conversion_card(folder: Path, name: str, report: ConversionReport, resample: str = "bilinear") -> Card:
     """The card of a folder that a conversion wrote.
 
@@ -67,22 +71,20 @@ def released_card(entry: Entry, facts: ModelFacts, *, name: str, report: Convers
     """
     family = texts()["families"][entry.family]
     size = "any aspect ratio" if facts.naflex else f"{facts.image_size} px"
-    changes = report.changes if report else None
-    notes = [family.get("published_note", "")]
-    if changes:  # what was published holds for other weights
-        notes = []
+    changed = bool(report and report.changes)  # what was published holds for other weights
+    note = "" if changed else family.get("published_note", "")
     return Card(
         name=f"{family['title']} {entry.image}, {size}{variant(entry)}",
-        summary=" ".join([summary(entry), origin(entry), parameters(entry)]).strip(),
+        summary=sentences(summary(entry), origin(entry), parameters(entry)),
         facts=facts,
-        limits=" ".join(filter(None, [family.get("limits", ""), limits(entry)])),
+        limits=sentences(family.get("limits"), limits(entry)),
         location="." if report else name,
         license=entry.licence,
         languages=languages(entry),
         tags=[entry.family],
         preprocessing=preprocessing(entry),
-        published=() if changes else published(entry),
-        published_note=" ".join(filter(None, [*notes, "They are of the original file."])),
+        published=() if changed else published(entry),
+        published_note=sentences(note, "They are of the original file."),
         conversion=report_text(report) if report else command_text(entry, name),
         citations=family["citations_2" if second_paligemma(entry) else "citations"],
     )
@@ -153,28 +155,20 @@ def parameters(entry: Entry) -> str:
 
 
 def limits(entry: Entry) -> str:
-    licence = "" if entry.licence else texts()["no_licence"]
-    pairs = texts()["scores_of_pairs"] if entry.text else ""
-    return " ".join(filter(None, [texts()["data"], pairs, licence, texts()["unmeasured"] if entry.scores else ""]))
+    holds = {"data": True, "scores_of_pairs": entry.text, "no_licence": not entry.licence, "unmeasured": entry.scores}
+    return sentences(*(texts()[key] for key, said in holds.items() if said))
 
 
 def languages(entry: Entry) -> list[str]:
     family = texts()["families"][entry.family]
-    if entry.text is None:
-        return []
-    return family["languages_i18n"] if "i18n" in entry.name else family["languages"]
+    return [] if entry.text is None else family["languages_i18n" if "i18n" in entry.name else "languages"]
 
 
 def preprocessing(entry: Entry) -> str:
-    own = texts()["families"][entry.family].get("preprocessing", "")
-    tokenizer = ""
-    if entry.tokenizer is not None:
-        rules = TOKENIZERS[entry.tokenizer.rules]
-        tokenizer = rules.format(name=entry.tokenizer.name, size=entry.tokenizer.vocab_size)
-    resizing = "" if entry.image_size is None else "Resizing is bilinear."
-    if resizing and entry.family in ("siglip", "siglip2"):
-        resizing = RESIZING
-    return " ".join(filter(None, [tokenizer, resizing, own]))
+    own, known = texts()["families"][entry.family].get("preprocessing"), entry.tokenizer
+    tokenizer = TOKENIZERS[known.rules].format(name=known.name, size=known.vocab_size) if known else ""
+    resizing = RESIZING if entry.family in ("siglip", "siglip2") else "Resizing is bilinear."
+    return sentences(tokenizer, "" if entry.image_size is None else resizing, own)
 
 
 def command_text(entry: Entry, name: str) -> str:

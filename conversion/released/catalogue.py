@@ -1,7 +1,7 @@
 """The files that Google released, with what a file itself does not tell: `catalogue.yaml`, read here."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
@@ -13,35 +13,16 @@ from transformers import BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import Choices, Tokenizer, TowerSizes
+from ..checkpoint import BERT, SOFTMAX, Choices, Tokenizer, TowerSizes
 from ..errors import AnotherFileError, CheckpointError
 from ..plan import AnyConfig, vision_of
 
 
 # What a checkpoint's shapes must agree on with its entry.
-VISION_FACTS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "patch_size",
-    "naflex",
-    "num_patches",
-    "image_size",
-    "pooling",
-    "projection_size",
-)
-TEXT_FACTS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "use_head",
-    "projection_size",
-)
-BERT_FACTS = TEXT_FACTS[:5]
+SIZES = tuple(TowerSizes.__annotations__)
+VISION_FACTS = (*SIZES, "patch_size", "naflex", "num_patches", "image_size", "pooling", "projection_size")
+TEXT_FACTS = (*SIZES, "vocab_size", "max_position_embeddings", "use_head", "projection_size")
+BERT_FACTS = (*SIZES, "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -51,14 +32,14 @@ class Entry:
     Args:
         name: The file's name without `.npz`; a star in it stands for anything.
         family: "siglip", "siglip2", "lit", "clippo" or "paligemma".
-        url: Where it was released; None where that asks for consent first.
         licence: The Hub's identifier of the licence of the weights; None where none was found.
         image: Tower and patch size, e.g. "So400m/14".
         image_size: Pixels; None for NaFlex.
+        pooling: Of the image tower.
+        url: Where it was released; None where that asks for consent first.
         text: The text tower's size; None where there is none.
         text_length: Tokens.
         tokenizer: None where there is no text tower.
-        pooling: Of the image tower.
         projection_size: Of the image tower; None for none.
         embedding_size: Of the text head; None where there is no head.
         parameters: The published number, or a text such as "93M" where it was rounded; None where none was found.
@@ -68,19 +49,19 @@ class Entry:
 
     name: str
     family: str
-    url: str | None
     licence: str | None
     image: str
     image_size: int | None
-    text: str | None
-    text_length: int | None
-    tokenizer: Tokenizer | None
     pooling: str
-    projection_size: int | None
-    embedding_size: int | None
-    parameters: int | str | None
-    scores: dict[str, float]
-    aliases: tuple[str, ...]
+    url: str | None = None
+    text: str | None = None
+    text_length: int | None = None
+    tokenizer: Tokenizer | None = None
+    projection_size: int | None = None
+    embedding_size: int | None = None
+    parameters: int | str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
     @property
     def bert(self) -> bool:
@@ -107,20 +88,12 @@ class Entry:
         if self.text is None or self.tokenizer is None or self.text_length is None:
             return vision
         if self.bert:
-            text = BertConfig(
-                **towers()[self.text],
-                vocab_size=self.tokenizer.vocab_size,
-                hidden_act="gelu_pytorch_tanh",
-                layer_norm_eps=1e-12,
-                pad_token_id=0,
-            )
             return SiglipExtConfig(
                 vision_config=vision,
-                text_config=text,
+                text_config=BertConfig(**towers()[self.text], vocab_size=self.tokenizer.vocab_size, **BERT),
                 text_pooling="first",
                 text_projection_size=self.embedding_size,
-                loss_type="softmax",
-                logit_bias_init=None,
+                **SOFTMAX,
             )
         text = SiglipExtTextConfig(
             **towers()[self.text],
@@ -152,13 +125,16 @@ class Entry:
             AnotherFileError: They contradict each other.
         """
         own = self.config()
-        pairs = [("image tower", facts(own, VISION_FACTS), facts(found, VISION_FACTS))]
+        pairs: list[tuple[str, tuple[str, ...], object, object]] = [
+            ("image tower", VISION_FACTS, vision_of(own), vision_of(found))
+        ]
         if self.text is not None:
             names = BERT_FACTS if self.bert else TEXT_FACTS
-            pairs.append(("text tower", text_facts(own, names), text_facts(found, names)))
-        for tower, expected, actual in pairs:
+            pairs.append(("text tower", names, own.text_config, getattr(found, "text_config", None)))
+        for tower, names, ours, theirs in pairs:
+            expected, actual = ({name: getattr(config, name, None) for name in names} for config in (ours, theirs))
             wrong = [
-                f"{key} {actual[key]} and not {expected[key]}" for key in expected if actual[key] != expected[key]
+                f"{name} {actual[name]} and not {expected[name]}" for name in names if actual[name] != expected[name]
             ]
             if wrong:
                 raise AnotherFileError(
@@ -177,16 +153,6 @@ class TextTokens(TypedDict):
 def text_tokens(rules: str) -> TextTokens:
     """Ids of the special tokens, for a text configuration: v1 pads with the end of a text, v2 with a token for it."""
     return {"pad_token_id": 0 if rules == "v2" else 1, "eos_token_id": 1}
-
-
-def facts(config: AnyConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    vision = vision_of(config)
-    return {name: getattr(vision, name) for name in names}
-
-
-def text_facts(config: AnyConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    text = getattr(config, "text_config", None)
-    return {name: getattr(text, name, None) for name in names}
 
 
 @cache
@@ -227,29 +193,13 @@ def entries() -> dict[str, Entry]:
     for family, part in read()["families"].items():
         for name, fields in part["files"].items():
             fields = {**part["defaults"], **(fields or {})}
-            tokenizer = fields.pop("tokenizer", None)
-            bucket = fields.pop("bucket", None)
-            text = fields.get("text")
-            width = None if text is None else towers()[text]["hidden_size"]
-            found[name] = Entry(
-                name=name,
-                family=family,
-                url=None if bucket is None else f"{bucket}/{fields.pop('path', name + '.npz')}",
-                licence=fields.pop("licence"),
-                image=fields.pop("image"),
-                image_size=fields.pop("image_size"),
-                text=fields.pop("text", None),
-                text_length=fields.pop("text_length", None),
-                tokenizer=None if tokenizer is None else tokenizers()[tokenizer],
-                pooling=fields.pop("pooling"),
-                projection_size=fields.pop("projection_size", None),
-                embedding_size=fields.pop("embedding_size", width),
-                parameters=fields.pop("parameters", None),
-                scores=fields.pop("scores", {}),
-                aliases=tuple(fields.pop("aliases", ())),
-            )
-            if fields:
-                raise ValueError(f"catalogue.yaml: {name} has unknown fields {', '.join(fields)}")
+            bucket, path = fields.pop("bucket", None), fields.pop("path", f"{name}.npz")
+            if "text" in fields:
+                fields["tokenizer"] = tokenizers()[fields["tokenizer"]]
+                fields.setdefault("embedding_size", towers()[fields["text"]]["hidden_size"])
+            fields["aliases"] = tuple(fields.get("aliases", ()))
+            url = None if bucket is None else f"{bucket}/{path}"
+            found[name] = Entry(name=name, family=family, url=url, **fields)
     return found
 
 

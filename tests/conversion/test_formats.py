@@ -1,6 +1,5 @@
 """Formats are told apart in one place, and a new one is a module and a line in the table."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from transformers import AutoModel
 from modeling_siglip_ext.conversion import Choices, NewSizes, Options, convert, open_checkpoint
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.big_vision.checkpoint import BigVisionCheckpoint
-from modeling_siglip_ext.conversion.checkpoint import Checkpoint, Facts
+from modeling_siglip_ext.conversion.checkpoint import Checkpoint
 from modeling_siglip_ext.conversion.containers.arrays import Arrays
 from modeling_siglip_ext.conversion.containers.sources import Source
 from modeling_siglip_ext.conversion.errors import CheckpointError
@@ -24,22 +23,8 @@ from modeling_siglip_ext.conversion.plan import AnyConfig, Plan
 from modeling_siglip_ext.conversion.resize import changes_between
 
 
-@dataclass(frozen=True)
-class ToyCheckpoint:
+class ToyCheckpoint(Checkpoint):
     """Our own names with `toy/` in front."""
-
-    source: Source
-    config: AnyConfig
-    tokenizer: None = None
-    text_length: None = None
-
-    @property
-    def facts(self) -> Facts:
-        return Facts({"kind": "toy"}, licence="mit", resample="bicubic")
-
-    @property
-    def arrays(self) -> Arrays:
-        return self.source.arrays
 
     def plan(self, config: AnyConfig) -> Plan:
         rules = [Rule(name.removeprefix("toy/"), (Slot(name),), SAME) for name in self.arrays]
@@ -62,7 +47,7 @@ class Toy:
         return any(name.startswith("toy/") for name in arrays)
 
     def read(self, source: Source, *, origin: str | Path, name: str | None, choices: Choices) -> Checkpoint:
-        return ToyCheckpoint(source, self.config)
+        return ToyCheckpoint(source, source.arrays, self.config, {"kind": "toy"}, licence="mit", resample="bicubic")
 
 
 @pytest.fixture

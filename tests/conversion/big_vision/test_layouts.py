@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from transformers import AutoModel, BertConfig
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.conversion.big_vision.checkpoint import plan_big_vision
 from modeling_siglip_ext.conversion.big_vision.config import describe
 from modeling_siglip_ext.conversion.big_vision.layouts import modern, parameters, stacked_towers
 from modeling_siglip_ext.conversion.big_vision.names import rules
-from modeling_siglip_ext.conversion.big_vision.plan import plan_big_vision
 from modeling_siglip_ext.conversion.checkpoint import Choices
 from modeling_siglip_ext.conversion.containers.arrays import LazyArray
 from modeling_siglip_ext.conversion.containers.npz import read_npz
 from modeling_siglip_ext.conversion.errors import CheckpointError
-from modeling_siglip_ext.conversion.model_folder.form import choose_form
+from modeling_siglip_ext.conversion.model_folder.folder import choose_form
 from modeling_siglip_ext.conversion.name_map import array_shapes, from_torch, to_torch
 from modeling_siglip_ext.conversion.plan import check_shapes
 

@@ -15,7 +15,7 @@ from modeling_siglip_ext.conversion.big_vision.config import describe
 from modeling_siglip_ext.conversion.big_vision.names import rules
 from modeling_siglip_ext.conversion.containers.arrays import LazyArray
 from modeling_siglip_ext.conversion.errors import CheckpointError
-from modeling_siglip_ext.conversion.model_folder.form import choose_form
+from modeling_siglip_ext.conversion.model_folder.folder import choose_form
 from modeling_siglip_ext.conversion.name_map import array_shapes
 from modeling_siglip_ext.conversion.released.catalogue import entries, find, recognise
 
