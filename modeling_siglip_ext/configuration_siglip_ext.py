@@ -329,6 +329,3 @@ class SiglipExtConfig(StockReadable):
             setattr(self, f"{kind}_pooling", "pooler" if getattr(tower, "hidden_sizes", None) else "first")
         else:
             check_choice(f"{kind}_pooling", pooling, FOREIGN_POOLINGS)
-
-
-__all__ = ["SiglipExtConfig", "SiglipExtTextConfig", "SiglipExtVisionConfig"]

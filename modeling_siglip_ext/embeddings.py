@@ -101,6 +101,3 @@ class SiglipExtNaflexEmbeddings(nn.Module):
         tokens = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
         table = all_rows(self.position_embedding, self.config.grid_size**2, tokens.device)
         return tokens + resize_positions(table, spatial_shapes, pixel_values.shape[1])
-
-
-__all__ = ["SiglipExtNaflexEmbeddings", "SiglipExtTextEmbeddings", "SiglipExtVisionEmbeddings"]

@@ -336,6 +336,3 @@ def encode_texts(
     embeds, _, cut = collect(batches, count, "texts", "raise", progress, model)
     warn_of_cut(cut, text_config(model).max_position_embeddings)
     return embeds if return_tensors == "pt" else embeds.numpy()
-
-
-__all__ = ["encode_images", "encode_texts"]

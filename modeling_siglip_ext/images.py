@@ -161,6 +161,3 @@ def describe(source: Any) -> str:
     if isinstance(source, Mapping) and (source.get("path") or source.get("bytes") is not None):
         return describe(source.get("path") or source["bytes"])
     return f"the given {type(source).__name__}"
-
-
-__all__ = ["UnreadableImageError", "image_suffixes", "is_image_file", "load_image"]

@@ -688,14 +688,3 @@ register_checkpoint_conversion_mapping(
 register_checkpoint_conversion_mapping(
     "SiglipExtTextModel", [PrefixChange(prefix_to_remove="text_model")], overwrite=True
 )
-
-
-__all__ = [
-    "PatchFeatures",
-    "SiglipExtForImageClassification",
-    "SiglipExtModel",
-    "SiglipExtOutput",
-    "SiglipExtPreTrainedModel",
-    "SiglipExtTextModel",
-    "SiglipExtVisionModel",
-]

@@ -270,6 +270,3 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         scores = scores.tolist()
         found = [{"score": scores[place], "label": labels[place]} for place in order]
         return found if threshold is None else [row for row in found if row["score"] >= threshold]
-
-
-__all__ = ["SiglipExtZeroShotImageClassificationPipeline"]

@@ -145,6 +145,3 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
     if stock is None:
         return None
     return CONFIG_MAPPING[stock.pop("model_type")].from_dict(stock)
-
-
-__all__ = ["native_config"]
