@@ -131,9 +131,11 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, li
                 future.cancel()
 
 
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batches_of(items: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
+    while chunk := list(itertools.islice(items, batch_size)):
         yield chunk
 
 
@@ -148,8 +150,6 @@ def stream_images(
     timeout: float | None = None,
 ) -> Iterator[EncodedBatch]:
     """Embeddings of images, batch after batch; arguments as in `encode_images`. The model must be in eval mode."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
     image_processor = getattr(processor, "image_processor", processor)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
@@ -161,7 +161,7 @@ def stream_images(
             return str(error)
 
     width = None
-    for batch in chunks(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
+    for batch in batches_of(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
         errors = {place: found for place, found in enumerate(batch) if isinstance(found, str)}
         good = [place for place in range(len(batch)) if place not in errors]
         embeds = None
@@ -192,11 +192,9 @@ def stream_texts(
     normalize: bool = True,
 ) -> Iterator[EncodedBatch]:
     """Embeddings of texts, batch after batch; arguments as in `encode_texts`. The model must be in eval mode."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
     tokenizer = cast(PreTrainedTokenizerBase, getattr(processor, "tokenizer", processor))
     start = 0
-    for batch in chunks(texts, batch_size):
+    for batch in batches_of(texts, batch_size):
         wrong = [place for place, text in enumerate(batch) if not isinstance(text, str)]
         if wrong:
             raise TypeError(f"text {start + wrong[0]} is a {type(batch[wrong[0]]).__name__}, not a string")

@@ -95,9 +95,7 @@ def open_image(source: Any, timeout: float | None) -> Image.Image:
         return Image.open(BytesIO(response.content))
     if isinstance(source, str) and not os.path.exists(source):
         return from_base64(source)
-    if isinstance(source, (str, os.PathLike)):
-        return Image.open(source)
-    if hasattr(source, "read"):
+    if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
         return Image.open(source)
     raise UnreadableImageError(
         f"{describe(source)} is not an image: give a path, URL, bytes, PIL image, array or tensor"

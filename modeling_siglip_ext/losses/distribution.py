@@ -212,12 +212,7 @@ Accumulators = Sequence[Sums | LogSumExps]
 
 
 def sweep(
-    comm: Communicator,
-    distribution: str,
-    sizes: Sequence[int],
-    block: Block,
-    accumulators: Accumulators,
-    visit: Visit,
+    comm: Communicator, distribution: str, sizes: Sequence[int], block: Block, accumulators: Accumulators, visit: Visit
 ) -> Block:
     """Show the rows of every rank to every rank, and bring home what was accumulated for our own.
 
@@ -231,19 +226,12 @@ def sweep(
     Returns:
         The accumulated values of this rank's rows, one tensor an accumulator.
     """
-    if comm.world_size > 1:
-        return (_sweep_ring if distribution == "ring" else _sweep_gather)(comm, sizes, block, accumulators, visit)
-    totals = [accumulator.new(sizes[0]) for accumulator in accumulators]
-    visit(0, block, totals)
-    return totals
-
-
-def _sweep_gather(
-    comm: Communicator, sizes: Sequence[int], block: Block, accumulators: Accumulators, visit: Visit
-) -> Block:
-    everything = [gather_rows(comm, rows, sizes) for rows in block]
+    if distribution == "ring" and comm.world_size > 1:
+        return _sweep_ring(comm, sizes, block, accumulators, visit)
     totals = [accumulator.new(sum(sizes)) for accumulator in accumulators]
-    visit(0, everything, totals)
+    visit(0, [gather_rows(comm, rows, sizes) for rows in block], totals)
+    if comm.world_size == 1:
+        return totals
     return [accumulator.reduce(comm, total, sizes) for accumulator, total in zip(accumulators, totals)]
 
 

@@ -59,11 +59,7 @@ def sigmoid_loss(
             texts = block[0]
             text_ids = _places(first_text, texts) if pair_ids is None else block[1]
             constants = [texts.to(dtype), text_ids, scale, bias]
-            carried = [layout.zeros(text_sum) for text_sum in text_sums]
-            carried, outputs = scan(body, layout.replicated(constants), carried, rows)
-            for text_sum, of_devices in zip(text_sums, carried):
-                text_sum += of_devices.sum(0)
-            totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
+            _scan_block(body, layout, constants, text_sums, rows, totals)
 
         block = [texts] if pair_ids is None else [texts, pair_ids]
         accumulators = [Sums(scale, images.shape[1])] if sum_texts else []
@@ -123,11 +119,7 @@ def softmax_loss(
             texts, text_lse = block[:2]
             text_ids = _places(first_text, texts) if pair_ids is None else block[2]
             constants = [texts.to(dtype), text_ids, scale, text_lse]
-            carried = [layout.zeros(text_sum) for text_sum in text_sums]
-            carried, outputs = scan(body, layout.replicated(constants), carried, [*rows, image_lse])
-            for text_sum, of_devices in zip(text_sums, carried):
-                text_sum += of_devices.sum(0)
-            totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
+            _scan_block(body, layout, constants, text_sums, [*rows, image_lse], totals)
 
         block = [texts] if pair_ids is None else [texts, pair_ids]
         (text_lse,) = sweep(comm, distribution, sizes, block, [_LogSumExps(scale)], find_lse)
@@ -238,6 +230,22 @@ class _Layout:
         marked = tensor.clone()
         xs.annotate_custom_sharding(marked, self.mesh, spec)
         return marked
+
+
+def _scan_block(
+    body: Body,
+    layout: _Layout,
+    constants: list[torch.Tensor],
+    text_sums: list[torch.Tensor],
+    rows: Sequence[torch.Tensor],
+    totals: list[torch.Tensor],
+) -> None:
+    """Show all images to a block of texts: what is carried is added to `text_sums`, the outputs to `totals`."""
+    carried = [layout.zeros(text_sum) for text_sum in text_sums]
+    carried, outputs = scan(body, layout.replicated(constants), carried, rows)
+    for text_sum, of_devices in zip(text_sums, carried):
+        text_sum += of_devices.sum(0)
+    totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
 
 
 def _logaddexp(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
