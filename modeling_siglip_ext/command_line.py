@@ -66,9 +66,7 @@ def unknown_word(word: str, known: Iterable[str], kind: str) -> str:
     near = difflib.get_close_matches(word.partition("=")[0], names, n=1)
     if near:
         return f"unknown {kind} {word!r}: did you mean {near[0]!r}?"
-    return (
-        f"unknown {kind} {word!r}; known: {', '.join(names)}" if kind != "argument" else f"unknown argument {word!r}"
-    )
+    return f"unknown {kind} {word!r}" + ("" if kind == "argument" else f"; known: {', '.join(names)}")
 
 
 def underscored(words: Iterable[str]) -> list[str]:

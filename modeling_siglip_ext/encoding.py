@@ -83,12 +83,9 @@ def image_files(folder: str | Path) -> list[Path]:
 
 def items_of(source: Any, column: str | None, default: str) -> tuple[Iterable[Any], int | None]:
     """The single inputs of a list, array, folder, stream or dataset, and their number where it is known."""
-    if isinstance(source, (str, bytes, os.PathLike)):
-        if default == "image" and not isinstance(source, bytes) and os.path.isdir(source):
-            source = image_files(source)
-        else:
-            source = [source]
-    elif isinstance(source, Image.Image):
+    if default == "image" and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        source = image_files(source)
+    elif isinstance(source, (str, bytes, os.PathLike, Image.Image)):
         source = [source]
     elif hasattr(source, "column_names"):  # datasets.Dataset or IterableDataset
         column = column or default
@@ -164,16 +161,14 @@ def stream_images(
     for batch in batches_of(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
         errors = {place: found for place, found in enumerate(batch) if isinstance(found, str)}
         good = [place for place in range(len(batch)) if place not in errors]
-        embeds = None
         if good:
             inputs = {name: torch.cat([batch[place][name] for place in good]) for name in batch[good[0]]}
             embeds = embed(model, "image", inputs, normalize=normalize)
-            width = embeds.shape[1]
-        if width is None:
-            width = image_width(model, image_processor)
+        else:
+            embeds = torch.empty(0, width or image_width(model, image_processor))
+        width = embeds.shape[1]
         rows = torch.full((len(batch), width), torch.nan)
-        if embeds is not None:
-            rows[good] = embeds
+        rows[good] = embeds
         yield EncodedBatch(rows, errors)
 
 

@@ -356,10 +356,7 @@ def embedding_size(config: SiglipExtConfig, kind: str) -> int:
     return tower_width(tower) if projection_size is None else projection_size
 
 
-TOWERS = {
-    "vision": (SiglipExtVisionConfig, SiglipExtVisionModel),
-    "text": (SiglipExtTextConfig, SiglipExtTextModel),
-}
+TOWERS = {"vision": (SiglipExtVisionConfig, SiglipExtVisionModel), "text": (SiglipExtTextConfig, SiglipExtTextModel)}
 
 
 def build_tower(config: SiglipExtConfig, kind: str) -> PreTrainedModel:
