@@ -66,9 +66,7 @@ def unknown_word(word: str, known: Iterable[str], kind: str) -> str:
     near = difflib.get_close_matches(word.partition("=")[0], names, n=1)
     if near:
         return f"unknown {kind} {word!r}: did you mean {near[0]!r}?"
-    return (
-        f"unknown {kind} {word!r}; known: {', '.join(names)}" if kind != "argument" else f"unknown argument {word!r}"
-    )
+    return f"unknown {kind} {word!r}" + ("" if kind == "argument" else f"; known: {', '.join(names)}")
 
 
 def underscored(words: Iterable[str]) -> list[str]:
@@ -109,17 +107,6 @@ def command_line(prog: str, description: str, commands: Iterable[Command], epilo
     return parser
 
 
-def exit_status(prog: str, work: Callable[[], int | None]) -> int:
-    """Do the work of a command line; what its user caused is one line on stderr and status 2."""
-    try:
-        return work() or 0
-    except OSError as error:
-        what = None if error.errno is None else DISK.get(error.errno)
-        return say(prog, error if what is None else f"{what}: {error}")
-    except (ValueError, ImportError) as error:
-        return say(prog, error)
-
-
 def say(prog: str, message: object, status: int = BAD_INPUT) -> int:
     """Say in one line what was wrong; returns the exit status."""
     print(f"{prog}: error: {' '.join(str(message).split())}", file=sys.stderr)
@@ -127,7 +114,15 @@ def say(prog: str, message: object, status: int = BAD_INPUT) -> int:
 
 
 def main(parser: Parser, argv: Sequence[str] | None = None) -> int:
-    """Parse the arguments and run the command that they name; returns the exit status."""
-    words = underscored(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(words)
-    return exit_status(parser.prog, lambda: arguments.run(arguments))
+    """Parse the arguments and run the command that they name; returns the exit status.
+
+    What the user caused is one line on stderr and status 2.
+    """
+    arguments = parser.parse_args(underscored(sys.argv[1:] if argv is None else argv))
+    try:
+        return arguments.run(arguments) or 0
+    except OSError as error:
+        what = None if error.errno is None else DISK.get(error.errno)
+        return say(parser.prog, error if what is None else f"{what}: {error}")
+    except (ValueError, ImportError) as error:
+        return say(parser.prog, error)

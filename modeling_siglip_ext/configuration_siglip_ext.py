@@ -47,14 +47,11 @@ def is_foreign(config: PreTrainedConfig) -> bool:
 
 
 def check_sizes(config: PreTrainedConfig) -> None:
-    """Nothing has a negative size or none; types are checked elsewhere, later."""
+    """Nothing has a negative size or none, and heads share the width; types are checked elsewhere, later."""
     for name in SIZES:
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-
-
-def check_heads(config: PreTrainedConfig) -> None:
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size={config.hidden_size} is not divisible by num_attention_heads={config.num_attention_heads}; "
@@ -145,7 +142,6 @@ class SiglipExtTextConfig(StockReadable):
     def __post_init__(self, **kwargs):
         check_choice("text pooling", self.pooling, TEXT_POOLINGS)
         check_sizes(self)
-        check_heads(self)
         if self.projection_size is None:
             self.projection_size = self.hidden_size
         if not self.use_head and self.projection_size != self.hidden_size:
@@ -204,7 +200,6 @@ class SiglipExtVisionConfig(StockReadable):
         check_choice("image pooling", self.pooling, IMAGE_POOLINGS)
         check_choice("position_embedding_type", self.position_embedding_type, POSITIONS)
         check_sizes(self)
-        check_heads(self)
         if self.naflex:
             self._check_naflex()
         else:
@@ -248,12 +243,10 @@ else:
 def sub_config(value: dict | PreTrainedConfig | None, own_class: type[PreTrainedConfig]) -> PreTrainedConfig:
     """A tower's configuration from what the user gave: ours by default, or any other that transformers knows."""
     if isinstance(value, PreTrainedConfig):
-        value = value if not value.model_type.startswith("siglip") else value.to_dict()
-    if value is None:
-        return own_class()
-    if isinstance(value, PreTrainedConfig):
-        return value
-    value = from_stock(dict(value))
+        if not value.model_type.startswith("siglip"):
+            return value
+        value = value.to_dict()
+    value = from_stock(dict(value or {}))
     model_type = value.pop("model_type", own_class.model_type)
     if model_type == own_class.model_type:
         return own_class(**value)
@@ -329,6 +322,3 @@ class SiglipExtConfig(StockReadable):
             setattr(self, f"{kind}_pooling", "pooler" if getattr(tower, "hidden_sizes", None) else "first")
         else:
             check_choice(f"{kind}_pooling", pooling, FOREIGN_POOLINGS)
-
-
-__all__ = ["SiglipExtConfig", "SiglipExtTextConfig", "SiglipExtVisionConfig"]

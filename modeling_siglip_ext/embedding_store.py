@@ -65,9 +65,7 @@ def write_safetensors(path: Path, first: int, embeds: torch.Tensor, errors: Mapp
     metadata = {"errors": json.dumps(errors, ensure_ascii=False)}
     if names is not None:
         metadata["names"] = json.dumps(names, ensure_ascii=False)
-    tensors = {"embeds": embeds.contiguous(), "rows": rows}
-    with new_file(path, replace=True) as draft:
-        save_file(tensors, draft, metadata=metadata)
+    save_file({"embeds": embeds.contiguous(), "rows": rows}, path, metadata=metadata)
 
 
 def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names: Names) -> None:
@@ -79,8 +77,7 @@ def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[
     }
     if names is not None:
         columns["name"] = pa.array(names, pa.string())
-    with new_file(path, replace=True) as draft:
-        pyarrow.parquet.write_table(pa.table(columns), draft)
+    pyarrow.parquet.write_table(pa.table(columns), path)
 
 
 WRITERS = {"safetensors": write_safetensors, "parquet": write_parquet}
@@ -122,12 +119,12 @@ def compute(
         check_settings(folder, {**dict.fromkeys(saved), **settings}, remedy)
     elif rank == 0:
         write_json(folder / SETTINGS, settings)
-    parts = range(len(part_paths(folder, settings)))
-    missing = [part for part in parts[rank::world] if not part_path(folder, part, form).exists()]
-    total = sum(min(count, (part + 1) * part_rows) - part * part_rows for part in missing)
+    firsts = range(0, count, part_rows)
+    parts = [(path, first, min(count, first + part_rows)) for path, first in zip(part_paths(folder, settings), firsts)]
+    missing = [part for part in parts[rank::world] if not part[0].exists()]
+    total = sum(last - first for _, first, last in missing)
     with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
-        for part in missing:
-            first, last = part * part_rows, min(count, (part + 1) * part_rows)
+        for path, first, last in missing:
             embeds, errors, place = [], {}, first
             for batch in encode(first, last):
                 errors |= {place + index: message for index, message in batch.errors.items()}
@@ -135,17 +132,14 @@ def compute(
                 place += len(batch.embeds)
                 bar.update(len(batch.embeds))
             part_names = None if names is None else names[first:last]
-            WRITERS[form](part_path(folder, part, form), first, torch.cat(embeds), errors, part_names)
+            with new_file(path, replace=True) as draft:
+                WRITERS[form](draft, first, torch.cat(embeds), errors, part_names)
     wait_for_all()
-
-
-def part_path(folder: Path, part: int, form: str) -> Path:
-    return folder / f"part-{part:05d}.{form}"
 
 
 def part_paths(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
     count = -(-settings["rows"] // settings["part_rows"])
-    return [part_path(folder, part, settings["form"]) for part in range(count)]
+    return [folder / f"part-{part:05d}.{settings['form']}" for part in range(count)]
 
 
 def check_settings(folder: str | Path, expected: Mapping[str, Any], remedy: str, *, missing: str = MISSING) -> None:

@@ -20,11 +20,10 @@ class SiglipExtTextEmbeddings(nn.Module):
 
     def __init__(self, config: SiglipExtTextConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.token_embedding_size or config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_projection = None
-        if config.token_embedding_size is not None:
-            self.token_projection = nn.Linear(config.token_embedding_size, config.hidden_size, bias=False)
+        narrow, width = config.token_embedding_size, config.hidden_size
+        self.token_embedding = nn.Embedding(config.vocab_size, narrow or width)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, width)
+        self.token_projection = None if narrow is None else nn.Linear(narrow, width, bias=False)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         tokens = self.token_embedding(input_ids)
@@ -93,14 +92,8 @@ class SiglipExtNaflexEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid_size**2, config.hidden_size)
 
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        spatial_shapes: torch.Tensor,
-        interpolate_pos_encoding: bool = False,
+        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor, interpolate_pos_encoding: bool = False
     ) -> torch.Tensor:
         tokens = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
         table = all_rows(self.position_embedding, self.config.grid_size**2, tokens.device)
         return tokens + resize_positions(table, spatial_shapes, pixel_values.shape[1])
-
-
-__all__ = ["SiglipExtNaflexEmbeddings", "SiglipExtTextEmbeddings", "SiglipExtVisionEmbeddings"]

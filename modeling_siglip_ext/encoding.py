@@ -83,12 +83,9 @@ def image_files(folder: str | Path) -> list[Path]:
 
 def items_of(source: Any, column: str | None, default: str) -> tuple[Iterable[Any], int | None]:
     """The single inputs of a list, array, folder, stream or dataset, and their number where it is known."""
-    if isinstance(source, (str, bytes, os.PathLike)):
-        if default == "image" and not isinstance(source, bytes) and os.path.isdir(source):
-            source = image_files(source)
-        else:
-            source = [source]
-    elif isinstance(source, Image.Image):
+    if default == "image" and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        source = image_files(source)
+    elif isinstance(source, (str, bytes, os.PathLike, Image.Image)):
         source = [source]
     elif hasattr(source, "column_names"):  # datasets.Dataset or IterableDataset
         column = column or default
@@ -131,9 +128,11 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, li
                 future.cancel()
 
 
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batches_of(items: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
+    while chunk := list(itertools.islice(items, batch_size)):
         yield chunk
 
 
@@ -148,8 +147,6 @@ def stream_images(
     timeout: float | None = None,
 ) -> Iterator[EncodedBatch]:
     """Embeddings of images, batch after batch; arguments as in `encode_images`. The model must be in eval mode."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
     image_processor = getattr(processor, "image_processor", processor)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
@@ -161,19 +158,17 @@ def stream_images(
             return str(error)
 
     width = None
-    for batch in chunks(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
+    for batch in batches_of(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
         errors = {place: found for place, found in enumerate(batch) if isinstance(found, str)}
         good = [place for place in range(len(batch)) if place not in errors]
-        embeds = None
         if good:
             inputs = {name: torch.cat([batch[place][name] for place in good]) for name in batch[good[0]]}
             embeds = embed(model, "image", inputs, normalize=normalize)
-            width = embeds.shape[1]
-        if width is None:
-            width = image_width(model, image_processor)
+        else:
+            embeds = torch.empty(0, width or image_width(model, image_processor))
+        width = embeds.shape[1]
         rows = torch.full((len(batch), width), torch.nan)
-        if embeds is not None:
-            rows[good] = embeds
+        rows[good] = embeds
         yield EncodedBatch(rows, errors)
 
 
@@ -192,11 +187,9 @@ def stream_texts(
     normalize: bool = True,
 ) -> Iterator[EncodedBatch]:
     """Embeddings of texts, batch after batch; arguments as in `encode_texts`. The model must be in eval mode."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
     tokenizer = cast(PreTrainedTokenizerBase, getattr(processor, "tokenizer", processor))
     start = 0
-    for batch in chunks(texts, batch_size):
+    for batch in batches_of(texts, batch_size):
         wrong = [place for place, text in enumerate(batch) if not isinstance(text, str)]
         if wrong:
             raise TypeError(f"text {start + wrong[0]} is a {type(batch[wrong[0]]).__name__}, not a string")
@@ -336,6 +329,3 @@ def encode_texts(
     embeds, _, cut = collect(batches, count, "texts", "raise", progress, model)
     warn_of_cut(cut, text_config(model).max_position_embeddings)
     return embeds if return_tensors == "pt" else embeds.numpy()
-
-
-__all__ = ["encode_images", "encode_texts"]

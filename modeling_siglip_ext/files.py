@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,12 @@ def lock(folder: Path) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    try:
+    with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    if not folder.exists():  # removed while it was opened here
-        os.close(descriptor)
-        return None
-    return descriptor
+        if folder.exists():  # it may have been removed while it was opened here
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def new_draft(out: Path) -> tuple[Path, int | None]:

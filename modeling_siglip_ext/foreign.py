@@ -9,7 +9,7 @@ import inspect
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel
+from transformers import MODEL_MAPPING
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -33,16 +33,6 @@ def tower_arguments(config: PreTrainedConfig, pooling: str) -> dict[str, bool]:
     model_class = MODEL_MAPPING.get(type(config), None)
     optional = inspect.isclass(model_class) and "add_pooling_layer" in inspect.signature(model_class).parameters
     return {"add_pooling_layer": False} if optional and pooling != "pooler" else {}
-
-
-def build_foreign_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
-    return AutoModel.from_config(config, **tower_arguments(config, pooling))
-
-
-def load_foreign_tower(source: str | PreTrainedModel, config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
-    if isinstance(source, PreTrainedModel):
-        return source
-    return AutoModel.from_pretrained(source, config=config, **tower_arguments(config, pooling))
 
 
 class ForeignTowerAdapter(nn.Module):
@@ -77,11 +67,7 @@ class ForeignTowerAdapter(nn.Module):
             self.projection = nn.Linear(tower_width(tower.config), projection_size)
 
     def forward(
-        self,
-        tower: PreTrainedModel,
-        inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        self, tower: PreTrainedModel, inputs: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
         Args:

@@ -67,6 +67,3 @@ class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "Siglip2ImageProcessor"}
-
-
-__all__ = ["SiglipExtImageProcessor", "SiglipExtNaflexImageProcessor"]

@@ -95,9 +95,7 @@ def open_image(source: Any, timeout: float | None) -> Image.Image:
         return Image.open(BytesIO(response.content))
     if isinstance(source, str) and not os.path.exists(source):
         return from_base64(source)
-    if isinstance(source, (str, os.PathLike)):
-        return Image.open(source)
-    if hasattr(source, "read"):
+    if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
         return Image.open(source)
     raise UnreadableImageError(
         f"{describe(source)} is not an image: give a path, URL, bytes, PIL image, array or tensor"
@@ -161,6 +159,3 @@ def describe(source: Any) -> str:
     if isinstance(source, Mapping) and (source.get("path") or source.get("bytes") is not None):
         return describe(source.get("path") or source["bytes"])
     return f"the given {type(source).__name__}"
-
-
-__all__ = ["UnreadableImageError", "image_suffixes", "is_image_file", "load_image"]

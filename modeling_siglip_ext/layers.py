@@ -40,16 +40,9 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Bidirectional attention by the backend that `config._attn_implementation` names."""
     backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+    scaling, dropout = query.shape[-1] ** -0.5, config.attention_dropout if module.training else 0.0
     return backend(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        is_causal=False,
-        scaling=query.shape[-1] ** -0.5,
-        dropout=config.attention_dropout if module.training else 0.0,
-        **kwargs,
+        module, query, key, value, attention_mask, is_causal=False, scaling=scaling, dropout=dropout, **kwargs
     )
 
 

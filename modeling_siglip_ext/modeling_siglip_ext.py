@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import PrefixChange, register_checkpoint_conversion_mapping
@@ -31,7 +31,7 @@ from .configuration_siglip_ext import (
     sub_config,
 )
 from .embeddings import SiglipExtNaflexEmbeddings, SiglipExtTextEmbeddings, SiglipExtVisionEmbeddings
-from .foreign import ForeignTowerAdapter, build_foreign_tower, load_foreign_tower, tower_width
+from .foreign import ForeignTowerAdapter, tower_arguments, tower_width
 from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer, SiglipExtMLP
 from .losses import sigmoid_loss, softmax_loss
 from .naflex import check_naflex_inputs, valid_patches
@@ -109,10 +109,7 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {
-        "hidden_states": SiglipExtEncoderLayer,
-        "attentions": SiglipExtAttention,
-    }
+    _can_record_outputs = {"hidden_states": SiglipExtEncoderLayer, "attentions": SiglipExtAttention}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # transformers takes code outside its tree for code that ignores its init functions, and then passes over every
@@ -225,14 +222,10 @@ class SiglipExtTextModel(SiglipExtPreTrainedModel):
             raise ValueError("input_ids is missing")
         length = self.config.max_position_embeddings
         if input_ids.shape[-1] != length:
-            remedy = (
-                f'padding="max_length", max_length={length}, truncation=True'
-                if input_ids.shape[-1] < length
-                else f"max_length={length}, truncation=True"
-            )
+            padding = 'padding="max_length", ' if input_ids.shape[-1] < length else ""
             raise ValueError(
                 f"input_ids has {input_ids.shape[-1]} tokens, this tower takes exactly {length} (SigLIP attends to "
-                f"its padding): tokenize with {remedy}"
+                f"its padding): tokenize with {padding}max_length={length}, truncation=True"
             )
         hidden_states = self.embeddings(input_ids, position_ids)
         hidden_states = self.final_layer_norm(self.encoder(hidden_states, **kwargs))
@@ -259,10 +252,9 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         # `head` is the stock name of the MAP head; the other poolings have no parameters
         self.head = build_pooling(config)
-        self.pre_logits = nn.Linear(config.hidden_size, config.hidden_size) if config.pre_logits else None
-        self.projection = None
-        if config.projection_size is not None:
-            self.projection = nn.Linear(config.hidden_size, config.projection_size)
+        width, embedding_width = config.hidden_size, config.projection_size
+        self.pre_logits = nn.Linear(width, width) if config.pre_logits else None
+        self.projection = None if embedding_width is None else nn.Linear(width, embedding_width)
         self.post_init()
 
     @merge_with_config_defaults
@@ -341,14 +333,8 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
         Raises:
             IndexError: The tower has no such layer.
         """
-        hidden_states = self(
-            pixel_values,
-            pixel_attention_mask,
-            spatial_shapes,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=True,
-            return_dict=True,
-        ).hidden_states
+        inputs = pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding
+        hidden_states = self(*inputs, output_hidden_states=True, return_dict=True).hidden_states
         if not -len(hidden_states) <= layer < len(hidden_states):
             raise IndexError(f"layer={layer}, but the tower has hidden states 0 to {len(hidden_states) - 1}")
         features = hidden_states[layer]
@@ -370,17 +356,14 @@ def embedding_size(config: SiglipExtConfig, kind: str) -> int:
     return tower_width(tower) if projection_size is None else projection_size
 
 
-TOWERS = {
-    "vision": (SiglipExtVisionConfig, SiglipExtVisionModel),
-    "text": (SiglipExtTextConfig, SiglipExtTextModel),
-}
+TOWERS = {"vision": (SiglipExtVisionConfig, SiglipExtVisionModel), "text": (SiglipExtTextConfig, SiglipExtTextModel)}
 
 
 def build_tower(config: SiglipExtConfig, kind: str) -> PreTrainedModel:
     """One tower, ours or one from elsewhere, as the configuration says."""
     tower = getattr(config, f"{kind}_config")
     if is_foreign(tower):
-        return build_foreign_tower(tower, getattr(config, f"{kind}_pooling"))
+        return AutoModel.from_config(tower, **tower_arguments(tower, getattr(config, f"{kind}_pooling")))
     return TOWERS[kind][1]._from_config(tower)
 
 
@@ -410,7 +393,8 @@ def load_tower(config: SiglipExtConfig, kind: str, source: str | PreTrainedModel
         ours.load_state_dict(model.state_dict())
         return ours
     if is_foreign(tower):
-        return load_foreign_tower(source, tower, getattr(config, f"{kind}_pooling"))
+        arguments = tower_arguments(tower, getattr(config, f"{kind}_pooling"))
+        return AutoModel.from_pretrained(source, config=tower, **arguments)
     return TOWERS[kind][1].from_pretrained(source, config=tower)
 
 
@@ -551,11 +535,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
             kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
             return self.vision_adapter(self.vision_model, pixel_values, **kwargs)
         return self.vision_model(
-            pixel_values=pixel_values,
-            pixel_attention_mask=pixel_attention_mask,
-            spatial_shapes=spatial_shapes,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **kwargs,
+            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, **kwargs
         )
 
     @can_return_tuple
@@ -611,15 +591,9 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
     def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """The loss of `config.loss_type` over normalised embeddings (B, D); over all ranks while training."""
         scale, bias = self._loss_head(image_embeds.device)
-        return LOSSES[self.config.loss_type](
-            image_embeds,
-            text_embeds,
-            scale,
-            bias,
-            group=self.loss_group,
-            # an evaluation may run on one rank alone, where a collective would wait forever
-            distribution="auto" if self.training else "none",
-        )
+        # an evaluation may run on one rank alone, where a collective would wait forever
+        options = {"group": self.loss_group, "distribution": "auto" if self.training else "none"}
+        return LOSSES[self.config.loss_type](image_embeds, text_embeds, scale, bias, **options)
 
     def _loss_head(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.logit_scale.to(device), None if self.logit_bias is None else self.logit_bias.to(device)
@@ -668,11 +642,7 @@ class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
             labels: Class indices (B,), or regression targets / multi-label rows as `config.problem_type` says.
         """
         outputs = self.vision_model(
-            pixel_values=pixel_values,
-            pixel_attention_mask=pixel_attention_mask,
-            spatial_shapes=spatial_shapes,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **kwargs,
+            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, **kwargs
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
@@ -682,20 +652,6 @@ class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
 
 
 # A tower alone reads its part of a full checkpoint, and is written as the stock tower classes write theirs.
-register_checkpoint_conversion_mapping(
-    "SiglipExtVisionModel", [PrefixChange(prefix_to_remove="vision_model")], overwrite=True
-)
-register_checkpoint_conversion_mapping(
-    "SiglipExtTextModel", [PrefixChange(prefix_to_remove="text_model")], overwrite=True
-)
-
-
-__all__ = [
-    "PatchFeatures",
-    "SiglipExtForImageClassification",
-    "SiglipExtModel",
-    "SiglipExtOutput",
-    "SiglipExtPreTrainedModel",
-    "SiglipExtTextModel",
-    "SiglipExtVisionModel",
-]
+for _, tower_class in TOWERS.values():
+    prefix = PrefixChange(prefix_to_remove=tower_class.base_model_prefix)
+    register_checkpoint_conversion_mapping(tower_class.__name__, [prefix], overwrite=True)

@@ -150,12 +150,11 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k} must be at least 1")
         forward: dict[str, Any] = {}
-        after: dict[str, Any] = {"top_k": top_k, "threshold": threshold}
+        after: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "function_to_apply": function_to_apply}
         if candidate_labels is not None:
             forward["labels"] = after["labels"] = check_labels(candidate_labels)
         if hypothesis_template is not None:
             forward["templates"] = check_templates(hypothesis_template)
-        after["function_to_apply"] = function_to_apply
         given = {name: value for name, value in after.items() if value is not None}
         return {} if timeout is None else {"timeout": timeout}, forward, given
 
@@ -270,6 +269,3 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         scores = scores.tolist()
         found = [{"score": scores[place], "label": labels[place]} for place in order]
         return found if threshold is None else [row for row in found if row["score"] >= threshold]
-
-
-__all__ = ["SiglipExtZeroShotImageClassificationPipeline"]

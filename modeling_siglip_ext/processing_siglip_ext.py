@@ -74,6 +74,3 @@ class SiglipExtProcessor(ProcessorMixin):
         naflex = "spatial_shapes" in self.image_processor.model_input_names
         stock = (Siglip2Processor if naflex else SiglipProcessor)(self.image_processor, self.tokenizer)
         stock.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-
-
-__all__ = ["SiglipExtProcessor"]

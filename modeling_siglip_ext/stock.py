@@ -95,18 +95,15 @@ def stock_vision(config: dict[str, Any], *, classifier: bool) -> dict[str, Any] 
 
 def stock_pair(config: dict[str, Any]) -> dict[str, Any] | None:
     towers = config["text_config"], config["vision_config"]
-    if [tower["model_type"] for tower in towers] != ["siglip_ext_text_model", "siglip_ext_vision_model"]:
-        return None
-    if config["loss_type"] != "sigmoid":
+    ours = [tower["model_type"] for tower in towers] == ["siglip_ext_text_model", "siglip_ext_vision_model"]
+    if not ours or config["loss_type"] != "sigmoid":
         return None
     family = "siglip2" if towers[1]["naflex"] else "siglip"
     classifier = (config.get("architectures") or [None])[0] == "SiglipExtForImageClassification"
     text, vision = stock_text(towers[0], family), stock_vision(towers[1], classifier=classifier)
     if text is None or vision is None:
         return None
-    stock = rename(config, family)
-    for key in PAIR_FIELDS:
-        stock.pop(key)
+    stock = rename({k: v for k, v in config.items() if k not in PAIR_FIELDS}, family)
     return {**stock, "text_config": text, "vision_config": vision}
 
 
@@ -145,6 +142,3 @@ def native_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
     if stock is None:
         return None
     return CONFIG_MAPPING[stock.pop("model_type")].from_dict(stock)
-
-
-__all__ = ["native_config"]

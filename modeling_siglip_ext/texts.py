@@ -57,6 +57,3 @@ def warn_of_cut(texts: Sequence[str], length: int) -> None:
             length,
             texts[0],
         )
-
-
-__all__ = ["NO_LENGTH", "STOCK_TEXT_LENGTH", "pads_to_full_length", "text_config", "tokenize", "warn_of_cut"]

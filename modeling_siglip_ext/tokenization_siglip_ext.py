@@ -96,6 +96,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000, max_length: in
     tokenizer.train_from_iterator((text.lower() for text in texts), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
     return apply_text_rules(fast, "v2", max_length)
-
-
-__all__ = ["apply_text_rules", "set_text_length", "train_tokenizer"]

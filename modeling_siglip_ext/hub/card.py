@@ -162,7 +162,8 @@ def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
     kept = [e for e in data.eval_results or [] if (e.unique_identifier, e.metric_type) not in new]
     data.eval_results = kept + added
     if data.model_name is None:
-        data.model_name = title(text) or Path(folder).resolve().name
+        title = re.search(r"^# (.+)$", text, flags=re.MULTILINE)
+        data.model_name = title[1] if title else Path(folder).resolve().name
     text = _tidy(str(card))
     check_card(text)
     write_eval_results(Path(folder) / EVAL_RESULTS / MEASURED, results, keep=True)
@@ -186,11 +187,6 @@ def card_at(folder: str | Path, location: str) -> str:
 def written_here(text: str) -> bool:
     """Whether this package wrote a card."""
     return MARK.search(text) is not None
-
-
-def title(text: str) -> str | None:
-    found = re.search(r"^# (.+)$", text, flags=re.MULTILINE)
-    return None if found is None else found[1]
 
 
 # ---- parts ----

@@ -149,11 +149,7 @@ def _as_ours(api: HfApi, upload: Upload, now: Remote, message: str, revision: st
     assert now.head is not None, "it differs from the head before, and a repository does not lose its commits"
     tree = api.list_repo_tree(upload.repo_id, recursive=True, revision=revision)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    for operation in upload.operations():
-        file = there.get(operation.path_in_repo)
-        if file is None or not _same(file, operation):
-            raise PublishError(MESSAGES[412].format(repo=upload.repo_id))
-    if now.stale(upload):
+    if now.stale(upload) or not all(_same(there.get(one.path_in_repo), one) for one in upload.operations()):
         raise PublishError(MESSAGES[412].format(repo=upload.repo_id))
     address = f"{api.endpoint}/{upload.repo_id}/commit/{now.head}"
     return CommitInfo(
@@ -161,8 +157,10 @@ def _as_ours(api: HfApi, upload: Upload, now: Remote, message: str, revision: st
     )
 
 
-def _same(file: RepoFile, operation: CommitOperationAdd) -> bool:
-    """Whether a file of a repository has the content of an operation, by their hashes."""
+def _same(file: RepoFile | None, operation: CommitOperationAdd) -> bool:
+    """Whether a file of a repository is there and has the content of an operation, by their hashes."""
+    if file is None:
+        return False
     if file.lfs is not None:
         return file.lfs.sha256 == operation.upload_info.sha256.hex()
     with operation.as_file() as opened:

@@ -62,11 +62,11 @@ def _problem(
     distribution: str,
     implementation: str,
 ) -> str | None:
+    shapes = f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)}"
     if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
-        got = _shapes(image_embeds, text_embeds)
-        return f"image_embeds and text_embeds must both be (B, D), one text an image, got {got}"
+        return f"image_embeds and text_embeds must both be (B, D), one text an image, got {shapes}"
     if image_embeds.numel() == 0:
-        return f"image_embeds and text_embeds must not be empty, got {_shapes(image_embeds, text_embeds)}"
+        return f"image_embeds and text_embeds must not be empty, got {shapes}"
     if image_embeds.dtype != text_embeds.dtype or image_embeds.dtype not in FLOATS:
         return (
             "image_embeds and text_embeds must have one floating dtype, "
@@ -91,7 +91,3 @@ def _problem(
     if (distribution, implementation) == ("ring", "eager"):
         return "distribution='ring' goes block by block, which implementation='eager' cannot: take 'tiled' or 'auto'"
     return None
-
-
-def _shapes(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> str:
-    return f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)}"

@@ -5,15 +5,16 @@ is the faster way while they fit. With `ring` they travel from neighbour to neig
 that a rank never holds more than a few local batches. Whatever is accumulated for a block of texts (their gradients,
 their log-sum-exp) travels with the block or is reduced on the way home.
 
-Everything is written against `Communicator`, four small methods. Here torch.distributed stands behind it, with
-whatever backend the group was made with, and torch_xla in `xla/devices.py`; another runtime needs only these four.
+Everything is written against `Communicator`, four small methods for a process that is alone. Here torch.distributed
+stands behind them, with whatever backend the group was made with, and torch_xla in `xla/devices.py`; another runtime
+needs only these four.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Protocol, cast, overload
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -25,44 +26,33 @@ from .eager import all_gather, reduce_scatter
 GATHER_LIMIT = 2**28
 
 
-class Communicator(Protocol):
-    """The ranks that share one global batch. Every rank must make the same calls in the same order."""
+class Communicator:
+    """The ranks that share one global batch. Every rank must make the same calls in the same order.
 
-    rank: int
-    world_size: int
+    As it stands here: one process that has the whole batch, and nobody to talk to.
+    """
+
+    rank: int = 0
+    world_size: int = 1
 
     def exchange(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
         """The numbers of every rank, in rank order, on the host."""
-
-    def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, ...) on every rank -> (world_size * n, ...) in rank order."""
-
-    def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
-        """(world_size * n, ...) on every rank -> (n, ...), the sum over ranks of this rank's part."""
-
-    def shift(self, tensors: Sequence[torch.Tensor], hops: int) -> Callable[[], list[torch.Tensor]]:
-        """Start sending to rank + hops; the returned function waits for what rank - hops has sent."""
-
-
-class Alone:
-    """One process has the whole batch; there is nobody to talk to."""
-
-    rank, world_size = 0, 1
-
-    def exchange(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
         return [list(numbers)]
 
     def all_gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, ...) on every rank -> (world_size * n, ...) in rank order."""
         return rows
 
     def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
+        """(world_size * n, ...) on every rank -> (n, ...), the sum over ranks of this rank's part."""
         return rows
 
     def shift(self, tensors: Sequence[torch.Tensor], hops: int) -> Callable[[], list[torch.Tensor]]:
+        """Start sending to rank + hops; the returned function waits for what rank - hops has sent."""
         return lambda: list(tensors)
 
 
-class TorchDistributed:
+class TorchDistributed(Communicator):
     """A process group of torch.distributed, on any backend."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -118,7 +108,7 @@ def communicator_name(group: dist.ProcessGroup | None, distribution: str) -> str
 
 def communicator(name: str) -> Communicator:
     if name == "":
-        return Alone()
+        return Communicator()
     if name == "xla":
         from .xla.devices import XlaDevices
 
@@ -215,88 +205,55 @@ class LogSumExps:
         return everybody.split(list(sizes))[comm.rank]
 
 
-Accumulator = Sums | LogSumExps
 Block = list[torch.Tensor]
-# Called with the global index of the first row, the rows, and the accumulated values to update in place, if any.
-Visit = Callable[[int, Block, torch.Tensor], None]
-Look = Callable[[int, Block, torch.Tensor | None], None]
-
-
-@overload
-def sweep(
-    comm: Communicator, distribution: str, sizes: Sequence[int], block: Block, accumulator: Accumulator, visit: Visit
-) -> torch.Tensor: ...
-
-
-@overload
-def sweep(
-    comm: Communicator,
-    distribution: str,
-    sizes: Sequence[int],
-    block: Block,
-    accumulator: Accumulator | None,
-    visit: Look,
-) -> torch.Tensor | None: ...
+# Called with the global index of the first row, the rows, and the accumulated values to update in place.
+Visit = Callable[[int, Block, Block], None]
+Accumulators = Sequence[Sums | LogSumExps]
 
 
 def sweep(
-    comm: Communicator,
-    distribution: str,
-    sizes: Sequence[int],
-    block: Block,
-    accumulator: Accumulator | None,
-    visit: Callable[..., None],
-) -> torch.Tensor | None:
+    comm: Communicator, distribution: str, sizes: Sequence[int], block: Block, accumulators: Accumulators, visit: Visit
+) -> Block:
     """Show the rows of every rank to every rank, and bring home what was accumulated for our own.
 
     Args:
         distribution: "gather" or "ring".
         sizes: Rows of each rank.
         block: Tensors with sizes[rank] rows, the texts and what belongs to them.
-        accumulator: What is accumulated for each row over all ranks; None for nothing.
+        accumulators: What is accumulated for each row over all ranks; empty for nothing.
         visit: Called with the global index of the first row, the rows, and the accumulated values to update in place.
 
     Returns:
-        The accumulated values of this rank's rows.
+        The accumulated values of this rank's rows, one tensor an accumulator.
     """
+    if distribution == "ring" and comm.world_size > 1:
+        return _sweep_ring(comm, sizes, block, accumulators, visit)
+    totals = [accumulator.new(sum(sizes)) for accumulator in accumulators]
+    visit(0, [gather_rows(comm, rows, sizes) for rows in block], totals)
     if comm.world_size == 1:
-        total = _new(accumulator, sizes[0])
-        visit(0, block, total)
-        return total
-    return (_sweep_ring if distribution == "ring" else _sweep_gather)(comm, sizes, block, accumulator, visit)
-
-
-def _new(accumulator: Accumulator | None, rows: int) -> torch.Tensor | None:
-    return None if accumulator is None else accumulator.new(rows)
-
-
-def _sweep_gather(
-    comm: Communicator, sizes: Sequence[int], block: Block, accumulator: Accumulator | None, visit: Look
-) -> torch.Tensor | None:
-    everything = [gather_rows(comm, rows, sizes) for rows in block]
-    total = _new(accumulator, sum(sizes))
-    visit(0, everything, total)
-    if accumulator is None or total is None:
-        return None
-    return accumulator.reduce(comm, total, sizes)
+        return totals
+    return [accumulator.reduce(comm, total, sizes) for accumulator, total in zip(accumulators, totals)]
 
 
 def _sweep_ring(
-    comm: Communicator, sizes: Sequence[int], block: Block, accumulator: Accumulator | None, visit: Look
-) -> torch.Tensor | None:
+    comm: Communicator, sizes: Sequence[int], block: Block, accumulators: Accumulators, visit: Visit
+) -> Block:
     world, longest = comm.world_size, max(sizes)
     starts = [0, *accumulate(sizes)]
     ways = [(direction, hops) for direction, hops in ((1, world // 2), (-1, (world - 1) // 2)) if hops]
 
-    def show(owner: int, rows: Block, total: torch.Tensor | None) -> None:
+    def new_totals() -> Block:
+        return [accumulator.new(longest) for accumulator in accumulators]
+
+    def show(owner: int, rows: Block, totals: Block) -> None:
         n = sizes[owner]
-        visit(starts[owner], [tensor[:n] for tensor in rows], None if total is None else total[:n])
+        visit(starts[owner], [tensor[:n] for tensor in rows], [total[:n] for total in totals])
 
     block = [_pad(rows, sizes) for rows in block]
     arriving = {direction: comm.shift(block, direction) for direction, _ in ways}
-    own = _new(accumulator, longest)
+    own = new_totals()
     show(comm.rank, block, own)
-    totals: dict[int, Callable[[], list[torch.Tensor]]] = {}  # accumulated along each way, and on its own way to us
+    sent: dict[int, Callable[[], Block]] = {}  # accumulated along each way, and on its own way to us
     for step in range(1, world // 2 + 1):
         for direction, hops in ways:
             if step > hops:
@@ -304,12 +261,10 @@ def _sweep_ring(
             rows = arriving[direction]()
             if step < hops:  # they travel on while we look at them
                 arriving[direction] = comm.shift(rows, direction)
-            total = totals[direction]()[0] if direction in totals else _new(accumulator, longest)
-            show((comm.rank - direction * step) % world, rows, total)
-            if total is not None:  # on with the rows, and from the last stop straight home
-                totals[direction] = comm.shift([total], direction if step < hops else -direction * hops)
-    if accumulator is None or own is None:
-        return None
-    for wait in totals.values():
-        own = accumulator.merge(own, wait()[0])
-    return own[: sizes[comm.rank]]
+            totals = sent[direction]() if direction in sent else new_totals()
+            show((comm.rank - direction * step) % world, rows, totals)
+            if totals:  # on with the rows, and from the last stop straight home
+                sent[direction] = comm.shift(totals, direction if step < hops else -direction * hops)
+    for wait in sent.values():
+        own = [accumulator.merge(*pair) for accumulator, *pair in zip(accumulators, own, wait())]
+    return [total[: sizes[comm.rank]] for total in own]

@@ -49,7 +49,7 @@ def tiled_sigmoid_loss(
     # would keep the allocator from reusing the memory between them.
     losses, bias_sums = scale.new_zeros(2, images.shape[0])
 
-    def visit(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
+    def visit(first_text: int, block: list[torch.Tensor], text_sums: list[torch.Tensor]) -> None:
         texts = block[0]
         positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[1])
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
@@ -67,13 +67,13 @@ def tiled_sigmoid_loss(
                 bias_sums[rows.start].add_(positive_gradient.sum())
             if image_sums is not None:
                 products.add_product_(image_sums[rows], tile, texts[columns])
-            if text_sums is not None:
-                products.add_product_(text_sums[columns], tile.mT, images[rows])
+            for text_sum in text_sums:
+                products.add_product_(text_sum[columns], tile.mT, images[rows])
 
     block = [texts] if pair_ids is None else [texts, pair_ids]
-    accumulator = Sums(scale, images.shape[1]) if needs_texts else None
+    accumulators = [Sums(scale, images.shape[1])] if needs_texts else []
     with torch.autocast(images.device.type, enabled=False):
-        text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulator, visit)
+        text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulators, visit)
 
     images_gradient, texts_gradient, scale_gradient = embedding_gradients(
         images, texts, image_sums, text_sums, scale * share, logit_scale, needs

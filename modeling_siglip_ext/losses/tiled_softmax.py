@@ -50,8 +50,8 @@ def tiled_softmax_loss(
     image_lse = LogSumExps(scale).new(images.shape[0])
     targets = torch.zeros_like(image_lse)
 
-    def find_lse(first_text: int, block: list[torch.Tensor], text_lse: torch.Tensor) -> None:
-        texts = block[0]
+    def find_lse(first_text: int, block: list[torch.Tensor], text_lses: list[torch.Tensor]) -> None:
+        texts, text_lse = block[0], text_lses[0]
         positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[1], weights)
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             tile = products.logits(images[rows], texts[columns])
@@ -63,7 +63,7 @@ def tiled_softmax_loss(
     # d log(scale) is <images, d images> and also <texts, d texts>, so one of the two is needed for it.
     image_sums = scale.new_zeros(images.shape) if needs_images or (needs_scale and not needs_texts) else None
 
-    def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
+    def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: list[torch.Tensor]) -> None:
         texts, text_lse = block[:2]
         positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[2], weights)
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
@@ -73,16 +73,16 @@ def tiled_softmax_loss(
             positives.part(rows, columns).subtract_(tile, 2)  # one target a row and one a column
             if image_sums is not None:
                 products.add_product_(image_sums[rows], tile, texts[columns])
-            if text_sums is not None:
-                products.add_product_(text_sums[columns], tile.mT, images[rows])
+            for text_sum in text_sums:
+                products.add_product_(text_sum[columns], tile.mT, images[rows])
 
     with torch.autocast(images.device.type, enabled=False):
-        text_lse = sweep(comm, distribution, sizes, block, LogSumExps(scale), find_lse)
-        text_sums = None
+        (text_lse,) = sweep(comm, distribution, sizes, block, [LogSumExps(scale)], find_lse)
+        text_sums = []
         if any(needs):
-            accumulator = Sums(scale, images.shape[1]) if needs_texts else None
+            accumulators = [Sums(scale, images.shape[1])] if needs_texts else []
             block = [texts, text_lse, *block[1:]]
-            text_sums = sweep(comm, distribution, sizes, block, accumulator, find_gradients)
+            text_sums = sweep(comm, distribution, sizes, block, accumulators, find_gradients)
 
     return (
         (image_lse + text_lse - 2 * targets).sum() * share,  # by rows, where the terms nearly cancel

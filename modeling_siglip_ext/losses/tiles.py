@@ -64,18 +64,23 @@ def embedding_gradients(
     images: torch.Tensor,
     texts: torch.Tensor,
     image_sums: torch.Tensor | None,
-    text_sums: torch.Tensor | None,
+    text_sums: Sequence[torch.Tensor],
     factor: torch.Tensor,
     logit_scale: torch.Tensor,
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of images, texts and logit_scale from the sums over tiles; empty ones where they are not needed."""
+    """Gradients of images, texts and logit_scale from the sums over tiles; empty ones where they are not needed.
+
+    Args:
+        image_sums: None where no gradient needs them.
+        text_sums: one tensor, or none where no gradient needs it.
+    """
     image_gradient, text_gradient, scale_gradient = (factor.new_empty(0) for _ in range(3))
     # of log(scale): <images, their gradient>, which is also <texts, their gradient>
-    if text_sums is not None:
-        text_gradient = text_sums.mul_(factor)
+    for text_sum in text_sums:
+        text_gradient = text_sum.mul_(factor)
         if needs[2] and image_sums is None:
-            scale_gradient = _inner_product(texts, text_sums).view_as(logit_scale)
+            scale_gradient = _inner_product(texts, text_gradient).view_as(logit_scale)
     if image_sums is not None:
         image_sums.mul_(factor)
         if needs[0]:
@@ -87,6 +92,8 @@ def embedding_gradients(
 
 def _inner_product(one: torch.Tensor, other: torch.Tensor, rows: int = 256) -> torch.Tensor:
     """<one, other> without the memory for one * other."""
+    if other.device.type == "xla":  # its compiler sees to that, and would unroll the loop
+        return (one * other).sum()
     parts = list(zip(one.split(rows), other.split(rows)))
     totals = torch.zeros(len(parts), dtype=other.dtype, device=other.device)  # a list of them would scatter the heap
     for total, (a, b) in zip(totals, parts):

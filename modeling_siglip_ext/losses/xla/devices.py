@@ -19,6 +19,8 @@ import torch.distributed as dist
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
 
+from ..distribution import Communicator
+
 
 def communicator_name(group: dist.ProcessGroup | None, distribution: str) -> str:
     """As `distribution.communicator_name`, for tensors on an XLA device.
@@ -53,8 +55,8 @@ def check_world_size() -> None:
         )
 
 
-class XlaDevices:
-    """A `Communicator` over all devices of the launch."""
+class XlaDevices(Communicator):
+    """All devices of the launch."""
 
     def __init__(self) -> None:
         self.rank, self.world_size = xr.global_ordinal(), xr.world_size()
@@ -70,14 +72,8 @@ class XlaDevices:
         return xm.all_gather(rows, dim=0, **self._collective)
 
     def reduce_scatter(self, rows: torch.Tensor) -> torch.Tensor:
-        return xm.reduce_scatter(
-            xm.REDUCE_SUM,
-            rows,
-            scale=1.0,
-            scatter_dim=0,
-            shard_count=self.world_size,
-            **self._collective,
-        )
+        count = self.world_size
+        return xm.reduce_scatter(xm.REDUCE_SUM, rows, 1.0, scatter_dim=0, shard_count=count, **self._collective)
 
     def shift(self, tensors: Sequence[torch.Tensor], hops: int) -> Callable[[], list[torch.Tensor]]:
         """Part of the graph: the compiler decides when the rows travel. The instruction has never run, see above."""

@@ -20,7 +20,7 @@ import torch_xla.runtime as xr
 from ..autograd import needed
 from ..checks import agree
 from ..distribution import LogSumExps, Sums, choose, communicator, gather_rows, sweep
-from ..tiles import accumulator_dtype
+from ..tiles import accumulator_dtype, embedding_gradients
 from .scan import Body, scan
 
 
@@ -55,26 +55,22 @@ def sigmoid_loss(
         rows = [layout.split(images.to(dtype)), layout.split(image_ids)]
         totals: list[torch.Tensor] = []
 
-        def visit(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
+        def visit(first_text: int, block: list[torch.Tensor], text_sums: list[torch.Tensor]) -> None:
             texts = block[0]
             text_ids = _places(first_text, texts) if pair_ids is None else block[1]
             constants = [texts.to(dtype), text_ids, scale, bias]
-            carried = [] if text_sums is None else [layout.zeros(text_sums)]
-            carried, outputs = scan(body, layout.replicated(constants), carried, rows)
-            if text_sums is not None:
-                text_sums += carried[0].sum(0)
-            totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
+            _scan_block(body, layout, constants, text_sums, rows, totals)
 
         block = [texts] if pair_ids is None else [texts, pair_ids]
-        accumulator = Sums(scale, images.shape[1]) if sum_texts else None
-        text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulator, visit)
+        accumulators = [Sums(scale, images.shape[1])] if sum_texts else []
+        text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulators, visit)
         image_sums = layout.join(totals[2]) if sum_images else None
         gradients = [
-            *_embedding_gradients(images, texts, logit_scale, image_sums, text_sums, scale * share, needs),
-            (totals[1].sum() * share).view_as(logit_bias) if needs[3] else None,
+            *embedding_gradients(images, texts, image_sums, text_sums, scale * share, logit_scale, needs),
+            (totals[1].sum() * share).view_as(logit_bias) if needs[3] else scale.new_empty(0),
         ]
         value = totals[0].sum() * share
-    return _WithGradients.apply(value, gradients, *arguments)
+    return _WithGradients.apply(value, gradients, needs, *arguments)
 
 
 def softmax_loss(
@@ -105,8 +101,8 @@ def softmax_loss(
         rows.append(weights)
         seen: list[torch.Tensor] = []
 
-        def find_lse(first_text: int, block: list[torch.Tensor], text_lse: torch.Tensor) -> None:
-            texts = block[0]
+        def find_lse(first_text: int, block: list[torch.Tensor], text_lses: list[torch.Tensor]) -> None:
+            texts, text_lse = block[0], text_lses[0]
             text_ids = _places(first_text, texts) if pair_ids is None else block[1]
             constants = [texts.to(dtype), text_ids, scale]
             carried = [layout.zeros(text_lse) - torch.inf]
@@ -119,28 +115,24 @@ def softmax_loss(
         body = _softmax_body(sum_images, sum_texts)
         totals: list[torch.Tensor] = []
 
-        def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: torch.Tensor | None) -> None:
+        def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: list[torch.Tensor]) -> None:
             texts, text_lse = block[:2]
             text_ids = _places(first_text, texts) if pair_ids is None else block[2]
             constants = [texts.to(dtype), text_ids, scale, text_lse]
-            carried = [] if text_sums is None else [layout.zeros(text_sums)]
-            carried, outputs = scan(body, layout.replicated(constants), carried, [*rows, image_lse])
-            if text_sums is not None:
-                text_sums += carried[0].sum(0)
-            totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
+            _scan_block(body, layout, constants, text_sums, [*rows, image_lse], totals)
 
         block = [texts] if pair_ids is None else [texts, pair_ids]
-        text_lse = sweep(comm, distribution, sizes, block, _LogSumExps(scale), find_lse)
+        (text_lse,) = sweep(comm, distribution, sizes, block, [_LogSumExps(scale)], find_lse)
         image_lse, targets = seen
-        text_sums = None
+        text_sums = []
         if any(needs):
-            accumulator = Sums(scale, images.shape[1]) if sum_texts else None
+            accumulators = [Sums(scale, images.shape[1])] if sum_texts else []
             block = [texts, text_lse, *block[1:]]
-            text_sums = sweep(comm, distribution, sizes, block, accumulator, find_gradients)
+            text_sums = sweep(comm, distribution, sizes, block, accumulators, find_gradients)
         image_sums = layout.join(totals[0]) if sum_images else None
-        gradients = _embedding_gradients(images, texts, logit_scale, image_sums, text_sums, scale * share, needs)
+        gradients = embedding_gradients(images, texts, image_sums, text_sums, scale * share, logit_scale, needs)
         value = (layout.join(image_lse - 2 * targets) + text_lse).sum() * share
-    return _WithGradients.apply(value, gradients, *arguments)
+    return _WithGradients.apply(value, gradients, needs, *arguments)
 
 
 # ---- the bodies of the loops: r images of each of w devices, (w, r, D), against n texts, (n, D)
@@ -240,6 +232,22 @@ class _Layout:
         return marked
 
 
+def _scan_block(
+    body: Body,
+    layout: _Layout,
+    constants: list[torch.Tensor],
+    text_sums: list[torch.Tensor],
+    rows: Sequence[torch.Tensor],
+    totals: list[torch.Tensor],
+) -> None:
+    """Show all images to a block of texts: what is carried is added to `text_sums`, the outputs to `totals`."""
+    carried = [layout.zeros(text_sum) for text_sum in text_sums]
+    carried, outputs = scan(body, layout.replicated(constants), carried, rows)
+    for text_sum, of_devices in zip(text_sums, carried):
+        text_sum += of_devices.sum(0)
+    totals[:] = [a + b for a, b in zip(totals, outputs)] if totals else outputs
+
+
 def _logaddexp(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """log(exp(one) + exp(other)), at least one of them finite. For `torch.logaddexp` XLA would go through the host."""
     return torch.maximum(one, other) + (-(one - other).abs()).exp().log1p()
@@ -255,36 +263,14 @@ def _places(first: int, rows: torch.Tensor) -> torch.Tensor:
     return torch.arange(first, first + rows.shape[0], dtype=torch.int32, device=rows.device)
 
 
-def _embedding_gradients(
-    images: torch.Tensor,
-    texts: torch.Tensor,
-    logit_scale: torch.Tensor,
-    image_sums: torch.Tensor | None,
-    text_sums: torch.Tensor | None,
-    factor: torch.Tensor,
-    needs: Sequence[bool],
-) -> list[torch.Tensor | None]:
-    """Of images, texts and logit_scale; the last is <images, their gradient> and also <texts, their gradient>."""
-    of_images = of_texts = of_scale = None
-    if text_sums is not None:
-        of_texts = text_sums * factor
-        if needs[2] and image_sums is None:
-            of_scale = (texts * of_texts).sum().view_as(logit_scale)
-    if image_sums is not None:
-        by_image = image_sums * factor
-        if needs[0]:
-            of_images = by_image
-        if needs[2]:
-            of_scale = (images * by_image).sum().view_as(logit_scale)
-    return [of_images, of_texts, of_scale]
-
-
 class _WithGradients(torch.autograd.Function):
     """A value whose gradients are known."""
 
     @staticmethod
-    def forward(ctx, value: torch.Tensor, gradients: list[torch.Tensor | None], *arguments: torch.Tensor):
-        ctx.dtypes = [argument.dtype for argument in arguments]
+    def forward(
+        ctx, value: torch.Tensor, gradients: Sequence[torch.Tensor], needs: Sequence[bool], *arguments: torch.Tensor
+    ):
+        ctx.dtypes = [argument.dtype if need else None for argument, need in zip(arguments, needs)]
         ctx.save_for_backward(*gradients)
         return value.clone()
 
@@ -293,4 +279,4 @@ class _WithGradients(torch.autograd.Function):
     def backward(ctx, grad_loss: torch.Tensor):
         # Cast only now, after the factor that keeps float16 from underflowing.
         pairs = zip(ctx.saved_tensors, ctx.dtypes)
-        return None, None, *(None if g is None else (g * grad_loss).to(dtype) for g, dtype in pairs)
+        return None, None, None, *(None if dtype is None else (g * grad_loss).to(dtype) for g, dtype in pairs)
