@@ -184,7 +184,7 @@ def compare(paths: Sequence[str | Path]) -> str:
     lines = ["# Results"]
     for (task, dataset_name), of_path in sorted(groups.items(), key=lambda group: group[0]):
         names, results = column_names(of_path), list(of_path.values())
-        keys = list(dict.fromkeys(key for result in results for key, v in result.metrics.items() if is_number(v)))
+        keys = dict.fromkeys(key for result in results for key, v in result.metrics.items() if is_number(v))
         lines += ["", f"## {task}: {dataset_name}", "", f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
         for key in keys:
             values = [result.metrics.get(key) for result in results]

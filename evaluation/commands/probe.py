@@ -11,8 +11,7 @@ from modeling_siglip_ext.command_line import Subparsers
 
 from ..data import EvaluationData
 from ..known_benchmarks import find
-from ..metrics.few_shot import few_shot_metrics
-from ..metrics.probes import knn, linear_probe
+from ..metrics.probes import few_shot_metrics, knn, linear_probe
 from ..results import Counts, Result
 from .arguments import evaluation_command, open_session, result_path, select_data
 

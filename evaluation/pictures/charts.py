@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from .style import ACCENT, FAINT, INK, MUTED, RIGHT, WRONG, caption_fonts, cut, quiet, save
+from .style import ACCENT, FAINT, INK, MUTED, RIGHT, WRONG, caption_fonts, cut, heading, quiet, save
 
 
 def confusion_matrix(
@@ -46,7 +46,7 @@ def confusion_matrix(
     axes.tick_params(length=0, colors=INK)
     for spine in axes.spines.values():
         spine.set_color(FAINT)
-    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
+    heading(axes, title)
     if len(chosen) <= 12:
         for row, column in np.ndindex(*shares.shape):
             share = shares[row, column]
@@ -75,7 +75,7 @@ def language_bars(
     axes.yaxis.set_major_formatter("{x:g} %")
     quiet(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    axes.set_title(f"{title}: Recall@1", fontsize=11, loc="left", color=INK, fontweight="bold")
+    heading(axes, f"{title}: Recall@1")
     return save(figure, path)
 
 
@@ -101,5 +101,5 @@ def similarity_histogram(
     axes.set_xlabel("cosine of image and text", color=MUTED)
     quiet(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
+    heading(axes, title)
     return save(figure, path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
 
-from .style import ACCENT, FAINT, INK, MUTED, RIGHT, save
+from .style import ACCENT, INK, MUTED, RIGHT, quiet, save
 
 
 def loss_curve(
@@ -83,9 +83,6 @@ def loss_curve(
         panel.set_title("held out", fontsize=10.5, color=INK, loc="left")
     for panel in panels:
         panel.set_xlabel("step", fontsize=9.5, color=MUTED)
-        panel.tick_params(colors=MUTED, labelsize=9, which="both", length=0)
-        panel.grid(color=FAINT, linewidth=0.8)
-        panel.set_axisbelow(True)
-        for side, spine in panel.spines.items():
-            spine.set(visible=side == "bottom", color=FAINT)
+        panel.tick_params(labelsize=9, which="both")
+        quiet(panel, "both")
     return save(figure, path)

@@ -10,11 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
+from modeling_siglip_ext.images import load_image
+
 from .style import ACCENT, BASE_FONT, FAINT, INK, MUTED, RIGHT, RIGHT_FILL, bare, caption_fonts, cut, save
 
 
 def _picture(axes: Axes, image: Image.Image, frame: str | None = None) -> None:
-    axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos", aspect="equal")
+    axes.imshow(np.asarray(load_image(image)), interpolation="lanczos", aspect="equal")
     bare(axes)
     if frame is not None:
         for spine in axes.spines.values():
