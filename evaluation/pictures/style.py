@@ -95,8 +95,12 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def heading(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=11, loc="left", color=INK, fontweight="bold")
+def chart(width: float, height: float, title: str) -> tuple[Canvas, Axes]:
+    """A figure, in inches, with one pair of axes under a title."""
+    figure = Canvas(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
+    return figure, axes
 
 
 def quiet(axes: Axes, grid: Literal["both", "y"] = "y") -> None:
