@@ -7,8 +7,7 @@ if __name__ == "evaluation":
 
 from .data import Classes, EvaluationData, select
 from .evaluate import evaluate
-from .metrics.few_shot import few_shot_metrics
-from .metrics.probes import knn, linear_probe
+from .metrics.probes import few_shot_metrics, knn, linear_probe
 from .metrics.retrieval import retrieval_metrics
 from .metrics.zero_shot import ForcedChoiceTask, ZeroShotTask, class_embeddings, zero_shot_metrics
 from .results import Result, write_result

@@ -13,19 +13,9 @@ from transformers.utils import logging
 
 from modeling_siglip_ext.encoding import collect, encode_texts, items_of, stream_images, undecoded
 
-from .data import Classes, EvaluationData
+from .data import EvaluationData
+from .metrics import zero_shot
 from .metrics.retrieval import retrieval_metrics
-from .metrics.zero_shot import (
-    ForcedChoiceTask,
-    ZeroShotTask,
-    accuracies,
-    class_embeddings,
-    fill_templates,
-    first_of_same,
-    forced_choice_accuracy,
-    zero_shot_metrics,
-    zero_shot_ranks,
-)
 from .prompts import canonicalize as canonical
 from .results import Counts, EvaluatedModel, Result
 
@@ -110,10 +100,11 @@ def evaluate(
         if not kept:
             raise ValueError("no image has a label")
         own = [labels[row] for row in kept]
-        prompts = prompts_of(classes, canonicalize)
-        prototypes = class_embeddings(embed, prompts, batch_size=batch_size)
+        change = canonical if canonicalize else str
+        prompts = zero_shot.fill_templates(map(change, classes.names), list(map(change, classes.templates)))
+        prototypes = zero_shot.class_embeddings(embed, prompts, batch_size=batch_size)
         part = F.normalize(images[kept], dim=-1)
-        metrics |= accuracy_of(part, prototypes, own, first_of_same(prompts))
+        metrics |= accuracy_of(part, prototypes, own, zero_shot.first_of_same(prompts))
         predictions = torch.full((len(images),), -1)
         predictions[kept] = torch.cat([(some @ prototypes.T).argmax(1) for some in part.split(4096)])
         counts = replace(counts, evaluated=len(kept), without_label=sum(not one for one in labels))
@@ -184,23 +175,19 @@ def pairs(
     return F.normalize(images[kept], dim=-1), F.normalize(texts[chosen], dim=-1), owner[chosen]
 
 
-def prompts_of(classes: Classes, canonicalize: bool) -> list[list[str]]:
-    """The texts of each class."""
-    change = canonical if canonicalize else str
-    return fill_templates([change(name) for name in classes.names], [change(one) for one in classes.templates])
-
-
 def accuracy_of(
     images: torch.Tensor, prototypes: torch.Tensor, labels: Sequence[Sequence[int]], first_of: Sequence[int]
 ) -> dict[str, float]:
     """Accuracies, and mean per-class recall where every image has one label."""
     if all(len(own) == 1 for own in labels):
-        return zero_shot_metrics(images, prototypes, [own[0] for own in labels], first_of=first_of)
-    return accuracies(zero_shot_ranks(images, prototypes, labels, first_of=first_of), len(prototypes))
+        return zero_shot.zero_shot_metrics(images, prototypes, [own[0] for own in labels], first_of=first_of)
+    ranks = zero_shot.zero_shot_ranks(images, prototypes, labels, first_of=first_of)
+    return zero_shot.accuracies(ranks, len(prototypes))
 
 
-def task_accuracy(embed: Embed, images: torch.Tensor, task: ZeroShotTask | ForcedChoiceTask) -> float:
+def task_accuracy(embed: Embed, images: torch.Tensor, task: zero_shot.Task) -> float:
     """The accuracy of one task on its rows' images, normalised."""
-    if isinstance(task, ForcedChoiceTask):
-        return forced_choice_accuracy(embed, images, task)
-    return zero_shot_metrics(images, class_embeddings(embed, task.prompts), task.labels, ks=(1,))["accuracy@1"]
+    if isinstance(task, zero_shot.ForcedChoiceTask):
+        return zero_shot.forced_choice_accuracy(embed, images, task)
+    prototypes = zero_shot.class_embeddings(embed, task.prompts)
+    return zero_shot.zero_shot_metrics(images, prototypes, task.labels, ks=(1,))["accuracy@1"]

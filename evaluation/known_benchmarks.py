@@ -24,7 +24,7 @@ class Benchmark:
 
     task: str
     dataset: str
-    split: str = "test"
+    split: str | None = "test"
     train_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
@@ -35,6 +35,7 @@ class Benchmark:
     central_crop: bool = False
 
 
+NO_BENCHMARK = Benchmark("", "", split=None)
 _WDS = "hf://datasets/clip-benchmark/wds_"
 _IMAGENET = Benchmark(
     "zero-shot",

@@ -17,9 +17,7 @@ from .data import Provenance
 
 
 PACKAGES = ("siglip-ext", "torch", "transformers", "datasets", "numpy", "pillow", "scikit-learn")
-# fields that a file holds as they are
-AS_THEY_ARE = ("groups", "device", "processes", "seconds", "command", "versions", "date")
-Part = TypeVar("Part", bound="EvaluatedModel | Counts | Provenance")
+Part = TypeVar("Part", bound="EvaluatedModel | Counts | Provenance | Result")
 
 
 @dataclass(frozen=True)
@@ -104,32 +102,28 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The content of a result file."""
-        dataset: dict[str, Any] = {} if self.dataset is None else asdict(self.dataset)
-        dataset |= {key: value for key, value in asdict(self.counts).items() if value is not None}
-        if self.train is not None:
-            dataset["train"] = asdict(self.train)
-        model = None if self.model is None else asdict(self.model)
-        if model is not None:
-            model["class"] = model.pop("class_name")
-        content: dict[str, Any] = {"task": self.task, "metrics": dict(self.metrics), "model": model}
-        content |= {"dataset": dataset, "settings": dict(self.settings)}
-        content |= {key: getattr(self, key) for key in AS_THEY_ARE}
-        return {key: value for key, value in content.items() if value is not None}
+        content = asdict(replace(self, predictions=None))
+        counts, train = content.pop("counts"), content.pop("train")
+        if self.model is not None:
+            content["model"]["class"] = content["model"].pop("class_name")
+        content["dataset"] = {**(content["dataset"] or {}), **without_none({**counts, "train": train})}
+        return without_none(content)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Result":
         """The result that a file's content says; what an older file lacks is None."""
         model, dataset = content.get("model"), content.get("dataset") or {}
-        return cls(
-            content["task"],
-            content["metrics"],
-            model=None if model is None else known(EvaluatedModel, {**model, "class_name": model.get("class")}),
-            dataset=known(Provenance, dataset) if "source" in dataset else None,
-            counts=known(Counts, dataset),
-            settings=content.get("settings") or {},
-            train=known(Provenance, dataset["train"]) if "train" in dataset else None,
-            **{key: content.get(key) for key in AS_THEY_ARE},
-        )
+        parts = {
+            "model": None if model is None else known(EvaluatedModel, {**model, "class_name": model.get("class")}),
+            "dataset": known(Provenance, dataset) if "source" in dataset else None,
+            "counts": known(Counts, dataset),
+            "train": known(Provenance, dataset["train"]) if "train" in dataset else None,
+        }
+        return known(cls, {**content, **parts})
+
+
+def without_none(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if value is not None}
 
 
 def known(kind: type[Part], content: Mapping[str, Any]) -> Part:
@@ -190,7 +184,7 @@ def compare(paths: Sequence[str | Path]) -> str:
     lines = ["# Results"]
     for (task, dataset_name), of_path in sorted(groups.items(), key=lambda group: group[0]):
         names, results = column_names(of_path), list(of_path.values())
-        keys = list(dict.fromkeys(key for result in results for key, v in result.metrics.items() if is_number(v)))
+        keys = dict.fromkeys(key for result in results for key, v in result.metrics.items() if is_number(v))
         lines += ["", f"## {task}: {dataset_name}", "", f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
         for key in keys:
             values = [result.metrics.get(key) for result in results]

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ class Settings:
         batch_size: inputs in one forward pass.
         workers: threads that prepare images; None for one a core, at most 8.
         part_rows: embeddings in one file on disk.
-        output_dir: for results and their pictures.
         cache_dir: for embeddings, shared between evaluations.
         central_crop: resize images to size / 0.875 and crop.
     """
@@ -45,14 +45,32 @@ class Settings:
     batch_size: int = 64
     workers: int | None = None
     part_rows: int = 4096
-    output_dir: str = "results"
     cache_dir: str = "results/embeddings"
     central_crop: bool = False
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What is embedded.
+
+    Args:
+        kind: "image" or "text".
+        items: paths or texts, or rows of `datasets` with images in `column`.
+        identity: a hash that changes with the inputs.
+        column: of the images.
+        names: of the inputs, for people.
+    """
+
+    kind: str
+    items: Any
+    identity: str | None
+    column: str | None = None
+    names: list[str | None] | None = None
+
+
 @dataclass
 class Session:
-    """A model that is being evaluated, and where its embeddings and results go."""
+    """A model that is being evaluated, and where its embeddings go."""
 
     settings: Settings
     model: PreTrainedModel
@@ -100,66 +118,72 @@ class Session:
             **about,
         }
 
-    def embed_images(self, data: EvaluationData) -> tuple[torch.Tensor, dict[int, str]]:
-        """Embeddings (rows, D) through the cache, not normalised, and why some cannot be read; see `store.compute`."""
-        assert data.provenance is not None
+    def encode(self, inputs: Inputs, normalize: bool, first: int, last: int) -> Iterator[EncodedBatch]:
+        """Embeddings of a part of the inputs."""
+        if inputs.column is None:
+            part = inputs.items[first:last]
+        else:
+            part = (row[inputs.column] for row in inputs.items.select(range(first, last)))
+        options: dict[str, Any] = {"batch_size": self.settings.batch_size, "normalize": normalize}
+        if inputs.kind == "text":
+            return stream_texts(self.model, self.processor, part, **options)
+        return stream_images(self.model, self.processor, part, workers=self.settings.workers, **options)
 
-        def encode(first: int, last: int) -> Iterator[EncodedBatch]:
-            items = (row[data.image_column] for row in data.images.select(range(first, last)))
-            sizes = {"batch_size": self.settings.batch_size, "workers": self.settings.workers}
-            return stream_images(self.model, self.processor, items, normalize=False, **sizes)
+    def write(
+        self, folder: Path, identity: Mapping, inputs: Inputs, *, normalize: bool, form: str = "safetensors"
+    ) -> None:
+        """Write the embeddings that are missing in a folder; see `store.compute`."""
+        store.compute(
+            folder,
+            identity,
+            len(inputs.items),
+            partial(self.encode, inputs, normalize),
+            self.model,
+            form=form,
+            names=inputs.names,
+            part_rows=self.settings.part_rows,
+            what=f"{inputs.kind}s",
+        )
 
-        identity = self.identity("image", data=data.provenance.fingerprint, column=data.image_column)
-        embeds, errors = self._stored(identity, len(data.images), encode, what="images")
-        warn_of_unreadable(errors, len(embeds))
-        return embeds, errors
-
-    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings (texts, D) through the cache, not normalised."""
-
-        def encode(first: int, last: int) -> Iterator[EncodedBatch]:
-            part = texts[first:last]
-            return stream_texts(self.model, self.processor, part, batch_size=self.settings.batch_size, normalize=False)
-
-        identity = self.identity("text", data=store.fingerprint({"texts": list(texts)}))
-        return self._stored(identity, len(texts), encode, what="texts")[0]
-
-    def _stored(
-        self, identity: dict, count: int, encode: Callable[[int, int], Iterator[EncodedBatch]], what: str
-    ) -> tuple[torch.Tensor, dict[int, str]]:
+    def embed(self, inputs: Inputs) -> tuple[torch.Tensor, dict[int, str]]:
+        """Embeddings (inputs, D) through the cache, not normalised, and why some are missing; none unless `first`."""
+        identity = self.identity(inputs.kind, data=inputs.identity, column=inputs.column)
         folder = Path(self.settings.cache_dir) / store.fingerprint(identity)
-        store.compute(folder, identity, count, encode, self.model, part_rows=self.settings.part_rows, what=what)
+        self.write(folder, identity, inputs, normalize=False)
         if not self.first:  # it computes no figures
             return torch.empty(0), {}
         embeds, errors, _ = store.read(folder)
+        warn_of_unreadable(errors, len(embeds))
         return embeds, errors
+
+    def embed_images(self, data: EvaluationData) -> tuple[torch.Tensor, dict[int, str]]:
+        """Embeddings (rows, D) of the data's images, and why some cannot be read; as `embed`."""
+        assert data.provenance is not None
+        return self.embed(Inputs("image", data.images, data.provenance.fingerprint, data.image_column))
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings (texts, D); as `embed`."""
+        return self.embed(Inputs("text", texts, store.fingerprint({"texts": list(texts)})))[0]
 
     def evaluate(self, data: EvaluationData, **options: Any) -> Result:
         """`evaluate` with embeddings of this session; `options` are its further arguments."""
         return evaluate(self.model, self.processor, data, batch_size=self.settings.batch_size, **options)
 
-    def finish(self, result: Result, name: str) -> Path:
+    def finish(self, result: Result, path: Path) -> None:
         """Write and print a result, with what this session knows of it."""
-        facts = EvaluatedModel(
-            self.settings.model,
-            self.weights,
-            self.settings.revision,
-            type(self.model).__name__,
-            self.settings.dtype,
-        )
+        about = self.settings
         result = replace(
             result,
-            model=facts,
+            model=EvaluatedModel(about.model, self.weights, about.revision, type(self.model).__name__, about.dtype),
             device=str(self.model.device),
             processes=store.processes()[1],
             seconds=round(time.monotonic() - self.started, 1),
         )
-        path = write_result(Path(self.settings.output_dir) / f"{name}.json", result)
+        write_result(path, result)
         for key, value in result.metrics.items():
             if isinstance(value, float):
                 print(f"{key:40s} {value:.4f}")
         print(path)
-        return path
 
 
 def default_device() -> str:

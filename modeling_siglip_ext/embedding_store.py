@@ -5,6 +5,7 @@ A folder holds what its embeddings depend on, and parts of consecutive rows with
 Under torchrun every process computes each n-th part; the first one reads all of them.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -40,8 +41,15 @@ def wait_for_all() -> None:
     if processes()[1] > 1:
         if not dist.is_initialized():
             dist.init_process_group()
+            # before the interpreter goes down, and with it the threads of the group
+            atexit.register(leave)
         # A sum on the host: `barrier` would go through the accelerators, where processes may share one.
         dist.all_reduce(torch.zeros(()))
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def weights_fingerprint(model: nn.Module) -> str:

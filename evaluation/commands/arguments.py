@@ -12,14 +12,12 @@ from modeling_siglip_ext.command_line import Parser, Run, Subparsers, add_comman
 
 from ..data import EvaluationData, select
 from ..known_benchmarks import known_to
-from ..session import Settings
+from ..session import Session, Settings
 
 
-def evaluation_command(
-    commands: Subparsers, name: str, run: Run, *, summary: str, description: str | None = None
-) -> tuple[Parser, Group, Group]:
-    """A command that evaluates a model on rows; its parser, and its groups of options for data and settings."""
-    parser = add_command(commands, name, run, summary=summary, description=description)
+def evaluation_command(commands: Subparsers, name: str, run: Run, summary: str) -> tuple[Group, Group]:
+    """A command that evaluates a model on rows; its groups of options for data and settings."""
+    parser = add_command(commands, name, run, summary=summary)
     parser.usage = "%(prog)s --model MODEL --dataset DATASET [options]"
     add_model(parser)
     data = add_rows(parser, known_to(name))
@@ -29,7 +27,7 @@ def evaluation_command(
     results.add_argument(
         "--cache_dir", default="results/embeddings", metavar="FOLDER", help="embeddings, shared between commands"
     )
-    return parser, data, own
+    return data, own
 
 
 def add_model(parser: Parser) -> None:
@@ -63,10 +61,10 @@ def add_columns(group: Group) -> None:
     group.add_argument("--image_column", metavar="NAME", help="column with images")
 
 
-def session_settings(arguments: argparse.Namespace, *, central_crop: bool = False) -> Settings:
-    """How the arguments want the model loaded and run."""
+def open_session(arguments: argparse.Namespace, *, central_crop: bool = False) -> Session:
+    """The model, loaded and run as the arguments want it."""
     given: dict[str, Any] = {**vars(arguments), "central_crop": central_crop}
-    return Settings(**{one.name: given[one.name] for one in fields(Settings) if one.name in given})
+    return Session.open(Settings(**{one.name: given[one.name] for one in fields(Settings) if one.name in given}))
 
 
 def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData:
@@ -76,7 +74,7 @@ def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData
     return select(arguments.dataset, **{"task": arguments.command, **given, **options})
 
 
-def result_name(arguments: argparse.Namespace) -> str:
-    """The name of the result file, without suffix, and of its picture."""
+def result_path(arguments: argparse.Namespace, suffix: str = ".json") -> Path:
+    """The result file, or its picture."""
     about = arguments.benchmark or Path(arguments.dataset.rstrip("/")).name
-    return re.sub(r"[^\w.-]+", "-", f"{arguments.command}-{about}")
+    return Path(arguments.output_dir) / (re.sub(r"[^\w.-]+", "-", f"{arguments.command}-{about}") + suffix)

@@ -1,19 +1,16 @@
 """`embed`: embeddings of many images or texts in a folder, for search."""
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.command_line import Subparsers, add_command
-from modeling_siglip_ext.encoding import EncodedBatch, image_files, stream_images, stream_texts
+from modeling_siglip_ext.encoding import image_files
 
 from ..data import columns, load
 from ..data.classes import read_lines_or_json
-from ..session import Session
-from .arguments import add_columns, add_model, session_settings
+from ..session import Inputs
+from .arguments import add_columns, add_model, open_session
 
 
 def register(commands: Subparsers) -> None:
@@ -34,25 +31,6 @@ def register(commands: Subparsers) -> None:
     own = parser.add_argument_group("output")
     own.add_argument("--output_dir", required=True, metavar="FOLDER", help="where the embeddings go")
     own.add_argument("--format", choices=("parquet", "safetensors"), default="parquet", help="of the files")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is embedded.
-
-    Args:
-        kind: "image" or "text".
-        items: paths or texts, or rows of `datasets` with images in `column`.
-        identity: a hash that changes with the inputs.
-        column: of the images.
-        names: of the inputs, for people.
-    """
-
-    kind: str
-    items: Any
-    identity: str
-    column: str | None = None
-    names: list[str | None] | None = None
 
 
 def inputs_of(arguments: argparse.Namespace) -> Inputs:
@@ -78,28 +56,14 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    inputs = inputs_of(arguments)
-    settings = session_settings(arguments)
-    session = Session.open(settings)
-
-    def encode(first: int, last: int) -> Iterator[EncodedBatch]:
-        size = settings.batch_size
-        if inputs.kind == "text":
-            return stream_texts(session.model, session.processor, inputs.items[first:last], batch_size=size)
-        if inputs.column is None:
-            part = inputs.items[first:last]
-        else:
-            part = (row[inputs.column] for row in inputs.items.select(range(first, last)))
-        return stream_images(session.model, session.processor, part, batch_size=size, workers=settings.workers)
-
-    count, what, folder = len(inputs.items), f"{inputs.kind}s", Path(arguments.output_dir)
-    if not count:
+    inputs, folder = inputs_of(arguments), Path(arguments.output_dir)
+    if not len(inputs.items):
         raise ValueError("there is nothing to embed")
-    identity = session.identity(inputs.kind, data=inputs.identity, normalized=True, model=settings.model)
-    form: dict[str, Any] = {"form": arguments.format, "part_rows": settings.part_rows}
-    store.compute(folder, identity, count, encode, session.model, names=inputs.names, what=what, **form)
+    session = open_session(arguments)
+    identity = session.identity(inputs.kind, data=inputs.identity, normalized=True, model=arguments.model)
+    session.write(folder, identity, inputs, normalize=True, form=arguments.format)
     if session.first:
-        _, errors, _ = store.read(folder)
+        embeds, errors, _ = store.read(folder)
         for row, message in errors.items():
             print(f"row {row} cannot be read: {message}")
-        print(f"{count - len(errors)} of {count} {what} are in {folder}")
+        print(f"{len(embeds) - len(errors)} of {len(embeds)} {inputs.kind}s are in {folder}")

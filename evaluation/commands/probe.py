@@ -10,13 +10,10 @@ import torch
 from modeling_siglip_ext.command_line import Subparsers
 
 from ..data import EvaluationData
-from ..evaluate import evaluated_model
 from ..known_benchmarks import find
-from ..metrics.few_shot import few_shot_metrics
-from ..metrics.probes import knn, linear_probe
+from ..metrics.probes import few_shot_metrics, knn, linear_probe
 from ..results import Counts, Result
-from ..session import Session
-from .arguments import evaluation_command, result_name, select_data, session_settings
+from .arguments import evaluation_command, open_session, result_path, select_data
 
 
 # what each takes of the arguments, and what it is
@@ -33,7 +30,7 @@ PROBES: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...], str]] = 
 
 def register(commands: Subparsers) -> None:
     for name, (_, _, summary) in PROBES.items():
-        _, data, own = evaluation_command(commands, name, run, summary=summary)
+        data, own = evaluation_command(commands, name, run, summary)
         data.add_argument("--label_column", metavar="NAME", help="column with classes: numbers, or names")
         data.add_argument("--train_split", metavar="NAME", help="part to train on (default: train)")
         if name == "few-shot":
@@ -51,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     train_split = arguments.train_split or known or "train"
     sets = {"train": select_data(arguments, split=train_split), "test": select_data(arguments)}
     labels = common_labels(sets)
-    session = Session.open(session_settings(arguments))
+    session = open_session(arguments)
     embeds = {part: session.embed_images(data) for part, data in sets.items()}
     if not session.first:
         return
@@ -68,13 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
     result = Result(
         arguments.command,
         probe(features["train"], targets["train"], features["test"], targets["test"], **settings),
-        model=evaluated_model(session.model),
         dataset=sets["test"].provenance,
         counts=Counts(**counts),
         settings=settings,
         train=sets["train"].provenance,
     )
-    session.finish(result, result_name(arguments))
+    session.finish(result, result_path(arguments))
 
 
 def common_labels(sets: dict[str, EvaluationData]) -> dict[str, list[int]]:

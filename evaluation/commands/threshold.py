@@ -1,7 +1,6 @@
 """`threshold`: the cosine from which an image and a text count as matched."""
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,16 +8,14 @@ from torch.nn import functional as F
 
 from modeling_siglip_ext.command_line import Subparsers
 
-from ..evaluate import evaluated_model
 from ..metrics.similarity import calibrate_threshold
 from ..results import Counts, Result
-from ..session import Session
-from .arguments import evaluation_command, result_name, select_data, session_settings
+from .arguments import evaluation_command, open_session, result_path, select_data
 
 
 def register(commands: Subparsers) -> None:
     summary = "Calibrate the cosine from which an image and a text count as matched."
-    _, data, own = evaluation_command(commands, "threshold", run, summary=summary)
+    data, own = evaluation_command(commands, "threshold", run, summary)
     data.add_argument("--caption_column", metavar="NAME", help="column with captions; of several the first counts")
     data.add_argument(
         "--label_column", metavar="NAME", help="1 for a matched pair, 0 for another; without it texts are shuffled"
@@ -31,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     data = select_data(arguments)
     assert data.captions is not None
     texts = [own[0] for own in data.captions]
-    session = Session.open(session_settings(arguments))
+    session = open_session(arguments)
     embeds, errors = session.embed_images(data)
     text_embeds = session.embed_texts(texts)
     if not session.first:
@@ -57,18 +54,15 @@ def run(arguments: argparse.Namespace) -> None:
         metrics["probability_at_threshold"] = probability
     from ..pictures.charts import similarity_histogram
 
-    name = result_name(arguments)
-    path = Path(arguments.output_dir) / f"{name}.png"
-    similarity_histogram(path, similarities.numpy(), matched, metrics["threshold"])
+    similarity_histogram(result_path(arguments, ".png"), similarities.numpy(), matched, metrics["threshold"])
     result = Result(
         arguments.command,
         metrics,
-        model=evaluated_model(session.model),
         dataset=data.provenance,
         counts=Counts(pairs=len(matched), matched=int(matched.sum()), unreadable=sorted(errors)),
         settings={"precision": arguments.precision, "seed": arguments.seed if data.labels is None else None},
     )
-    session.finish(result, name)
+    session.finish(result, result_path(arguments))
 
 
 def probability_at(model: torch.nn.Module, threshold: float) -> float | None:

@@ -2,17 +2,15 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from modeling_siglip_ext.command_line import Subparsers
 
-from ..session import Session
-from .arguments import evaluation_command, result_name, select_data, session_settings
+from .arguments import evaluation_command, open_session, result_path, select_data
 
 
 def register(commands: Subparsers) -> None:
     summary = "Classification by class names: accuracy, and mean per-class recall where every image has one label."
-    _, data, own = evaluation_command(commands, "zero-shot", run, summary=summary)
+    data, own = evaluation_command(commands, "zero-shot", run, summary)
     data.add_argument("--label_column", metavar="NAME", help="column with classes: numbers, or names")
     data.add_argument(
         "--labels", metavar="FILE", help="JSON: the right classes of each row, any number (ImageNet-ReaL)"
@@ -52,23 +50,22 @@ def run(arguments: argparse.Namespace) -> None:
     assert data.labels is not None
     assert data.provenance is not None
     crop = data.classes.central_crop if arguments.central_crop is None else arguments.central_crop
-    session = Session.open(session_settings(arguments, central_crop=crop))
+    session = open_session(arguments, central_crop=crop)
     embeds, errors = session.embed_images(data)
     if not session.first:
         return
     result = session.evaluate(data, image_embeds=embeds, unreadable=errors, canonicalize=arguments.canonicalize)
-    name = result_name(arguments)
     if result.settings["labels"] == "one a row":
         from ..pictures.charts import confusion_matrix
 
         assert result.predictions is not None
         pairs = [(own[0], chosen) for own, chosen in zip(data.labels, result.predictions) if chosen >= 0]
         confusion_matrix(
-            Path(arguments.output_dir) / f"{name}.png",
+            result_path(arguments, ".png"),
             [right for right, _ in pairs],
             [chosen for _, chosen in pairs],
             data.classes.names,
             title=f"{data.provenance.name}: share of each class's images",
         )
     settings = {**result.settings, "central_crop": crop, "label_map": arguments.label_map}
-    session.finish(replace(result, settings=settings), name)
+    session.finish(replace(result, settings=settings), result_path(arguments))

@@ -62,7 +62,7 @@ def class_names_of(
 
 
 def templates_of(
-    wanted: str | Sequence[str] | None, source: str | None, benchmark: Benchmark | None
+    wanted: str | Sequence[str] | None, source: str | None, benchmark: Benchmark
 ) -> tuple[list[str], str]:
     """Prompt templates and where they are from.
 
@@ -77,9 +77,9 @@ def templates_of(
     if wanted and Path(wanted).is_file():
         return read_lines_or_json(wanted), wanted
     beside = lines_beside(source, "zeroshot_classification_templates.txt") if source else None
-    if wanted is None and beside and not (benchmark and benchmark.class_names == "imagenet"):
+    if wanted is None and beside and benchmark.class_names != "imagenet":
         return [template.replace("{c}", "{}") for template in beside], "zeroshot_classification_templates.txt"
-    name = wanted or (benchmark.templates if benchmark else None) or "clip_paper"
+    name = wanted or benchmark.templates or "clip_paper"
     return known_templates(name), name
 
 

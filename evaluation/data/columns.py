@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import datasets
 
@@ -92,11 +92,8 @@ def captions(dataset: datasets.Dataset, name: str, *, optional: bool = False) ->
 
 def file_names(dataset: datasets.Dataset, name: str) -> list[str | None]:
     """The file name of each image where the dataset knows it."""
-    rows: Iterable[Any] = images(dataset, name)
     if "__key__" in dataset.column_names:
         return list(dataset["__key__"])
-    found = []
-    for row in rows:
-        path = row[name].get("path") if isinstance(row[name], Mapping) else row[name]
-        found.append(os.path.basename(path) if isinstance(path, str) else None)
-    return found
+    values = (row[name] for row in cast(Iterable[Any], images(dataset, name)))
+    paths = [value.get("path") if isinstance(value, Mapping) else value for value in values]
+    return [os.path.basename(path) if isinstance(path, str) else None for path in paths]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..metrics.zero_shot import ForcedChoiceTask, ZeroShotTask
+from ..metrics.zero_shot import Task
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class EvaluationData:
     labels: Sequence[Sequence[int]] | None = None
     classes: Classes | None = None
     label_names: Sequence[str] | None = None
-    tasks: Sequence[ZeroShotTask | ForcedChoiceTask] = ()
+    tasks: Sequence[Task] = ()
     provenance: Provenance | None = None
 
     def __post_init__(self) -> None:

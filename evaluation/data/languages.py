@@ -9,7 +9,7 @@ import datasets
 
 from . import columns
 from .evaluation_data import EvaluationData, Provenance
-from .layouts import load
+from .layouts import first_rows, load
 
 
 def xm3600(folder: str | Path) -> tuple[list[str], dict[str, list[list[str]]]]:
@@ -72,8 +72,7 @@ def select_languages(
         of_language = {language: of_language[language] for language in languages or of_language}
         provenance = Provenance(source, "xm3600", rows=len(rows), fingerprint=rows._fingerprint)
         return EvaluationData(rows, "image", provenance=provenance), of_language
-    rows = load(source, config=config, split=split)
-    rows = rows.select(range(min(limit, len(rows)))) if limit else rows
+    rows = first_rows(load(source, config=config, split=split), limit)
     image = columns.column(rows, image_column, columns.IMAGE_COLUMNS, "image")
     if not languages:
         raise ValueError("give --languages, the columns with the captions of each language")

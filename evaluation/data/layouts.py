@@ -35,6 +35,10 @@ def load(source: str, *, config: str | None = None, split: str | None = None) ->
     return found
 
 
+def first_rows(rows: datasets.Dataset, limit: int | None) -> datasets.Dataset:
+    return rows.select(range(min(limit, len(rows)))) if limit else rows
+
+
 def _load(source: str, config: str | None, split: str | None) -> datasets.Dataset:
     if Path(source).exists():
         return _load_local(Path(source), split)

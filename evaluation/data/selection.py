@@ -6,11 +6,11 @@ from pathlib import Path
 
 import datasets
 
-from ..known_benchmarks import PROBES, find
+from ..known_benchmarks import NO_BENCHMARK, PROBES, find
 from . import columns
 from .classes import class_names_of, labels_from_file, map_labels, templates_of
 from .evaluation_data import Classes, EvaluationData, Provenance
-from .layouts import load
+from .layouts import first_rows, load
 
 
 def select(
@@ -54,26 +54,22 @@ def select(
     """
     if task not in (None, "retrieval", "threshold", "zero-shot", *PROBES):
         raise ValueError(f"no task {task!r}; there are retrieval, threshold, zero-shot, {', '.join(PROBES)}")
-    known = find(benchmark, task) if benchmark else None
-    if source is None and known is None:
+    if source is None and not benchmark:
         raise ValueError("give --dataset or --benchmark")
-    settings = known if source is None else None  # a copy has columns and splits of its own
+    known = find(benchmark, task) if benchmark else NO_BENCHMARK
+    settings = known if source is None else NO_BENCHMARK  # a copy has columns and splits of its own
     if isinstance(source, datasets.Dataset):
         name, rows = source.info.dataset_name or "dataset", source
     else:
-        name = str(source) if source is not None else known.dataset if known is not None else ""
-        split = split or (settings.split if settings else None)
+        name, split = str(source or known.dataset), split or settings.split
         rows = load(name, config=config, split=split)
-    if limit:
-        rows = rows.select(range(min(limit, len(rows))))
+    rows = first_rows(rows, limit)
 
     def column(what: str, given: str | None, usual: Sequence[str]) -> str:
-        given = given or (getattr(settings, f"{what}_column") if settings else None)
-        return columns.column(rows, given, usual, what)
+        return columns.column(rows, given or getattr(settings, f"{what}_column"), usual, what)
 
     image = column("image", image_column, columns.IMAGE_COLUMNS)
-    if task is None:
-        task = known.task if known else task_of(rows, caption_column, label_column or labels_file)
+    task = task or known.task or task_of(rows, caption_column, label_column or labels_file)
     captions = labels = classes = names = None
     read: dict[str, str | None] = {"image": image}
     if task in ("retrieval", "threshold"):
@@ -85,14 +81,13 @@ def select(
     elif task in PROBES:
         read["label"] = label = column("label", label_column, columns.LABEL_COLUMNS)
         labels, names = columns.labels(rows, label), columns.label_names(rows, label)
-    elif labels_file is None and known is not None and known.labels_file:
+    elif labels_file is None and known.labels_file:
         raise ValueError(f"benchmark {benchmark} needs --labels, the file with its labels")
     else:
         label = None if labels_file else column("label", label_column, columns.LABEL_COLUMNS)
         read |= {"label": label, "labels_file": labels_file}
-        wanted = class_names or (known.class_names if known else None)
         origin = None if isinstance(source, datasets.Dataset) else name
-        class_list, names_from = class_names_of(wanted, origin, rows, label)
+        class_list, names_from = class_names_of(class_names or known.class_names, origin, rows, label)
         names = columns.label_names(rows, label) if label else None
         if labels_file:
             labels = labels_from_file(labels_file, rows, image)
@@ -102,7 +97,7 @@ def select(
         if label_map:
             content = json.loads(Path(label_map).read_text(encoding="utf-8"))
             labels, class_list = map_labels(content, labels, class_list, names)
-        classes = Classes(class_list, prompts, names_from, templates_from, known is not None and known.central_crop)
+        classes = Classes(class_list, prompts, names_from, templates_from, known.central_crop)
     provenance = Provenance(name, benchmark, config, split, len(rows), rows._fingerprint, read)
     images = columns.images(rows, image)
     return EvaluationData(images, image, captions, labels, classes, names, provenance=provenance)

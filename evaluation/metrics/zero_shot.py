@@ -1,6 +1,6 @@
 """Zero-shot classification: classes are texts; templates are ensembled as in CLIP (arXiv 2103.00020, sec. 3.1.4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +68,10 @@ class ForcedChoiceTask:
             )
 
 
-def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+Task = ZeroShotTask | ForcedChoiceTask
+
+
+def fill_templates(class_names: Iterable[str], templates: Sequence[str]) -> list[list[str]]:
     """Every class name in every template; raises ValueError for a template without "{}"."""
     without = [template for template in templates if "{}" not in template]
     if without or not templates:

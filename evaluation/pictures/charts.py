@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 
-from .style import ACCENT, FAINT, INK, MUTED, RIGHT, WRONG, caption_fonts, cut, quiet, save
+from .style import ACCENT, FAINT, INK, MUTED, RIGHT, WRONG, caption_fonts, chart, cut, quiet, save
 
 
 def confusion_matrix(
@@ -35,8 +34,7 @@ def confusion_matrix(
     shares = shares[np.ix_(chosen, chosen)]
     shown = [cut(names[place], 24) for place in chosen]
     side = max(3.5, 0.28 * len(chosen) + 2.2)
-    figure = Canvas(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = chart(side + 0.8, side, title)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     fonts = caption_fonts(shown)
     axes.set_xticks(range(len(chosen)), shown, rotation=90, fontsize=7.5, fontfamily=fonts)
@@ -46,7 +44,6 @@ def confusion_matrix(
     axes.tick_params(length=0, colors=INK)
     for spine in axes.spines.values():
         spine.set_color(FAINT)
-    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
     if len(chosen) <= 12:
         for row, column in np.ndindex(*shares.shape):
             share = shares[row, column]
@@ -64,8 +61,7 @@ def language_bars(
     """Draw Recall@1 of both directions for every language, best first, with the means as lines."""
     directions = {"text → image": "text_to_image_recall@1", "image → text": "image_to_text_recall@1"}
     languages = sorted(of_language, key=lambda name: -of_language[name]["text_to_image_recall@1"])
-    figure = Canvas(figsize=(max(5.0, 0.3 * len(languages) + 1.5), 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = chart(max(5.0, 0.3 * len(languages) + 1.5), 4, f"{title}: Recall@1")
     places = np.arange(len(languages))
     for offset, (label, key), colour in zip((-0.2, 0.2), directions.items(), (ACCENT, RIGHT)):
         values = [100 * of_language[name][key] for name in languages]
@@ -75,7 +71,6 @@ def language_bars(
     axes.yaxis.set_major_formatter("{x:g} %")
     quiet(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    axes.set_title(f"{title}: Recall@1", fontsize=11, loc="left", color=INK, fontweight="bold")
     return save(figure, path)
 
 
@@ -90,8 +85,7 @@ def similarity_histogram(
     """Draw the cosines of matched and of unmatched pairs, each as a density, and the calibrated threshold."""
     scores, truth = np.asarray(similarities, float), np.asarray(matched, bool)
     edges = np.linspace(scores.min(), scores.max() + 1e-9, 60)
-    figure = Canvas(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = chart(7, 3.6, title)
     for kind, name, colour in ((False, "unmatched", WRONG), (True, "matched", RIGHT)):
         part = scores[truth == kind]
         axes.hist(part, bins=edges.tolist(), density=True, color=colour, alpha=0.65, label=f"{name} ({len(part)})")
@@ -101,5 +95,4 @@ def similarity_histogram(
     axes.set_xlabel("cosine of image and text", color=MUTED)
     quiet(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
     return save(figure, path)

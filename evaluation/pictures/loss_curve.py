@@ -5,14 +5,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Canvas
 
-from .style import ACCENT, FAINT, INK, MUTED, RIGHT, save
+from .style import ACCENT, INK, MUTED, RIGHT, quiet, save
+
+
+RECALL = {f"eval_image_to_text_recall@{k}": f"image → text R@{k}" for k in (1, 5)}
 
 
 def loss_curve(
     path: str | Path,
     log_history: Sequence[Mapping[str, float]],
     *,
-    metrics: Mapping[str, str] | None = None,
+    metrics: Mapping[str, str] = RECALL,
     title: str = "Training",
 ) -> Path:
     """Draw the training loss and the evaluation figures of a run over its steps.
@@ -30,11 +33,6 @@ def loss_curve(
     Raises:
         ValueError: the history has no training loss.
     """
-    if metrics is None:
-        metrics = {
-            "eval_image_to_text_recall@1": "image → text R@1",
-            "eval_image_to_text_recall@5": "image → text R@5",
-        }
 
     def series(key: str) -> tuple[list[float], list[float]]:
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry and "step" in entry]
@@ -83,9 +81,6 @@ def loss_curve(
         panel.set_title("held out", fontsize=10.5, color=INK, loc="left")
     for panel in panels:
         panel.set_xlabel("step", fontsize=9.5, color=MUTED)
-        panel.tick_params(colors=MUTED, labelsize=9, which="both", length=0)
-        panel.grid(color=FAINT, linewidth=0.8)
-        panel.set_axisbelow(True)
-        for side, spine in panel.spines.items():
-            spine.set(visible=side == "bottom", color=FAINT)
+        panel.tick_params(labelsize=9, which="both")
+        quiet(panel, "both")
     return save(figure, path)

@@ -10,11 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
+from modeling_siglip_ext.images import load_image
+
 from .style import ACCENT, BASE_FONT, FAINT, INK, MUTED, RIGHT, RIGHT_FILL, bare, caption_fonts, cut, save
 
 
+LEGEND = "Queries drawn at random. Green: the right answer. Numbers: cosine of image and text embedding."
+
+
 def _picture(axes: Axes, image: Image.Image, frame: str | None = None) -> None:
-    axes.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos", aspect="equal")
+    axes.imshow(np.asarray(load_image(image)), interpolation="lanczos", aspect="equal")
     bare(axes)
     if frame is not None:
         for spine in axes.spines.values():
@@ -122,13 +127,7 @@ def retrieval_contact_sheet(
         for i, answer in enumerate(found):
             axes = place(pictures + i * (picture + 0.1), y + 0.13, side, side)
             _picture(axes, images[answer], RIGHT if answer == query else FAINT)
-    write(
-        margin,
-        height - 0.26,
-        "Queries drawn at random. Green: the right answer. Numbers: cosine of image and text embedding.",
-        fontsize=8,
-        color=MUTED,
-    )
+    write(margin, height - 0.26, LEGEND, fontsize=8, color=MUTED)
     return save(figure, path)
 
 

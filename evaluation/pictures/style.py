@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,10 +43,6 @@ def caption_fonts(texts: Iterable[str]) -> list[str]:
     Warns, naming the characters, where no font of the system has them.
     """
     needed = {ord(character) for text in texts for character in text if character.isprintable()}
-    families = [BASE_FONT]
-    for entry in fontManager.ttflist:
-        if entry.name == BASE_FONT and entry.style == "normal" and entry.weight == 400:
-            needed -= characters(entry.fname)
     # Regular, upright faces only; sorted, so that one system always draws the same. Matplotlib ships a Last Resort
     # font, which claims every character and draws a box for each.
     candidates = sorted(
@@ -55,14 +52,12 @@ def caption_fonts(texts: Iterable[str]) -> list[str]:
             if entry.style == "normal" and entry.weight in (400, 500) and not entry.name.startswith("Last Resort")
         }
     )
-    while needed and candidates:
-        covered, name = max(((len(needed & characters(path)), name) for name, path in candidates), key=lambda x: x[0])
-        if not covered:
-            break
+    families, name, covered = [], BASE_FONT, 1
+    while covered:
         families.append(name)
-        for other, path in candidates:
-            if other == name:
-                needed -= characters(path)
+        needed = needed.difference(*(characters(path) for other, path in candidates if other == name))
+        reach = ((len(needed & characters(path)), name) for name, path in candidates if needed)
+        covered, name = max(reach, key=lambda one: one[0], default=(0, ""))
     if needed:
         shown = "".join(chr(code) for code in sorted(needed)[:20])
         warnings.warn(
@@ -100,9 +95,17 @@ def bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def quiet(axes: Axes) -> None:
-    axes.tick_params(length=0, colors=MUTED)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+def chart(width: float, height: float, title: str) -> tuple[Canvas, Axes]:
+    """A figure, in inches, with one pair of axes under a title."""
+    figure = Canvas(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11, loc="left", color=INK, fontweight="bold")
+    return figure, axes
+
+
+def quiet(axes: Axes, grid: Literal["both", "y"] = "y") -> None:
+    axes.tick_params(which="both", length=0, colors=MUTED)
+    axes.grid(axis=grid, color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set(visible=side == "bottom", color=FAINT)

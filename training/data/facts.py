@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset
 
-from modeling_siglip_ext.evaluation.metrics.zero_shot import ForcedChoiceTask, ZeroShotTask
-
-
-Task = ZeroShotTask | ForcedChoiceTask
+from modeling_siglip_ext.evaluation.metrics.zero_shot import Task
 
 
 def no_tasks(held_out: Dataset) -> Sequence[Task]:

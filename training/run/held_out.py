@@ -8,7 +8,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 
 from modeling_siglip_ext.evaluation.data import EvaluationData
 from modeling_siglip_ext.evaluation.evaluate import evaluate
-from modeling_siglip_ext.evaluation.metrics.zero_shot import ForcedChoiceTask, ZeroShotTask
+from modeling_siglip_ext.evaluation.metrics.zero_shot import Task
 
 
 class HeldOutMetrics:
@@ -22,9 +22,7 @@ class HeldOutMetrics:
         tasks: zero-shot tasks over the rows of the evaluation set.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, tasks: Sequence[ZeroShotTask | ForcedChoiceTask] = ()
-    ):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, tasks: Sequence[Task] = ()):
         self.model = model
         self.processor = processor
         self.data = EvaluationData(tasks=tasks)

@@ -351,11 +351,12 @@ def test_two_processes_give_the_result_of_one(folder, tmp_path):
     base += ["--part_rows", "5", "--sheet", "0"]
     assert main([*base, "--output_dir", str(tmp_path / "one"), "--cache_dir", str(tmp_path / "cache1")]) == 0
     paths = ["--output_dir", str(tmp_path / "two"), "--cache_dir", str(tmp_path / "cache2")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "modeling_siglip_ext.evaluation", *base, *paths]
+    # no name of the host is looked up; torchrun's own store gives the port, so that none can be taken meanwhile
+    launcher = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", *launcher, "-m", "modeling_siglip_ext.evaluation", *base, *paths]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-20000:]}"
     one, two = (json.loads((tmp_path / n / "retrieval-data.json").read_text()) for n in ("one", "two"))
     assert one["metrics"] == two["metrics"]
     assert (one["processes"], two["processes"]) == (1, 2)

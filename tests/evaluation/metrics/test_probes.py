@@ -7,8 +7,14 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, recall_score
 
-from modeling_siglip_ext.evaluation.metrics.few_shot import few_shot_metrics, ridge_scores, strict_accuracy
-from modeling_siglip_ext.evaluation.metrics.probes import knn, linear_probe, metrics_of
+from modeling_siglip_ext.evaluation.metrics.probes import (
+    few_shot_metrics,
+    knn,
+    linear_probe,
+    metrics_of,
+    ridge_scores,
+    strict_accuracy,
+)
 
 
 def clusters(rows: int, classes: int = 4, width: int = 12, spread: float = 1.0, seed: int = 0):
