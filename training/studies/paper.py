@@ -135,7 +135,9 @@ def optimizers(plan: Plan) -> list[Chart]:
     """
     base = plan.tuned()
     points, choices = {}, []
-    for label, (optimizer, beta2, rates) in OPTIMIZERS.items() if base is not None else ():
+    for label, (optimizer, beta2, rates) in OPTIMIZERS.items():
+        if base is None:
+            break
         found = sweep(plan.runs, replace(base, optimizer=optimizer, beta2=beta2), "learning_rate", rates)
         points[label] = chosen = plan.chosen(found)
         if chosen is not None:
