@@ -19,6 +19,7 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 
+from ..components.card import output_folder
 from ..data.emoji.loader import load_emoji
 from .recipe import Recipe
 from .rows import BUNDLED
@@ -100,8 +101,7 @@ def small_start(recipe: Recipe) -> None:
 
     A model is a SigLIP with a tokenizer of its own, a tower a ViT.
     """
-    assert recipe.training.output_dir is not None  # a default takes its place
-    folder, model = Path(recipe.training.output_dir) / "start", recipe.model
+    folder, model = output_folder(recipe.training) / "start", recipe.model
     torch.manual_seed(recipe.training.seed)
     if model.model_name_or_path == START:
         _write_model(folder)

@@ -27,9 +27,7 @@ STARTS = {
     "b = -10, t = 10": (10.0, -10.0, True),
     "b = -log B, t = 10": (10.0, None, True),
 }
-STARTS_PAPER = {
-    "paper": {"no b, t = 10": 62.0, "b = 0, t = 1": 53.7, "b = 0, t = 10": 61.7, "b = -10, t = 10": 63.0},
-}
+STARTS_PAPER = {"paper": {"no b, t = 10": 62.0, "b = 0, t = 1": 53.7, "b = 0, t = 10": 61.7, "b = -10, t = 10": 63.0}}
 
 RATES = (5e-4, 2e-3, 8e-3)
 DECAYS = (1e-4, 1e-2)
