@@ -4,6 +4,7 @@ transformers' own defaults are made for losses that are a mean over samples; sev
 wrong without a word. The ones that bite are changed here, each with its reason.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -201,21 +202,19 @@ class SiglipExtTrainingArguments(TrainingArguments):
             raise ValueError(f"mini_batch_size={size} must divide per_device_train_batch_size={batch}")
         if size is not None and self.deepspeed is not None:
             raise ValueError("mini_batch_size does not work with DeepSpeed: use DDP or FSDP2")
-        for name in ("vision_lr_factor", "text_lr_factor", "head_lr_factor", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}; to stop a tower's training use lock_towers")
-        for name in ("eval_contrastive_batch_size", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.group_from_epoch < 0:
-            raise ValueError(f"group_from_epoch must not be negative, got {self.group_from_epoch}")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
-        for name in ("ema_decay", "max_bad_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+        def check(holds: Callable[[float], bool], what: str, *names: str, remedy: str = "") -> None:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ValueError(f"{name} must {what}, got {value}{remedy}")
+
+        factors = ("vision_lr_factor", "text_lr_factor", "head_lr_factor", "layer_decay")
+        check(lambda value: value > 0, "be positive", *factors, remedy="; to stop a tower's training use lock_towers")
+        check(lambda value: value >= 1, "be at least 1", "eval_contrastive_batch_size", "group_size")
+        check(lambda value: value >= 0, "not be negative", "group_from_epoch")
+        check(lambda value: value > 0, "be positive", "max_seconds")
+        check(lambda value: 0 <= value <= 1, "be between 0 and 1", "ema_decay", "max_bad_fraction")
 
     def _count_in_examples(self) -> None:
         """Turn lengths in examples into steps of the global batch."""

@@ -296,17 +296,10 @@ class SiglipExtTrainer(AtomicCheckpoints):
         if isinstance(dataset, ImageTextStream):
             if not is_training:
                 raise ValueError("ImageTextStream never ends: evaluate on a map-style dataset")
-            return stream_loader(
-                dataset,
-                batch_size,
-                ReportingCollator(collator),
-                args.process_index,
-                args.world_size,
-                num_workers=args.dataloader_num_workers,
-                pin_memory=args.dataloader_pin_memory,
-                prefetch_factor=args.dataloader_prefetch_factor,
-                multiprocessing_context=args.dataloader_multiprocessing_context,
-            )
+            names = ("num_workers", "pin_memory", "prefetch_factor", "multiprocessing_context")
+            workers = {name: getattr(args, f"dataloader_{name}") for name in names}
+            place = args.process_index, args.world_size
+            return stream_loader(dataset, batch_size, ReportingCollator(collator), *place, **workers)
         try:
             # dataloader_drop_last is for training: every sample counts in evaluation.
             args.dataloader_drop_last = drop_last and is_training

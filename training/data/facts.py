@@ -1,7 +1,7 @@
 """What a dataset says of itself, for the card and the held-out figures of what was trained on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from datasets import Dataset
 
@@ -9,10 +9,6 @@ from modeling_siglip_ext.evaluation.metrics.zero_shot import ForcedChoiceTask, Z
 
 
 Task = ZeroShotTask | ForcedChoiceTask
-
-
-def no_tasks(held_out: Dataset) -> Sequence[Task]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -32,4 +28,4 @@ class DatasetFacts:
     summary: str = ""
     limits: str | None = None
     languages: tuple[str, ...] = ()
-    tasks: Callable[[Dataset], Sequence[Task]] = field(default=no_tasks)
+    tasks: Callable[[Dataset], Sequence[Task]] = lambda held_out: ()

@@ -127,18 +127,15 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
     data = DataArguments(**{name: value for name, value in vars(arguments).items() if name in DATA})
+    same = ("image_column", "batch_size", "workers", "part_rows", "max_bad_fraction")
     precompute(
         arguments.vision_name_or_path,
         every_row(data),
         arguments.output_dir,
-        image_column=data.image_column,
         pooling=arguments.vision_pooling,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        part_rows=arguments.part_rows,
         device=checked_device(arguments.device or default_device()),
         dtype=getattr(torch, arguments.dtype),
-        max_bad_fraction=arguments.max_bad_fraction,
+        **{name: getattr(arguments, name) for name in same},
     )
     if store.processes()[0] == 0:
         print(f"The embeddings are in {arguments.output_dir}")

@@ -116,10 +116,7 @@ def small_start(recipe: Recipe) -> None:
 def _write_model(folder: Path) -> None:
     captions = load_emoji("train")["en"]
     tokenizer = train_tokenizer(captions, vocab_size=VOCABULARY, max_length=TEXT["max_position_embeddings"])
-    tokens = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    SiglipExtModel(SiglipExtConfig(vision_config=VISION, text_config={**TEXT, **tokens})).save_pretrained(str(folder))
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**TEXT, "vocab_size": len(tokenizer), **ends}
+    SiglipExtModel(SiglipExtConfig(vision_config=VISION, text_config=text)).save_pretrained(str(folder))
     SiglipExtProcessor(IMAGE_PROCESSOR, tokenizer).save_pretrained(str(folder))

@@ -141,15 +141,11 @@ def loss_of(
     if settings.loss == "softmax":
         return softmax_loss(*embeds, model.logit_scale)
     assert model.logit_bias is not None  # the configuration insists
+    head = model.logit_scale, model.logit_bias
     if settings.negatives is None:
-        return sigmoid_loss(*embeds, model.logit_scale, model.logit_bias)
+        return sigmoid_loss(*embeds, *head)
     return sigmoid_loss_of_some_negatives(
-        *embeds,
-        model.logit_scale,
-        model.logit_bias,
-        share=settings.negatives_share,
-        choice=settings.negatives,
-        generator=generator,
+        *embeds, *head, share=settings.negatives_share, choice=settings.negatives, generator=generator
     )
 
 
