@@ -6,7 +6,12 @@ if __name__ == "training":
     )
 
 from .arguments import SiglipExtTrainingArguments
-from .data import ImageTextCollator, ImageTextDataset, ImageTextStream, TarShards, load_embeddings, load_image_folder
+from .data.collator import ImageTextCollator
+from .data.dataset import ImageTextDataset
+from .data.folder import load_image_folder
+from .data.image_embeddings import load_embeddings
+from .data.streaming import ImageTextStream
+from .data.tar_shards import TarShards
 from .run.precompute import precompute
 from .run.prepare import prepare
 from .run.recipe import parse_recipe

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from modeling_siglip_ext import command_line
-from modeling_siglip_ext.command_line import underscored
 
 from .run import precompute, recipe_command
 from .run.recipe import is_recipe
@@ -41,7 +40,7 @@ COMMANDS = (precompute, study, recipe_command)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `siglip-ext-train`; returns the exit status."""
-    words = underscored(sys.argv[1:] if argv is None else argv)
+    words = command_line.underscored(sys.argv[1:] if argv is None else argv)
     if words and is_recipe(words[0]):
         return recipe_command.run_recipe(PROG, words[0], words[1:])
     return command_line.main(command_line.command_line(PROG, DESCRIPTION, COMMANDS, EXAMPLES), words)

@@ -4,7 +4,9 @@ transformers' own defaults are made for losses that are a mean over samples; sev
 wrong without a word. The ones that bite are changed here, each with its reason.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -12,6 +14,14 @@ from transformers.training_args import OptimizerNames
 from .components.towers import check_towers
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import CONVENTIONS, GroupSettings
+
+
+Value = TypeVar("Value")
+
+
+def option(default: Value, help: str) -> Value:
+    """A field of a dataclass of arguments, with the text that `--help` shows."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -27,24 +37,21 @@ class SiglipExtTrainingArguments(TrainingArguments):
         ImportError: for an optimiser whose library is not installed.
     """
 
-    remove_unused_columns: bool = field(
-        default=False,
-        metadata={"help": "Drop dataset columns that forward does not name (the images and captions among them)."},
+    remove_unused_columns: bool = option(
+        False, "Drop dataset columns that forward does not name (the images and captions among them)."
     )
-    dataloader_drop_last: bool = field(
-        default=True,
-        metadata={
-            "help": "Drop the last incomplete training batch. Padding it across processes repeats samples, and a "
-            "repeated sample is a false negative. Evaluation always sees every sample."
-        },
+    dataloader_drop_last: bool = option(
+        True,
+        "Drop the last incomplete training batch. Padding it across processes repeats samples, and a "
+        "repeated sample is a false negative. Evaluation always sees every sample.",
     )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide non-finite losses from the logs. They are what a person must see."}
+    logging_nan_inf_filter: bool = option(
+        False, "Hide non-finite losses from the logs. They are what a person must see."
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Let DDP search for unused parameters at every step; both towers use theirs."}
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Let DDP search for unused parameters at every step; both towers use theirs."
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (P1: cosine to 0)."})
+    lr_scheduler_type: str = option("cosine", "Learning-rate schedule (P1: cosine to 0).")
     optim: OptimizerNames | str = field(
         default=TrainingArguments.optim,
         metadata={
@@ -52,118 +59,83 @@ class SiglipExtTrainingArguments(TrainingArguments):
             "bfloat16), lion (needs the extra lion), or any name of transformers' OptimizerNames."
         },
     )
-    adam_beta2: float = field(
-        default=0.95,
-        metadata={
-            "help": "Second-moment decay of Adam, and its cap in scaling_vit_adafactor. 0.999 gives loss spikes "
-            "(arXiv 2303.15343, sec. 4.6)."
-        },
+    adam_beta2: float = option(
+        0.95,
+        "Second-moment decay of Adam, and its cap in scaling_vit_adafactor. 0.999 gives loss spikes "
+        "(arXiv 2303.15343, sec. 4.6).",
     )
-    mini_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Gradient cache: run the towers on this many pairs at a time, while the loss still sees the whole "
-            "per_device_train_batch_size, which it must divide. Same gradients for one more forward."
-        },
+    mini_batch_size: int | None = option(
+        None,
+        "Gradient cache: run the towers on this many pairs at a time, while the loss still sees the whole "
+        "per_device_train_batch_size, which it must divide. Same gradients for one more forward.",
     )
-    recompute_activations: bool = field(
-        default=True,
-        metadata={
-            "help": "Compute the activation of every MLP again in the backward pass instead of keeping it: the same "
-            "gradients with a quarter less activation memory. Nothing changes under gradient checkpointing."
-        },
+    recompute_activations: bool = option(
+        True,
+        "Compute the activation of every MLP again in the backward pass instead of keeping it: the same "
+        "gradients with a quarter less activation memory. Nothing changes under gradient checkpointing.",
     )
     lock_towers: list[str] = field(
         default_factory=list,
         metadata={"help": "Towers without training, gradient and optimiser state: vision (LiT), text."},
     )
-    weight_decay_convention: str = field(
-        default="torch",
-        metadata={
-            "help": "torch: a step takes lr x weight_decay off a kernel. big_vision: schedule x weight_decay, without "
-            "the peak lr; the papers' 1e-4 is meant so. For optimizers with decoupled decay, such as AdamW."
-        },
+    weight_decay_convention: str = option(
+        "torch",
+        "torch: a step takes lr x weight_decay off a kernel. big_vision: schedule x weight_decay, without "
+        "the peak lr; the papers' 1e-4 is meant so. For optimizers with decoupled decay, such as AdamW.",
     )
-    vision_lr_factor: float | None = field(
-        default=None, metadata={"help": "Factor on the learning rate of the image tower; 0.1 for a pretrained one."}
+    vision_lr_factor: float | None = option(
+        None, "Factor on the learning rate of the image tower; 0.1 for a pretrained one."
     )
-    text_lr_factor: float | None = field(
-        default=None, metadata={"help": "Factor on the learning rate of the text tower."}
+    text_lr_factor: float | None = option(None, "Factor on the learning rate of the text tower.")
+    head_lr_factor: float | None = option(
+        None,
+        "Factor on the learning rate of temperature and bias. In a short run they get nowhere at the "
+        "towers' rate: Adam moves the logarithm of the temperature by at most the rate at a step.",
     )
-    head_lr_factor: float | None = field(
-        default=None,
-        metadata={
-            "help": "Factor on the learning rate of temperature and bias. In a short run they get nowhere at the "
-            "towers' rate: Adam moves the logarithm of the temperature by at most the rate at a step."
-        },
+    vision_weight_decay: float | None = option(
+        None, "Weight decay of the image tower; 0 for a pretrained one. Else weight_decay."
     )
-    vision_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the image tower; 0 for a pretrained one. Else weight_decay."}
+    text_weight_decay: float | None = option(None, "Weight decay of the text tower. Else weight_decay.")
+    layer_decay: float | None = option(
+        None, "Each layer learns this factor slower than the one above it, down to the embeddings."
     )
-    text_weight_decay: float | None = field(
-        default=None, metadata={"help": "Weight decay of the text tower. Else weight_decay."}
+    max_examples: int | None = option(None, "Length of the run in examples seen, in place of max_steps.")
+    warmup_examples: int | None = option(None, "Length of the warm-up in examples seen, in place of warmup_steps.")
+    ema_decay: float | None = option(
+        None,
+        "Average the weights over steps with this decay, e.g. 0.999. Evaluation uses the average, and at "
+        "the end of training the model has it.",
     )
-    layer_decay: float | None = field(
-        default=None,
-        metadata={"help": "Each layer learns this factor slower than the one above it, down to the embeddings."},
+    max_bad_fraction: float = option(
+        0.01, "Largest share of training samples that may be skipped as broken before the run stops."
     )
-    max_examples: int | None = field(
-        default=None, metadata={"help": "Length of the run in examples seen, in place of max_steps."}
+    eval_contrastive_batch_size: int = option(
+        256,
+        "eval_loss is the mean loss over fixed blocks of this many evaluation pairs, whatever the "
+        "evaluation batch size and the number of processes. A last partial block is left out, "
+        "unless it is the only one.",
     )
-    warmup_examples: int | None = field(
-        default=None, metadata={"help": "Length of the warm-up in examples seen, in place of warmup_steps."}
+    group_size: int = option(8, "With a dataset that has groups: variants of one thing that stay together in a batch.")
+    group_from_epoch: int = option(
+        0,
+        "First epoch (from 0) with groups in a batch. A model from scratch should learn the easy things "
+        "first; a pretrained one can start with 0.",
     )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Average the weights over steps with this decay, e.g. 0.999. Evaluation uses the average, and at "
-            "the end of training the model has it."
-        },
+    xla_spmd: bool = option(
+        False,
+        "On TPUs with torch_xla: one process a host for all devices, among which the compiler shares the "
+        "work. per_device_train_batch_size is then the batch of all of them.",
     )
-    max_bad_fraction: float = field(
-        default=0.01,
-        metadata={"help": "Largest share of training samples that may be skipped as broken before the run stops."},
+    xla_shard_parameters: bool = option(
+        False, "With xla_spmd: spread the parameters over the devices, for models that do not fit on one."
     )
-    eval_contrastive_batch_size: int = field(
-        default=256,
-        metadata={
-            "help": "eval_loss is the mean loss over fixed blocks of this many evaluation pairs, whatever the "
-            "evaluation batch size and the number of processes. A last partial block is left out, "
-            "unless it is the only one."
-        },
+    hub_overwrite: bool = option(
+        False, "With push_to_hub: also push over files whose card this package did not write."
     )
-    group_size: int = field(
-        default=8,
-        metadata={"help": "With a dataset that has groups: variants of one thing that stay together in a batch."},
-    )
-    group_from_epoch: int = field(
-        default=0,
-        metadata={
-            "help": "First epoch (from 0) with groups in a batch. A model from scratch should learn the easy things "
-            "first; a pretrained one can start with 0."
-        },
-    )
-    xla_spmd: bool = field(
-        default=False,
-        metadata={
-            "help": "On TPUs with torch_xla: one process a host for all devices, among which the compiler shares the "
-            "work. per_device_train_batch_size is then the batch of all of them."
-        },
-    )
-    xla_shard_parameters: bool = field(
-        default=False,
-        metadata={"help": "With xla_spmd: spread the parameters over the devices, for models that do not fit on one."},
-    )
-    hub_overwrite: bool = field(
-        default=False,
-        metadata={"help": "With push_to_hub: also push over files whose card this package did not write."},
-    )
-    max_seconds: float | None = field(
-        default=None,
-        metadata={
-            "help": "Stop after this many seconds of training, with the schedule stretched to end there. Steps and "
-            "epochs stay upper limits. One process only."
-        },
+    max_seconds: float | None = option(
+        None,
+        "Stop after this many seconds of training, with the schedule stretched to end there. Steps and "
+        "epochs stay upper limits. One process only.",
     )
 
     def __post_init__(self):
@@ -230,21 +202,19 @@ class SiglipExtTrainingArguments(TrainingArguments):
             raise ValueError(f"mini_batch_size={size} must divide per_device_train_batch_size={batch}")
         if size is not None and self.deepspeed is not None:
             raise ValueError("mini_batch_size does not work with DeepSpeed: use DDP or FSDP2")
-        for name in ("vision_lr_factor", "text_lr_factor", "head_lr_factor", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}; to stop a tower's training use lock_towers")
-        for name in ("eval_contrastive_batch_size", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.group_from_epoch < 0:
-            raise ValueError(f"group_from_epoch must not be negative, got {self.group_from_epoch}")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
-        for name in ("ema_decay", "max_bad_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+        def check(holds: Callable[[float], bool], what: str, *names: str, remedy: str = "") -> None:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ValueError(f"{name} must {what}, got {value}{remedy}")
+
+        factors = ("vision_lr_factor", "text_lr_factor", "head_lr_factor", "layer_decay")
+        check(lambda value: value > 0, "be positive", *factors, remedy="; to stop a tower's training use lock_towers")
+        check(lambda value: value >= 1, "be at least 1", "eval_contrastive_batch_size", "group_size")
+        check(lambda value: value >= 0, "not be negative", "group_from_epoch")
+        check(lambda value: value > 0, "be positive", "max_seconds")
+        check(lambda value: 0 <= value <= 1, "be between 0 and 1", "ema_decay", "max_bad_fraction")
 
     def _count_in_examples(self) -> None:
         """Turn lengths in examples into steps of the global batch."""

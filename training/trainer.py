@@ -25,9 +25,8 @@ from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
 from .components.towers import core_model, lock_towers, loss_head, whole
-from .data.epochs import Epochs
 from .data.grouped_sampler import GroupedSampler
-from .data.loaders import one_batch_at_a_time, stream_loader
+from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
 from .data.pixels import normalized
 from .data.progress import DataProgress
 from .data.samples import ReportingCollator
@@ -167,10 +166,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Loss of a batch over the number of accumulated batches; in chunks of `mini_batch_size`, if that is set."""
         names = self._data.take(inputs)
@@ -300,17 +296,10 @@ class SiglipExtTrainer(AtomicCheckpoints):
         if isinstance(dataset, ImageTextStream):
             if not is_training:
                 raise ValueError("ImageTextStream never ends: evaluate on a map-style dataset")
-            return stream_loader(
-                dataset,
-                batch_size,
-                ReportingCollator(collator),
-                args.process_index,
-                args.world_size,
-                num_workers=args.dataloader_num_workers,
-                pin_memory=args.dataloader_pin_memory,
-                prefetch_factor=args.dataloader_prefetch_factor,
-                multiprocessing_context=args.dataloader_multiprocessing_context,
-            )
+            names = ("num_workers", "pin_memory", "prefetch_factor", "multiprocessing_context")
+            workers = {name: getattr(args, f"dataloader_{name}") for name in names}
+            place = args.process_index, args.world_size
+            return stream_loader(dataset, batch_size, ReportingCollator(collator), *place, **workers)
         try:
             # dataloader_drop_last is for training: every sample counts in evaluation.
             args.dataloader_drop_last = drop_last and is_training

@@ -12,8 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, EarlyStoppingCallback, Trainer
 
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.hub import HubPushes
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

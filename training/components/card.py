@@ -125,16 +125,15 @@ def trainer_card(
         origin = None
     source = f"fine-tuned from `{origin}`" if origin else "trained"
     parameters = sum(parameter.numel() for parameter in trained.model.parameters())
-    evaluated = [entry for entry in history if "eval_loss" in entry]
-    figures = {k: v for k, v in (evaluated[-1] if evaluated else {}).items() if k.startswith("eval_")}
-    timings = ("runtime", "per_second")
-    shown = {k: v for k, v in figures.items() if isinstance(v, float) and not any(word in k for word in timings)}
+    evaluated = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    figures = [
+        f"{name.removeprefix('eval_')} {value:.4g}"
+        for name, value in evaluated.items()
+        if name.startswith("eval_") and isinstance(value, float) and "runtime" not in name and "per_second" not in name
+    ]
     training = training_text(trained)
-    if shown:
-        training += " On its evaluation set, at the last evaluation: " + ", ".join(
-            f"{key.removeprefix('eval_')} {value:.4g}" for key, value in shown.items()
-        )
-        training += "."
+    if figures:
+        training += f" On its evaluation set, at the last evaluation: {', '.join(figures)}."
     return Card(
         name=name or folder.resolve().name,
         summary=(

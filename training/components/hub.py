@@ -96,10 +96,7 @@ class HubPushes(Trainer):
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**kwargs)
-        options = self._push_options(commit_message, token, revision)
-        if blocking:
-            return publish(output_folder(self.args), self._repository(), **options)
-        return self._in_background(options)
+        return self._publish(commit_message, token, revision, blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -116,24 +113,24 @@ class HubPushes(Trainer):
         self.create_model_card()
         steps = self.args.save_strategy == SaveStrategy.STEPS
         progress = f"step {self.state.global_step}" if steps else f"epoch {int(self.state.epoch)}"
-        self._in_background(self._push_options(f"Training in progress, {progress}", None, None))
+        self._publish(f"Training in progress, {progress}")
 
-    def _push_options(self, message: str | None, token: str | None, revision: str | None) -> dict:
-        return {
+    def _publish(
+        self, message: str | None, token: str | None = None, revision: str | None = None, blocking: bool = False
+    ) -> CommitInfo | Future | None:
+        """Publish the output folder, which is complete."""
+        assert self.hub_model_id is not None, "init_hf_repo comes first"
+        folder = output_folder(self.args)
+        options: dict[str, Any] = {
             "message": message or "Upload of siglip-ext",
             "token": token or self.args.hub_token,
             "revision": revision or self.args.hub_revision,
             "private": self.args.hub_private_repo,
             "overwrite": self.args.hub_overwrite,
         }
-
-    def _repository(self) -> str:
-        assert self.hub_model_id is not None, "init_hf_repo comes first"
-        return self.hub_model_id
-
-    def _in_background(self, options: dict) -> Future:
-        options["say"] = logger.info
-        job = HfApi().run_as_future(publish, output_folder(self.args), self._repository(), **options)
+        if blocking:
+            return publish(folder, self.hub_model_id, **options)
+        job = HfApi().run_as_future(publish, folder, self.hub_model_id, **options, say=logger.info)
         job.add_done_callback(_warn_of_failure)
         self.push_in_progress = PushInProgress(cast(Any, [job]))  # a list, whatever its annotation says
         return job

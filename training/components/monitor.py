@@ -50,18 +50,14 @@ class Monitor(TrainerCallback):
         """Remember the first samples of a batch by name."""
         self.batches.append((step, names[:NAMES_KEPT], len(names)))
 
-    def pairs(self, step: int, image_embeds: torch.Tensor, text_embeds: torch.Tensor, loss: torch.Tensor) -> None:
-        """What a step has computed for a batch."""
-        self.embeddings(image_embeds, text_embeds)
-        self.loss(step, loss)
-
     @torch.no_grad()
-    def embeddings(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
-        """From normalised embeddings (B, D): sums that add up over processes."""
+    def pairs(self, step: int, image_embeds: torch.Tensor, text_embeds: torch.Tensor, loss: torch.Tensor) -> None:
+        """What a step has computed for a batch, from normalised embeddings (B, D): sums that add up over processes."""
         dtype = torch.float32 if image_embeds.device.type in ("mps", "xla") else torch.float64
         images, texts = (embeds.detach().sum(0, dtype=dtype) for embeds in (image_embeds, text_embeds))
         positives = (image_embeds.detach() * text_embeds.detach()).sum(dtype=dtype)
         self.sums = torch.cat([images, texts, positives[None], positives.new_full((1,), len(image_embeds))])
+        self.loss(step, loss)
 
     @torch.no_grad()
     def loss(self, step: int, value: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ and resizing at every epoch would cost more than a small model's training step. 
 and counted (`samples.py`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from datasets import Dataset
@@ -21,7 +21,48 @@ from .pixels import fixed_size, resized_uint8
 from .samples import BAD_SAMPLE, SkipCounter, UnusableRowError, as_captions, drawn
 
 
-class ImageTextDataset(torch.utils.data.Dataset):
+class CaptionedRows(torch.utils.data.Dataset):
+    """The captions of a dataset by index, of which every epoch draws one.
+
+    Args:
+        dataset, caption_column, seed: as for `ImageTextDataset`.
+        unusable: rows that are left out whatever their captions, and why.
+    """
+
+    def __init__(
+        self, dataset: Dataset, caption_column: str | Sequence[str], seed: int, unusable: dict[int, str] | None = None
+    ):
+        columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
+        check_columns(dataset.column_names, "caption_column", columns)
+        self.seed = seed
+        self.captions: list[list[str]] = []
+        self.rows: list[int] = []
+        """For each index the row of `dataset`."""
+        self.left_out: list[tuple[str, str]] = []
+        for row, values in enumerate(zip(*(dataset[column] for column in columns))):
+            try:
+                if unusable and row in unusable:
+                    raise UnusableRowError(unusable[row])
+                self.captions.append(as_captions(values if len(values) > 1 else values[0]))
+                self.rows.append(row)
+            except UnusableRowError as error:
+                self.left_out.append((f"example {row}", str(error)))
+        # In shared memory, so that persistent dataloader workers see the epoch change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the captions of another epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def caption(self, index: int) -> str:
+        """The caption of this epoch."""
+        return drawn(self.captions[index], f"{self.seed}/{self._epoch.item()}/{index}")
+
+
+class ImageTextDataset(CaptionedRows):
     """One image and one caption per index.
 
     Where an example has several captions, one is drawn per epoch from a hash of (seed, epoch, index): the draw is the
@@ -63,24 +104,19 @@ class ImageTextDataset(torch.utils.data.Dataset):
         group_column: str | None = None,
         max_bad_fraction: float = 0.01,
     ):
-        caption_columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         check_columns(dataset.column_names, "image_column", [image_column])
-        check_columns(dataset.column_names, "caption_column", caption_columns)
+        super().__init__(dataset, caption_column, seed)
         if group_column is not None:
             check_columns(dataset.column_names, "group_column", [group_column])
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
         self.image_column = image_column
         self.max_bad_fraction = max_bad_fraction
         self.skips = SkipCounter(max_bad_fraction, grace=len(dataset))
-        self.captions: list[list[str]] = []
-        self.rows: list[int] = []
-        """For each index the row of `dataset`."""
-        self._read_captions(zip(*(dataset[column] for column in caption_columns)))
+        self.skips.add(len(dataset), self.left_out)
+        if self.left_out:
+            self.images = self.images.select(self.rows)
         if shuffle_captions:
             self.captions = _deranged(self.captions, seed)
-        self.seed = seed
-        # In shared memory, so that persistent dataloader workers see the epoch change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.pixels = None
         self._size = fixed_size(image_processor)
         self._image_processor = image_processor if self._size is not None else None
@@ -92,18 +128,6 @@ class ImageTextDataset(torch.utils.data.Dataset):
         if group_column is not None:
             groups = dataset[group_column]
             self.groups = [groups[row] for row in self.rows]
-
-    def _read_captions(self, rows: Iterable[tuple]) -> None:
-        skipped = []
-        for row, values in enumerate(rows):
-            try:
-                self.captions.append(as_captions(values if len(values) > 1 else values[0]))
-                self.rows.append(row)
-            except UnusableRowError as error:
-                skipped.append((f"example {row}", str(error)))
-        self.skips.add(len(self.rows) + len(skipped), skipped)
-        if skipped:
-            self.images = self.images.select(self.rows)
 
     def _decode_all(self, height: int, width: int) -> torch.Tensor:
         """Every image, resized: uint8 (N, 3, H, W). Examples whose image is bad are left out."""
@@ -125,17 +149,6 @@ class ImageTextDataset(torch.utils.data.Dataset):
     def _decode(self, index: int) -> torch.Tensor | Image:
         image = load_image(self.images[index][self.image_column])
         return image if self._image_processor is None else resized_uint8([image], self._image_processor)[0]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the captions of another epoch."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def caption(self, index: int) -> str:
-        """The caption of this epoch."""
-        return drawn(self.captions[index], f"{self.seed}/{self._epoch.item()}/{index}")
 
     def __getitem__(self, index: int) -> dict:
         """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `sample`, a note on what was skipped for it."""

@@ -1,15 +1,11 @@
 """What a dataset says of itself, for the card and the held-out figures of what was trained on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from datasets import Dataset
 
 from modeling_siglip_ext.evaluation.metrics.zero_shot import Task
-
-
-def no_tasks(held_out: Dataset) -> Sequence[Task]:
-    return ()
 
 
 @dataclass(frozen=True)
@@ -29,4 +25,4 @@ class DatasetFacts:
     summary: str = ""
     limits: str | None = None
     languages: tuple[str, ...] = ()
-    tasks: Callable[[Dataset], Sequence[Task]] = field(default=no_tasks)
+    tasks: Callable[[Dataset], Sequence[Task]] = lambda held_out: ()

@@ -18,11 +18,7 @@ FINGERPRINTED_IMAGES = 1000
 
 
 def fingerprint(
-    model: str,
-    pooling: str | None,
-    image_processor: BaseImageProcessor,
-    rows: Dataset,
-    image_column: str,
+    model: str, pooling: str | None, image_processor: BaseImageProcessor, rows: Dataset, image_column: str
 ) -> dict[str, str | int]:
     """What embeddings depend on: the tower's weights and pooling, the preprocessing, the images.
 

@@ -13,9 +13,9 @@ from transformers import AutoImageProcessor
 
 from modeling_siglip_ext import embedding_store as store
 
+from .dataset import CaptionedRows
 from .fingerprint import fingerprint
-from .folder import check_columns
-from .samples import SkipCounter, UnusableRowError, as_captions, drawn
+from .samples import SkipCounter
 
 
 def load_embeddings(
@@ -45,7 +45,7 @@ def load_embeddings(
     return embeds, valid
 
 
-class EmbeddingTextDataset(torch.utils.data.Dataset):
+class EmbeddingTextDataset(CaptionedRows):
     """One image embedding and one caption per index, in place of `ImageTextDataset`.
 
     Args:
@@ -66,37 +66,17 @@ class EmbeddingTextDataset(torch.utils.data.Dataset):
         seed: int = 0,
         max_bad_fraction: float = 0.01,
     ):
-        columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
-        check_columns(rows.column_names, "caption_column", columns)
-        indices = range(len(rows)) if indices is None else indices
-        self.embeddings, self.seed = embeddings, seed
-        self.captions: list[list[str]] = []
-        self.rows: list[int] = []
-        self.places: list[int] = []
-        skipped = []
-        for row, (place, *values) in enumerate(zip(indices, *(rows[column] for column in columns))):
-            try:
-                if not valid[place]:
-                    raise UnusableRowError("its image could not be read by precompute")
-                self.captions.append(as_captions(values if len(values) > 1 else values[0]))
-            except UnusableRowError as error:
-                skipped.append((f"example {row}", str(error)))
-                continue
-            self.rows.append(row)
-            self.places.append(place)
-        SkipCounter(max_bad_fraction, grace=len(rows)).add(len(rows), skipped)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the captions of another epoch."""
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.captions)
+        places = range(len(rows)) if indices is None else indices
+        unreadable = [row for row, place in enumerate(places) if not valid[place]]
+        reasons = dict.fromkeys(unreadable, "its image could not be read by precompute")
+        super().__init__(rows, caption_column, seed, reasons)
+        SkipCounter(max_bad_fraction, grace=len(rows)).add(len(rows), self.left_out)
+        self.embeddings = embeddings
+        self.places = [places[row] for row in self.rows]
 
     def __getitem__(self, index: int) -> dict:
         return {
             "embedding": self.embeddings[self.places[index]],
-            "caption": drawn(self.captions[index], f"{self.seed}/{self._epoch.item()}/{index}"),
+            "caption": self.caption(index),
             "sample": {"name": self.rows[index], "read": 1, "skipped": []},
         }

@@ -1,11 +1,15 @@
-"""Loaders that hold one batch at a time.
+"""Loaders that hold one batch at a time, and the epoch told to what they read.
 
 accelerate's loader reads a batch ahead and moves it to the device. With a gradient cache a batch is large, and belongs
 on the host; and a stream that is to resume exactly must know which batch was trained last.
 """
 
-from torch.utils.data import DataLoader
+from collections.abc import Callable
 
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .grouped_sampler import GroupedSampler
 from .samples import ReportingCollator
 from .streaming import ImageTextStream
 
@@ -41,3 +45,26 @@ def stream_loader(
     """Batches of this process's part of a stream; the stream makes the batches, the workers collate them."""
     stream.assign(rank, world_size, batch_size, workers.get("num_workers", 0))
     return DataLoader(stream, batch_size=None, collate_fn=collator, **workers)
+
+
+class Epochs(TrainerCallback):
+    """Tells dataset and samplers, which draw other captions and another order in each epoch, by itself.
+
+    accelerate does so for its own loaders in one process, but does not reach the dataset under DDP, nor the samplers
+    once batches have been skipped.
+
+    Args:
+        on_the_host: the loader that has the dataset, of the one that training reads.
+    """
+
+    def __init__(self, on_the_host: Callable[[DataLoader], DataLoader]):
+        self.on_the_host = on_the_host
+        self.sampler: GroupedSampler | None = None
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        epoch = int(state.epoch or 0)
+        loader = self.on_the_host(kwargs["train_dataloader"])
+        told = [getattr(loader, "dataset", None), loader if isinstance(loader, PlainLoader) else None, self.sampler]
+        for part in told:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)

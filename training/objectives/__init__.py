@@ -41,6 +41,3 @@ def weighted_sum(objectives: Sequence[Weighted], outputs: ModelOutput, inputs: M
     # A factor of 1 would be another operation and, on XLA, another number that a graph may share or not.
     first, *others = (loss if weight == 1 else weight * loss for weight, loss in losses)
     return sum(others, start=first)
-
-
-__all__ = ["Contrastive", "Objective", "Weighted", "build_objectives", "weighted_sum"]

@@ -1,11 +1,12 @@
 """Optimisers by name, with the papers' settings as defaults."""
 
-from collections.abc import Callable
-
 import torch
 
 from .adamw_bf16 import AdamWBf16
 from .scaling_vit_adafactor import ScalingViTAdafactor
+
+
+OPTIMIZERS = ("scaling_vit_adafactor", "adamw", "adamw_bf16", "lion")
 
 
 def optimizer_class(name: str, beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
@@ -20,9 +21,16 @@ def optimizer_class(name: str, beta1: float, beta2: float, eps: float) -> tuple[
         ValueError: for another name.
         ImportError: for lion without the library that has it.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"no optimiser is called {name!r}; choose from {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](beta1, beta2, eps)
+    match name:
+        case "scaling_vit_adafactor":
+            return ScalingViTAdafactor, {"momentum": beta1, "beta2_cap": beta2}
+        case "adamw":
+            return torch.optim.AdamW, {"betas": (beta1, beta2), "eps": eps, "fused": True}
+        case "adamw_bf16":
+            return AdamWBf16, {"betas": (beta1, beta2), "eps": eps}
+        case "lion":
+            return _lion(), {}
+    raise ValueError(f"no optimiser is called {name!r}; choose from {', '.join(OPTIMIZERS)}")
 
 
 def build_optimizer(
@@ -43,29 +51,9 @@ def build_optimizer(
     return kind(groups, **settings)
 
 
-def _scaling_vit_adafactor(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
-    return ScalingViTAdafactor, {"momentum": beta1, "beta2_cap": beta2}
-
-
-def _adamw(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
-    return torch.optim.AdamW, {"betas": (beta1, beta2), "eps": eps, "fused": True}
-
-
-def _adamw_bf16(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
-    return AdamWBf16, {"betas": (beta1, beta2), "eps": eps}
-
-
-def _lion(beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:
+def _lion() -> type[torch.optim.Optimizer]:
     try:
         from pytorch_optimizer import Lion
     except ImportError as error:
         raise ImportError('lion needs the library pytorch-optimizer: pip install "siglip-ext[lion]"') from error
-    return Lion, {}
-
-
-OPTIMIZERS: dict[str, Callable[[float, float, float], tuple[type[torch.optim.Optimizer], dict]]] = {
-    "scaling_vit_adafactor": _scaling_vit_adafactor,
-    "adamw": _adamw,
-    "adamw_bf16": _adamw_bf16,
-    "lion": _lion,
-}
+    return Lion

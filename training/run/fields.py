@@ -3,6 +3,8 @@
 import json
 from dataclasses import dataclass, field
 
+from ..arguments import option
+
 
 @dataclass
 class ModelArguments:
@@ -10,36 +12,25 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub name of a SigLIP / SigLIP 2 checkpoint to start from. Without it: from scratch."
-        },
+    model_name_or_path: str | None = option(
+        None, "Folder or Hub name of a SigLIP / SigLIP 2 checkpoint to start from. Without it: from scratch."
     )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "With model_name_or_path: train at another resolution, in pixels, with resampled positions."
-        },
+    image_size: int | None = option(
+        None, "With model_name_or_path: train at another resolution, in pixels, with resampled positions."
     )
-    vision_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Put towers together, as LiT does: folder or Hub name of a trained image tower, SigLIP or another "
-            "image model of transformers. The text tower is text_name_or_path, or new from text_config."
-        },
+    vision_name_or_path: str | None = option(
+        None,
+        "Put towers together, as LiT does: folder or Hub name of a trained image tower, SigLIP or another "
+        "image model of transformers. The text tower is text_name_or_path, or new from text_config.",
     )
-    text_name_or_path: str | None = field(
-        default=None, metadata={"help": "With vision_name_or_path: a trained text tower, SigLIP or e.g. BERT."}
+    text_name_or_path: str | None = option(
+        None, "With vision_name_or_path: a trained text tower, SigLIP or e.g. BERT."
     )
-    vision_pooling: str | None = field(
-        default=None,
-        metadata={"help": "How an image tower from elsewhere gives its vector: first, pooler, mean, max or last."},
+    vision_pooling: str | None = option(
+        None, "How an image tower from elsewhere gives its vector: first, pooler, mean, max or last."
     )
-    text_pooling: str | None = field(default=None, metadata={"help": "The same of a text tower from elsewhere."})
-    text_length: int | None = field(
-        default=None, metadata={"help": "Tokens per text for a text tower from elsewhere; 64 unless given."}
-    )
+    text_pooling: str | None = option(None, "The same of a text tower from elsewhere.")
+    text_length: int | None = option(None, "Tokens per text for a text tower from elsewhere; 64 unless given.")
     vision_config: dict | str | None = field(
         default=None,
         metadata={"help": "From scratch: fields of SiglipExtVisionConfig. Also `--vision_config.hidden_size 64`."},
@@ -48,29 +39,18 @@ class ModelArguments:
         default=None,
         metadata={"help": "From scratch: fields of SiglipExtTextConfig. Also `--text_config.hidden_size 64`."},
     )
-    vocab_size: int = field(
-        default=2000, metadata={"help": "From scratch: size of the tokenizer trained on the training captions."}
+    vocab_size: int = option(2000, "From scratch: size of the tokenizer trained on the training captions.")
+    tokenizer_name_or_path: str | None = option(
+        None, "From scratch: folder or Hub name whose tokenizer to use, in place of one trained on the captions."
     )
-    tokenizer_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "From scratch: folder or Hub name whose tokenizer to use, in place of one trained on the captions."
-        },
+    loss_type: str = option("sigmoid", "From scratch: sigmoid (SigLIP) or softmax (CLIP).")
+    logit_scale_init: float | None = option(None, "From scratch: initial log temperature; log 10 unless given.")
+    logit_bias_init: float | None = option(None, "From scratch: initial bias; -10 unless given.")
+    license: str | None = option(
+        None, "Licence of the trained weights, a Hub identifier such as apache-2.0, for the card."
     )
-    loss_type: str = field(default="sigmoid", metadata={"help": "From scratch: sigmoid (SigLIP) or softmax (CLIP)."})
-    logit_scale_init: float | None = field(
-        default=None, metadata={"help": "From scratch: initial log temperature; log 10 unless given."}
-    )
-    logit_bias_init: float | None = field(
-        default=None, metadata={"help": "From scratch: initial bias; -10 unless given."}
-    )
-    license: str | None = field(
-        default=None,
-        metadata={"help": "Licence of the trained weights, a Hub identifier such as apache-2.0, for the card."},
-    )
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention; transformers' choice unless given."},
+    attn_implementation: str | None = option(
+        None, "eager, sdpa, flash_attention_2 or flex_attention; transformers' choice unless given."
     )
 
     def __post_init__(self):
@@ -96,24 +76,20 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset: str = field(
-        default="emoji",
-        metadata={
-            "help": "`emoji` (bundled), a folder of images with captions, the Hub name of a dataset, or WebDataset "
-            "shards: `data/train-{0000..0127}.tar`, a glob, or any fsspec URL."
-        },
+    dataset: str = option(
+        "emoji",
+        "`emoji` (bundled), a folder of images with captions, the Hub name of a dataset, or WebDataset "
+        "shards: `data/train-{0000..0127}.tar`, a glob, or any fsspec URL.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split of a Hub dataset to train on."})
-    eval_split: str | None = field(
-        default=None,
-        metadata={"help": "Split of a Hub dataset to evaluate on. Without it: eval_fraction of train_split."},
+    dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
+    train_split: str = option("train", "Split of a Hub dataset to train on.")
+    eval_split: str | None = option(
+        None, "Split of a Hub dataset to evaluate on. Without it: eval_fraction of train_split."
     )
-    eval_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of a dataset without evaluation split that is held out, by seed. 0: none."},
+    eval_fraction: float = option(
+        0.1, "Share of a dataset without evaluation split that is held out, by seed. 0: none."
     )
-    image_column: str = field(default="image", metadata={"help": "Column of images."})
+    image_column: str = option("image", "Column of images.")
     caption_column: list[str] = field(
         default_factory=lambda: ["caption"],
         metadata={
@@ -121,30 +97,19 @@ class DataArguments:
             "drawn per epoch; evaluation takes the first."
         },
     )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read a Hub dataset in order instead of downloading it first. Needs max_steps."},
+    streaming: bool = option(False, "Read a Hub dataset in order instead of downloading it first. Needs max_steps.")
+    shuffle_buffer: int = option(1000, "Of a stream or shards: rows among which the next one is drawn at random.")
+    image_embeddings: str | None = option(
+        None, "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."
     )
-    shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Of a stream or shards: rows among which the next one is drawn at random."}
+    cache_gib: float = option(2.0, "Keep resized images in memory as uint8 if they fit in this many GiB.")
+    group_column: str | None = option(
+        None,
+        "Column that says which rows are variants of one thing (a product in several colours). Variants "
+        "then share a batch, as each other's hard negatives; group_size says how many.",
     )
-    image_embeddings: str | None = field(
-        default=None,
-        metadata={"help": "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."},
-    )
-    cache_gib: float = field(
-        default=2.0, metadata={"help": "Keep resized images in memory as uint8 if they fit in this many GiB."}
-    )
-    group_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column that says which rows are variants of one thing (a product in several colours). Variants "
-            "then share a batch, as each other's hard negatives; group_size says how many."
-        },
-    )
-    shuffle_captions: bool = field(
-        default=False,
-        metadata={"help": "Control: train with the captions of other images. Held-out figures must be at chance."},
+    shuffle_captions: bool = option(
+        False, "Control: train with the captions of other images. Held-out figures must be at chance."
     )
 
     def __post_init__(self):

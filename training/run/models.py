@@ -146,11 +146,7 @@ def text_fields(model: ModelArguments) -> dict[str, Any]:
 
 def _head(model: ModelArguments) -> dict[str, Any]:
     """The loss head of a new model."""
-    values = {
-        "loss_type": model.loss_type,
-        "logit_scale_init": model.logit_scale_init,
-        "logit_bias_init": model.logit_bias_init,
-    }
+    values = {name: getattr(model, name) for name in ("loss_type", "logit_scale_init", "logit_bias_init")}
     return {name: value for name, value in values.items() if value is not None}
 
 

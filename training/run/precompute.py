@@ -1,7 +1,7 @@
 """`siglip-ext-train precompute`: the embeddings of a locked image tower, once for all epochs and runs."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from .fields import DataArguments
 from .rows import every_row
 
 
-NAME = "precompute"
 # Options as for training, so that both read the same rows.
 DATA = ("dataset", "dataset_config", "train_split", "eval_split", "eval_fraction", "image_column", "caption_column")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -95,7 +94,7 @@ def register(commands: command_line.Subparsers) -> None:
     """Add the command with its options."""
     parser = command_line.add_command(
         commands,
-        NAME,
+        "precompute",
         run,
         summary="write the embeddings of a locked image tower, once for all epochs and runs",
         description="Write image embeddings to train from with `--image_embeddings`. Run it again to continue where "
@@ -128,25 +127,15 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
     data = DataArguments(**{name: value for name, value in vars(arguments).items() if name in DATA})
+    same = ("image_column", "batch_size", "workers", "part_rows", "max_bad_fraction")
     precompute(
         arguments.vision_name_or_path,
         every_row(data),
         arguments.output_dir,
-        image_column=data.image_column,
         pooling=arguments.vision_pooling,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        part_rows=arguments.part_rows,
         device=checked_device(arguments.device or default_device()),
         dtype=getattr(torch, arguments.dtype),
-        max_bad_fraction=arguments.max_bad_fraction,
+        **{name: getattr(arguments, name) for name in same},
     )
     if store.processes()[0] == 0:
         print(f"The embeddings are in {arguments.output_dir}")
-
-
-def main(words: Sequence[str]) -> int:
-    """The command from its own words alone; returns the exit status."""
-    parser = command_line.Parser(prog="siglip-ext-train")
-    register(parser.add_subparsers(dest="command", required=True))
-    return command_line.main(parser, [NAME, *words])

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.utils.data import IterableDataset
 from transformers import set_seed
 
+from ..components.card import output_folder
 from ..components.progress import ReadableProgress
 from ..data.collator import ImageTextCollator
 from ..data.facts import Task
@@ -36,8 +37,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it writes."""
-        assert self.recipe.training.output_dir is not None  # a default takes its place
-        return Path(self.recipe.training.output_dir)
+        return output_folder(self.recipe.training)
 
 
 def prepare(recipe: Recipe) -> Run:
@@ -54,12 +54,8 @@ def prepare(recipe: Recipe) -> Run:
     precomputed = data.image_embeddings is not None
     model, processor = build_model(recipe.model, rows.captions(data.caption_column), precomputed)
     train, held_out = training_data(recipe, rows, processor.image_processor)
-    batch = args.per_device_train_batch_size * args.world_size
-    if not isinstance(train, IterableDataset) and len(train) < batch:
-        raise ValueError(
-            f"the training set has {len(train)} images, fewer than one batch of {batch}: lower "
-            f"per_device_train_batch_size"
-        )
+    if not isinstance(train, IterableDataset):
+        args.check_samples(len(train))
     max_length = text_length(model, processor)
     tasks = () if rows.held_out is None else rows.about.tasks(rows.held_out)
     trainer = SiglipExtTrainer(

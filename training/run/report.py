@@ -20,9 +20,8 @@ from modeling_siglip_ext.hub.results import Figure, Results, today
 from modeling_siglip_ext.images import load_image
 
 from ..components.card import LIMITS, training_text
-from ..data.dataset import ImageTextDataset
+from ..data.dataset import CaptionedRows
 from ..data.facts import Task
-from ..data.image_embeddings import EmbeddingTextDataset
 from .prepare import Run
 from .recipe import Recipe
 
@@ -86,7 +85,7 @@ def write_run_report(run: Run, metrics: Mapping[str, float], embeddings: tuple[n
 def _held_out_captions(run: Run) -> list[str]:
     """The first caption of each held-out image."""
     dataset = run.trainer.eval_dataset
-    assert isinstance(dataset, ImageTextDataset | EmbeddingTextDataset)
+    assert isinstance(dataset, CaptionedRows)
     return [dataset.captions[i][0] for i in range(len(dataset))]
 
 

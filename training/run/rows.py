@@ -6,17 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import (
-    Dataset,
-    DatasetDict,
-    IterableDataset,
-    IterableDatasetDict,
-    concatenate_datasets,
-    load_dataset,
-)
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, concatenate_datasets, load_dataset
 from transformers import BaseImageProcessor
 
-from ..data.dataset import ImageTextDataset
+from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.emoji.about import ABOUT as EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
@@ -122,7 +115,7 @@ def _from_hub(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset |
 
 def training_data(
     recipe: Recipe, rows: Rows, image_processor: BaseImageProcessor
-) -> tuple[ImageTextDataset | ImageTextStream | EmbeddingTextDataset, ImageTextDataset | EmbeddingTextDataset | None]:
+) -> tuple[CaptionedRows | ImageTextStream, CaptionedRows | None]:
     """The training and the evaluation dataset.
 
     Raises:

@@ -19,6 +19,7 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 
+from ..components.card import output_folder
 from ..data.emoji.loader import load_emoji
 from .recipe import Recipe
 from .rows import BUNDLED
@@ -100,8 +101,7 @@ def small_start(recipe: Recipe) -> None:
 
     A model is a SigLIP with a tokenizer of its own, a tower a ViT.
     """
-    assert recipe.training.output_dir is not None  # a default takes its place
-    folder, model = Path(recipe.training.output_dir) / "start", recipe.model
+    folder, model = output_folder(recipe.training) / "start", recipe.model
     torch.manual_seed(recipe.training.seed)
     if model.model_name_or_path == START:
         _write_model(folder)
@@ -116,10 +116,7 @@ def small_start(recipe: Recipe) -> None:
 def _write_model(folder: Path) -> None:
     captions = load_emoji("train")["en"]
     tokenizer = train_tokenizer(captions, vocab_size=VOCABULARY, max_length=TEXT["max_position_embeddings"])
-    tokens = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    SiglipExtModel(SiglipExtConfig(vision_config=VISION, text_config={**TEXT, **tokens})).save_pretrained(str(folder))
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**TEXT, "vocab_size": len(tokenizer), **ends}
+    SiglipExtModel(SiglipExtConfig(vision_config=VISION, text_config=text)).save_pretrained(str(folder))
     SiglipExtProcessor(IMAGE_PROCESSOR, tokenizer).save_pretrained(str(folder))

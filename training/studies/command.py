@@ -10,17 +10,13 @@ from tqdm import tqdm
 
 from modeling_siglip_ext.command_line import Subparsers, add_command, unknown_word
 
-from . import batch_size, initialisation, label_noise, languages, negatives, optimizers, robustness
 from .experiment import Settings, train_and_evaluate
+from .paper import STUDIES
 from .report import write_study_report
 from .runs import Runs
 from .study import Study
 
 
-STUDIES = {
-    module.STUDY.name: module.STUDY
-    for module in (batch_size, initialisation, robustness, optimizers, label_noise, negatives, languages)
-}
 RUNS = "runs.jsonl"
 
 

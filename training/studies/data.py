@@ -41,9 +41,8 @@ class StudyData:
     train: Part
     validation: Part
     held_out: Part
-    vocab_size: int
-    pad_token_id: int
-    eos_token_id: int
+    tokens: dict[str, int]
+    """Of the text tower's configuration: `vocab_size`, `pad_token_id`, `eos_token_id`."""
 
 
 @lru_cache(maxsize=2)
@@ -80,14 +79,9 @@ def load_data(languages: tuple[str, ...]) -> StudyData:
         }
         return Part(images[split][torch.tensor(indices)], tokens)
 
-    return StudyData(
-        part("train", train),
-        part("train", validation),
-        part("test", named["test"]),
-        len(tokenizer),
-        tokenizer.pad_token_id,
-        tokenizer.eos_token_id,
-    )
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    parts = part("train", train), part("train", validation), part("test", named["test"])
+    return StudyData(*parts, {"vocab_size": len(tokenizer), **ends})
 
 
 def _digest(text: str) -> int:

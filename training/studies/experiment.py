@@ -66,7 +66,7 @@ def train_and_evaluate(settings: Settings) -> dict[str, float]:
         torch.manual_seed(settings.seed)
         data = load_data(settings.languages)
         model = build_model(settings, data)
-        loss = train(model, data.train, settings, data.vocab_size)
+        loss = train(model, data.train, settings)
         figures = {}
         for name, part in (("validation", data.validation), ("held_out", data.held_out)):
             figures |= {f"{name}_{key}": value for key, value in evaluate(model, part).items()}
@@ -84,13 +84,7 @@ def build_model(settings: Settings, data: StudyData) -> SiglipExtModel:
     bias = -math.log(settings.batch_size) if settings.bias is None else settings.bias
     config = SiglipExtConfig(
         vision_config={**layer, "image_size": IMAGE_SIZE, "patch_size": 8},
-        text_config={
-            **layer,
-            "max_position_embeddings": TEXT_LENGTH,
-            "vocab_size": data.vocab_size,
-            "pad_token_id": data.pad_token_id,
-            "eos_token_id": data.eos_token_id,
-        },
+        text_config={**layer, "max_position_embeddings": TEXT_LENGTH, **data.tokens},
         loss_type=settings.loss,
         logit_scale_init=math.log(settings.temperature),
         logit_bias_init=bias if settings.loss == "sigmoid" else None,
@@ -105,7 +99,7 @@ def steps_of(settings: Settings) -> int:
     return settings.examples // settings.batch_size
 
 
-def train(model: SiglipExtModel, part: Part, settings: Settings, vocab_size: int) -> float:
+def train(model: SiglipExtModel, part: Part, settings: Settings) -> float:
     """Train over shuffled epochs without their last, incomplete batch; returns the loss of the last step."""
     generator = torch.Generator().manual_seed(settings.seed)
     groups = GroupSettings(settings.learning_rate, settings.weight_decay, "big_vision", {}, {}, None)
@@ -128,9 +122,9 @@ def train(model: SiglipExtModel, part: Part, settings: Settings, vocab_size: int
         pixels = normalized(part.images[indices])
         tokens = draw_tokens(part, indices, settings.languages, generator)
         if settings.noise is not None:
-            pixels, tokens = add_noise(
-                pixels, tokens, settings.noise, settings.noise_share, vocab_size, model.config.text_config, generator
-            )
+            text = model.config.text_config
+            noise = settings.noise, settings.noise_share
+            pixels, tokens = add_noise(pixels, tokens, *noise, text.vocab_size, text, generator)
         loss = loss_of(model, pixels, tokens, settings, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -147,15 +141,11 @@ def loss_of(
     if settings.loss == "softmax":
         return softmax_loss(*embeds, model.logit_scale)
     assert model.logit_bias is not None  # the configuration insists
+    head = model.logit_scale, model.logit_bias
     if settings.negatives is None:
-        return sigmoid_loss(*embeds, model.logit_scale, model.logit_bias)
+        return sigmoid_loss(*embeds, *head)
     return sigmoid_loss_of_some_negatives(
-        *embeds,
-        model.logit_scale,
-        model.logit_bias,
-        share=settings.negatives_share,
-        choice=settings.negatives,
-        generator=generator,
+        *embeds, *head, share=settings.negatives_share, choice=settings.negatives, generator=generator
     )
 
 

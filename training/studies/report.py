@@ -55,7 +55,7 @@ def render_tables(study: Study, charts: list[Chart]) -> str:
         lines += ["", f"## {chart.title}", ""]
         ours, paper = _cells(_with_difference(chart), _mean), _published(chart)
         unit = "" if chart.y_label == Chart.y_label else f" ({chart.y_label})"
-        if paper and _places(paper) <= _places(ours):
+        if paper and set(_places(paper)) <= set(_places(ours)):
             beside = {f"{chart.paper_title}, paper": line for line in paper.values()}
             lines += _table(chart.x_label, {**ours, **beside})
         else:
@@ -129,7 +129,7 @@ def _draw_paper(axes: "Axes", chart: Chart) -> None:
 
 def _axis(axes: "Axes", chart: Chart, lines: dict[str, dict]) -> list[str]:
     """Label the horizontal axis; returns its places from left to right."""
-    places = list(dict.fromkeys(x for line in lines.values() for x in line))
+    places = _places(lines)
     names = [re.sub(r"(?<=\w)-(?=\w)", "-\n", x.replace(", ", ",\n")) for x in places]  # in lines, to fit
     axes.set_xticks(range(len(places)), names, fontsize=8 if chart.categories else None)
     axes.set_xlim(-0.5, max(len(places), 1) - 0.5)
@@ -152,12 +152,13 @@ def _cells(lines: dict[str, dict], text: Callable[..., str]) -> dict[str, dict[s
     return {label: {x: text(value) for x, value in line.items() if value != []} for label, line in lines.items()}
 
 
-def _places(lines: dict[str, dict]) -> set[str]:
-    return {x for line in lines.values() for x in line}
+def _places(lines: dict[str, dict]) -> list[str]:
+    """The places of all lines, from left to right."""
+    return list(dict.fromkeys(x for line in lines.values() for x in line))
 
 
 def _table(x_label: str, lines: dict[str, dict[str, str]]) -> list[str]:
-    places = list(dict.fromkeys(x for line in lines.values() for x in line))
+    places = _places(lines)
     rows = [f"| {x_label} | {' | '.join(lines)} |", "|---|" + "---:|" * len(lines)]
     return rows + [f"| {x} | {' | '.join(line.get(x, '') for line in lines.values())} |" for x in places]
 

@@ -1,7 +1,7 @@
 """What a study is: which runs it wants, and what it shows of them beside the paper's figures."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .experiment import Settings
@@ -14,9 +14,6 @@ SWEEP_SEEDS = (1000, 1001)
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 TEMPERATURES = (5.0, 10.0, 20.0)
 BASE_BATCH = 32
-
-
-DRAWN_ONLY = "The paper draws its values and prints none."
 
 
 @dataclass
@@ -39,21 +36,6 @@ class Chart:
     reference: str = ""
     categories: bool = False  # the places have no order: no line is drawn between them
     y_label: str = "held-out recall@1, %"
-
-
-@dataclass(frozen=True)
-class Study:
-    """`wanted` gives every run that the study needs as far as it is known from those finished: a sweep first, then the
-    seeds with what the sweep chose. The study is complete when all of them are finished."""
-
-    name: str
-    summary: str
-    wanted: Callable[[Runs, int], list[Settings]]
-    charts: Callable[[Runs, int], list[Chart]]
-
-
-def seeded(settings: Settings, seeds: int) -> list[Settings]:
-    return [replace(settings, seed=seed) for seed in range(seeds)]
 
 
 def seed_by_seed(points: Iterable[Settings | None], seeds: int) -> list[Settings]:
@@ -103,21 +85,55 @@ def tuned(runs: Runs, base: Settings) -> tuple[list[Settings], Settings | None]:
     return wanted + more, chosen
 
 
-def tuned_loss(
-    runs: Runs, loss: str = "sigmoid", batch_size: int = BASE_BATCH
-) -> tuple[list[Settings], Settings | None]:
-    """`tuned` for a loss at a batch size."""
-    return tuned(runs, Settings(loss=loss, batch_size=batch_size))
-
-
 def recall(runs: Runs, settings: Settings, seeds: int) -> list[float]:
     """Held-out recall@1, the mean of both ways, in percent, of each finished seed."""
-    one, other = (
-        runs.values(seeded(settings, seeds), f"held_out_{way}_recall@1") for way in ("image_to_text", "text_to_image")
-    )
+    seeded = [replace(settings, seed=seed) for seed in range(seeds)]
+    one, other = (runs.values(seeded, f"held_out_{way}_recall@1") for way in ("image_to_text", "text_to_image"))
     return [50 * (a + b) for a, b in zip(one, other)]
 
 
-def choice(settings: Settings) -> str:
-    """What a sweep chose, for a note."""
-    return f"{settings.learning_rate:g} and {settings.temperature:g}"
+class Plan:
+    """The runs that a study asks for while it is laid out, and what those of them give that are finished."""
+
+    def __init__(self, runs: Runs, seeds: int):
+        self.runs, self.seeds = runs, seeds
+        self.sweeps: list[Settings] = []
+        self.points: list[Settings | None] = []
+
+    def chosen(self, found: tuple[list[Settings], Settings | None]) -> Settings | None:
+        """Ask for the runs of a sweep; its choice, once it is known."""
+        self.sweeps += found[0]
+        return found[1]
+
+    def tuned(self, loss: str = "sigmoid", batch_size: int = BASE_BATCH) -> Settings | None:
+        """A loss at a batch size, with the learning rate and the temperature that are chosen for it."""
+        return self.chosen(tuned(self.runs, Settings(loss=loss, batch_size=batch_size)))
+
+    def recalls(self, points: Mapping[str, Mapping[str, Settings | None]]) -> dict[str, dict[str, list[float]]]:
+        """Ask for points, by line and place, with every seed; the lines of a chart, of the points that are known."""
+        self.points += [point for line in points.values() for point in line.values()]
+        return {
+            label: {place: recall(self.runs, point, self.seeds) for place, point in line.items() if point is not None}
+            for label, line in points.items()
+        }
+
+    def wanted(self) -> list[Settings]:
+        return self.sweeps + seed_by_seed(self.points, self.seeds)
+
+
+@dataclass(frozen=True)
+class Study:
+    """`wanted` gives every run that the study needs as far as it is known from those finished: a sweep first, then the
+    seeds with what the sweep chose. The study is complete when all of them are finished."""
+
+    name: str
+    summary: str
+    lay_out: Callable[[Plan], list[Chart]]
+
+    def wanted(self, runs: Runs, seeds: int) -> list[Settings]:
+        plan = Plan(runs, seeds)
+        self.lay_out(plan)
+        return plan.wanted()
+
+    def charts(self, runs: Runs, seeds: int) -> list[Chart]:
+        return self.lay_out(Plan(runs, seeds))

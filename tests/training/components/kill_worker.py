@@ -29,9 +29,13 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
-from modeling_siglip_ext.training import SiglipExtTrainer, SiglipExtTrainingArguments
+from modeling_siglip_ext.training import (
+    ImageTextCollator,
+    ImageTextDataset,
+    SiglipExtTrainer,
+    SiglipExtTrainingArguments,
+)
 from modeling_siglip_ext.training.components.checkpoint import PARTIAL
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.streaming import ImageTextStream
 from modeling_siglip_ext.training.data.tar_shards import TarShards
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.ema import WeightAverage
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

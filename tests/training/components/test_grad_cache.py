@@ -9,8 +9,8 @@ from torch import nn
 from transformers import ResNetConfig, SiglipModel
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, sigmoid_loss, softmax_loss
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.grad_cache import cached_backward, check_chunkable, split_batch
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 

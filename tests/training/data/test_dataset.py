@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset, load_image_folder
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, load_image_folder
 
 
 @pytest.mark.parametrize("cache_gib", [0, 1])

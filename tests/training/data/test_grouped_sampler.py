@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.emoji.loader import load_emoji
 from modeling_siglip_ext.training.data.grouped_sampler import GroupedSampler
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer

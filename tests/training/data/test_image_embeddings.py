@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from modeling_siglip_ext.training.data.samples import TooManyBadSamples
 from modeling_siglip_ext.training.run.precompute import precompute

@@ -8,7 +8,7 @@ from datasets import Dataset, Image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.samples import SkipCounter, TooManyBadSamples, UnusableRowError, as_captions
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from modeling_siglip_ext.training.data import ImageTextCollator
+from modeling_siglip_ext.training import ImageTextCollator
 from modeling_siglip_ext.training.data.loaders import stream_loader
 from modeling_siglip_ext.training.data.samples import ReportingCollator, TooManyBadSamples
 from modeling_siglip_ext.training.data.streaming import HubSource, ImageTextStream, shuffled

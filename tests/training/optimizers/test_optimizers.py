@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.optimizers import (
     OPTIMIZERS,
     AdamWBf16,

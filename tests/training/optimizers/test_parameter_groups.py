@@ -8,8 +8,8 @@ import torch
 from transformers import BertConfig, Dinov2Config
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.towers import lock_towers
-from modeling_siglip_ext.training.data import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.optimizers.parameter_groups import GroupSettings, kernel_names, parameter_groups
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 

@@ -12,7 +12,7 @@ from modeling_siglip_ext.training.studies import command
 from modeling_siglip_ext.training.studies.experiment import Settings
 from modeling_siglip_ext.training.studies.report import interval, write_study_report
 from modeling_siglip_ext.training.studies.runs import Runs
-from modeling_siglip_ext.training.studies.study import SWEEP_SEEDS, Chart, Study
+from modeling_siglip_ext.training.studies.study import SWEEP_SEEDS, Chart, Plan, Study
 
 
 def invented(settings: Settings) -> dict[str, float]:
@@ -50,8 +50,8 @@ def test_intervals_and_tables(tmp_path):
     assert interval(values) == pytest.approx((high - low) / 2)
     assert interval([1.0]) == math.inf
     figure = Chart("A", "x", {"ours": {"1": values, "2": [5.0], "3": []}}, "elsewhere", {"theirs": {"7": 50.0}})
-    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
-    empty = Study("empty", "not begun", lambda runs, seeds: [], lambda runs, seeds: [Chart("A", "x", {"ours": {}})])
+    study = Study("tiny", "a study", lambda plan: [figure])
+    empty = Study("empty", "not begun", lambda plan: [Chart("A", "x", {"ours": {}})])
     write_study_report(empty, Runs(tmp_path / "none"), 3, tmp_path)
     data, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert json.loads(data.read_text())[0]["ours"]["ours"]["1"] == values
@@ -63,7 +63,7 @@ def test_intervals_and_tables(tmp_path):
 
 def test_the_papers_figures_stand_beside_ours(tmp_path):
     beside = Chart("A", "x", {"ours": {"a": [1.0], "b": [2.0]}}, "there", {"paper": {"b": 3.0}}, note="A note.")
-    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [beside])
+    study = Study("tiny", "a study", lambda plan: [beside])
     _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert table.read_text().splitlines()[-6:] == [
         "| x | ours | there, paper |",
@@ -80,7 +80,7 @@ def test_the_papers_figures_stand_beside_ours(tmp_path):
 
 def test_two_lines_are_compared_seed_by_seed(tmp_path):
     figure = Chart("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}})
-    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
+    study = Study("tiny", "a study", lambda plan: [figure])
     _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
     assert "| x | one | other | other − one, by seed |" in table.read_text()
     assert table.read_text().splitlines()[-1].endswith("| 2.0 ± 0.0 (3) |")
@@ -88,7 +88,7 @@ def test_two_lines_are_compared_seed_by_seed(tmp_path):
 
 def test_places_are_compared_with_one_of_them(tmp_path):
     figure = Chart("A", "x", {"one": {"a": [10.0, 20.0], "b": [11.0, 21.0], "c": [9.0]}}, reference="a")
-    study = Study("tiny", "a study", lambda runs, seeds: [], lambda runs, seeds: [figure])
+    study = Study("tiny", "a study", lambda plan: [figure])
     _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 2, tmp_path)
     lines = table.read_text().splitlines()
     assert "| x | one | one, less that at a |" in lines
@@ -96,19 +96,19 @@ def test_places_are_compared_with_one_of_them(tmp_path):
     assert lines[-1] == "| c | 9.0 (1) |  |"
 
 
-def quick(runs: Runs, seeds: int) -> list[Settings]:
-    return [Settings(batch_size=16, examples=32, seed=seed) for seed in range(seeds)]
+def quick(plan: Plan) -> list[Chart]:
+    return [Chart("Quick", "x", plan.recalls({"quick": {"16": Settings(batch_size=16, examples=32)}}))]
 
 
 @pytest.mark.slow
 def test_parallel_and_resumed(tmp_path):
-    study = Study("quick", "quick", quick, lambda runs, seeds: [])
+    study = Study("quick", "quick", quick)
     runs = Runs(tmp_path / "runs.jsonl")
     assert command.make_runs(study, runs, seeds=3, workers=1, limit=1) == 2
     assert len(Runs(runs.path).figures) == 1
     assert command.make_runs(study, Runs(runs.path), seeds=3, workers=2) == 0
     both = Runs(runs.path)
-    assert set(both.figures) == set(quick(both, 3))
+    assert set(both.figures) == {Settings(batch_size=16, examples=32, seed=seed) for seed in range(3)}
     alone = Runs(tmp_path / "alone.jsonl")
     command.make_runs(study, alone, seeds=3, workers=1)
     for settings, figures in both.figures.items():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling_siglip_ext.training.studies.robustness import DECAYS, LOSSES, RATES, forgiven
+from modeling_siglip_ext.training.studies.paper import DECAYS, LOSSES, RATES, forgiven
 from modeling_siglip_ext.training.studies.study import Chart
 
 

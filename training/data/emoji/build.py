@@ -40,14 +40,8 @@ _INHERITED = "↑↑↑"
 # Direction marks are layout, not language; joiners (ZWJ, ZWNJ) belong to the spelling and stay.
 _BIDI_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # Of emoji drawn alike the first is kept, except where another name is the one by which people know the picture.
-_PREFERRED = {
-    "flag: Australia",
-    "flag: Norway",
-    "flag: France",
-    "flag: British Indian Ocean Territory",
-    "flag: Spain",
-    "flag: United States",
-}
+_PREFERRED_FLAGS = ("Australia", "Norway", "France", "British Indian Ocean Territory", "Spain", "United States")
+_PREFERRED = {f"flag: {country}" for country in _PREFERRED_FLAGS}
 
 
 class Emoji(NamedTuple):

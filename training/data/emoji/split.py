@@ -75,14 +75,8 @@ def attributes(names: Sequence[str]) -> list[dict[str, str | None]]:
     rows = []
     for name, (gender, role) in zip(names, parts):
         tones = tones_of(name)
-        known = role in roles
-        rows.append(
-            {
-                "tone": tones[0] if len(tones) == 1 else None,
-                "gender": gender if known else None,
-                "role": role if known else None,
-            }
-        )
+        gender, role = (gender, role) if role in roles else (None, None)
+        rows.append({"tone": tones[0] if len(tones) == 1 else None, "gender": gender, "role": role})
     return rows
 
 
