@@ -535,7 +535,11 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
             kwargs["interpolate_pos_encoding"] = interpolate_pos_encoding
             return self.vision_adapter(self.vision_model, pixel_values, **kwargs)
         return self.vision_model(
-            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, **kwargs
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
         )
 
     @can_return_tuple
@@ -642,7 +646,11 @@ class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
             labels: Class indices (B,), or regression targets / multi-label rows as `config.problem_type` says.
         """
         outputs = self.vision_model(
-            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, **kwargs
+            pixel_values=pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .distribution import Communicator, communicator
+from .communicators import Communicator
+from .distribution import communicator
 
 
 IMPLEMENTATIONS = ("auto", "eager", "tiled")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch_xla.core.xla_model as xm
 import torch_xla.runtime as xr
 
-from ..distribution import Communicator
+from ..communicators import Communicator
 
 
 def communicator_name(group: dist.ProcessGroup | None, distribution: str) -> str:
