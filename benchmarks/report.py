@@ -53,9 +53,9 @@ def stored(path: Path) -> dict[str, dict]:
 
 
 def store(path: Path, found: dict) -> None:
-    from modeling_siglip_ext.files import write_json
+    from modeling_siglip_ext.files import write_text
 
-    write_json(path, found)
+    write_text(path, json.dumps(found, indent=2, allow_nan=False) + "\n")
 
 
 def publish(path: Path, lines: Iterable[str], show: bool = True) -> None:

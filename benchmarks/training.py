@@ -348,7 +348,7 @@ def main() -> None:
                 results[name] = asdict(found) if isinstance(found, Ratio) else found
                 print(name, found, flush=True)
             store(path, results)
-        publish(path.with_suffix(".md"), render(results))
+            publish(path.with_suffix(".md"), render(results), show=False)
 
 
 if __name__ == "__main__":

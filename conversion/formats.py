@@ -12,6 +12,7 @@ from .containers.remote import local
 from .containers.sources import Source, open_source
 from .errors import CheckpointError
 from .open_clip import checkpoint as open_clip
+from .released.catalogue import find
 
 
 class Format(Protocol):
@@ -38,6 +39,23 @@ class Format(Protocol):
 
 
 FORMATS: dict[str, Format] = {"open_clip": open_clip, "big_vision": big_vision}
+
+
+def check_known(kind: str | None, name: str | None) -> None:
+    """Before anything is fetched: that there is such a format, and such a file in the catalogue.
+
+    Raises:
+        ValueError: naming those that there are, or the nearest.
+    """
+    if kind is not None and kind not in FORMATS:
+        raise ValueError(f"unknown kind of checkpoint {kind!r}; known: {', '.join(FORMATS)}")
+    if name not in (None, "none"):
+        find(name)
+
+
+def source_at(path: str | Path) -> Source:
+    """The container at a path; of a folder with several files the one that a format knows by name."""
+    return open_source(path, [known.FILES[0] for known in FORMATS.values() if known.FILES])
 
 
 def read_checkpoint(
@@ -85,6 +103,7 @@ def open_checkpoint(
         FileNotFoundError: Nothing there.
         AnotherFileError: Sound, but not the released file that its name says.
         CheckpointError: Not a sound checkpoint of the format, or of any.
+        ValueError: No such kind or name.
 
     Example:
 
@@ -94,5 +113,6 @@ def open_checkpoint(
     ...     convert(checkpoint, "siglip-b16-256")
 
     ```"""
+    check_known(kind, name)
     with fetched(path, scratch) as here:
-        yield read_checkpoint(open_source(here), origin=path, kind=kind, name=name, choices=choices)
+        yield read_checkpoint(source_at(here), origin=path, kind=kind, name=name, choices=choices)

@@ -118,11 +118,12 @@ def constants_for(source: AnyConfig, config: AnyConfig) -> dict[str, torch.Tenso
 
 def check_complete(params: Arrays, table: list[Rule]) -> None:
     """Every array that a rule takes is there, and a stack holds exactly the tower's layers."""
+    missing = dict.fromkeys(slot.name for rule in table for slot in rule.slots if slot.name not in params)
+    if missing:
+        raise CheckpointError(f"the checkpoint has no {', '.join([*missing][:5])}")
     layers: dict[str, int] = {}
     for rule in table:
         for slot in rule.slots:
-            if slot.name not in params:
-                raise CheckpointError(f"the checkpoint has no {slot.name}")
             dtype = params[slot.name].dtype
             if dtype is None or not dtype.is_floating_point:
                 raise CheckpointError(f"{slot.name} holds no floating-point numbers")

@@ -165,7 +165,10 @@ def read_results(paths: Sequence[str | Path]) -> dict[Path, Result]:
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         if isinstance(content, dict) and {"task", "metrics"} <= content.keys():
-            results[path] = Result.from_json(content)
+            try:
+                results[path] = Result.from_json(content)
+            except (TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is no result of siglip-ext-eval: {error}") from error
     if not results:
         raise ValueError(f"no results in {', '.join(map(str, paths))}")
     return results

@@ -37,6 +37,17 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.help if plain else super()._get_help_string(action)
 
 
+class Switch(argparse.BooleanOptionalAction):
+    """`--name` and `--no_name`; argparse's own says `--no-name`, and knows no other."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.option_strings = underscored(self.option_strings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, not (option_string or "").startswith("--no_"))
+
+
 class Parser(argparse.ArgumentParser):
     """Takes no abbreviations, and names the nearest of what it knows for what it does not."""
 
@@ -113,16 +124,22 @@ def say(prog: str, message: object, status: int = BAD_INPUT) -> int:
     return status
 
 
+def refused(prog: str, error: Exception) -> int:
+    """`say` what an error says, and what a full disk means."""
+    what = DISK.get(error.errno or 0) if isinstance(error, OSError) else None
+    return say(prog, error if what is None else f"{what}: {error}")
+
+
 def main(parser: Parser, argv: Sequence[str] | None = None) -> int:
     """Parse the arguments and run the command that they name; returns the exit status.
 
     What the user caused is one line on stderr and status 2.
     """
-    arguments = parser.parse_args(underscored(sys.argv[1:] if argv is None else argv))
+    words = underscored(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith("-") and words[0] not in parser._option_string_actions:
+        parser.error(unknown_word(words[0], parser._option_string_actions, "option"))
+    arguments = parser.parse_args(words)
     try:
         return arguments.run(arguments) or 0
-    except OSError as error:
-        what = None if error.errno is None else DISK.get(error.errno)
-        return say(parser.prog, error if what is None else f"{what}: {error}")
-    except (ValueError, ImportError) as error:
-        return say(parser.prog, error)
+    except (OSError, ValueError, ImportError) as error:
+        return refused(parser.prog, error)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
@@ -139,6 +139,8 @@ def compute(
                 embeds.append(batch.embeds)
                 place += len(batch.embeds)
                 bar.update(len(batch.embeds))
+            if place != last:
+                raise RuntimeError(f"{place - first} embeddings came for the {last - first} {what} of {path.name}")
             part_names = None if names is None else names[first:last]
             with new_file(path, replace=True) as draft:
                 WRITERS[form](draft, first, torch.cat(embeds), errors, part_names)
@@ -182,6 +184,8 @@ def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, d
     """
     folder = Path(folder)
     settings = read_json(folder / SETTINGS, missing)
+    if not {"rows", "part_rows", "form"} <= settings.keys() or settings["form"] not in READERS:
+        raise ValueError(f"{folder / SETTINGS} is damaged: delete {folder}, then {missing}")
     paths = part_paths(folder, settings)
     absent = [path.name for path in paths if not path.exists()]
     if absent:
@@ -190,10 +194,15 @@ def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, d
         )
     embeds, errors, names = [], {}, []
     for path in paths:
-        part_embeds, part_errors, part_names = READERS[settings["form"]](path)
+        try:
+            part_embeds, part_errors, part_names = READERS[settings["form"]](path)
+        except (SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it, then {missing}") from error
         embeds.append(part_embeds)
         errors |= part_errors
         names += part_names or [None] * len(part_embeds)
+    if len(names) != settings["rows"] or not names:
+        raise ValueError(f"{folder} holds {len(names)} of {settings['rows']} rows: delete it, then {missing}")
     return embeds[0] if len(embeds) == 1 else torch.cat(embeds), errors, names
 
 

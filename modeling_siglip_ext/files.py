@@ -3,12 +3,13 @@
 A draft is written into a hidden folder beside the target, flushed to disk, and renamed.
 """
 
+import errno
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,26 @@ DRAFT = ".part"
 
 
 def lock(folder: Path) -> int | None:
-    """Mark a draft as in use for as long as this process lives; None where another process has it or removed it."""
+    """Mark a draft as in use for as long as this process lives; None where another process has it or removed it.
+
+    Raises:
+        OSError: the system or its files know no locks, or the draft is somebody else's.
+    """
     if fcntl is None:
-        return None
+        raise OSError(errno.ENOSYS, "this system has no locks of files")
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with suppress(BlockingIOError):
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if folder.exists():  # it may have been removed while it was opened here
             return descriptor
+    except BlockingIOError:
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise
     os.close(descriptor)
     return None
 
@@ -42,8 +52,11 @@ def new_draft(out: Path) -> tuple[Path, int | None]:
     """A hidden folder beside `out`, and its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=DRAFT, dir=out.parent))
-        descriptor = lock(folder)
-        if descriptor is not None or fcntl is None:
+        try:
+            descriptor = lock(folder)
+        except OSError:
+            return folder, None
+        if descriptor is not None:
             return folder, descriptor
         # another writer of `out` took it for abandoned before it was locked
 
@@ -51,7 +64,10 @@ def new_draft(out: Path) -> tuple[Path, int | None]:
 def remove_abandoned(out: Path) -> None:
     """Delete the drafts of `out` whose process was killed."""
     for draft in out.parent.glob(f".{escape(out.name)}.*{DRAFT}"):
-        descriptor = lock(draft)
+        try:
+            descriptor = lock(draft)
+        except OSError:
+            continue
         if descriptor is not None:
             shutil.rmtree(draft, ignore_errors=True)
             os.close(descriptor)
@@ -90,6 +106,13 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_all(folder: Path) -> None:
+    """`flush` for all files in a folder and below."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            flush(path)
+
+
 @contextmanager
 def new_folder(out: str | Path) -> Generator[Path]:
     """A folder to write into that becomes `out` when the block ends without an error.
@@ -101,7 +124,13 @@ def new_folder(out: str | Path) -> Generator[Path]:
     with drafts(out, replace=False) as draft:
         yield draft
         os.chmod(draft, 0o755)  # mkdtemp makes it private
-        put_in_place(draft, out)
+        flush_all(draft)
+        try:
+            os.rename(draft, out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else was quicker
+                raise FileExistsError(f"{out} exists by now; choose another name or remove it") from error
+            raise
 
 
 @contextmanager
@@ -125,16 +154,17 @@ def new_file(out: str | Path, *, replace: bool = False) -> Generator[Path]:
 
 def put_in_place(folder: Path, out: Path) -> None:
     """Rename a complete folder to its final name, in place of an older one of that name; on disk before it is seen."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            flush(path)
-    if not out.exists():
-        folder.rename(out)
-        return
+    flush_all(folder)
     older = folder.with_name(f"{out.name}.replaced")
-    shutil.rmtree(older, ignore_errors=True)
-    out.rename(older)
-    folder.rename(out)
+    if out.exists():
+        shutil.rmtree(older, ignore_errors=True)
+        out.rename(older)
+    try:
+        folder.rename(out)
+    except OSError:
+        if older.exists():
+            older.rename(out)
+        raise
     shutil.rmtree(older, ignore_errors=True)
 
 

@@ -45,7 +45,7 @@ def is_image_file(path: str | os.PathLike) -> bool:
     return os.path.splitext(os.fspath(path))[1].lower() in image_suffixes()
 
 
-def load_image(source: Any, timeout: float | None = None) -> Image.Image:
+def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     """An upright RGB image.
 
     Args:

@@ -41,7 +41,7 @@ COMMANDS = (precompute, study, recipe_command)
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `siglip-ext-train`; returns the exit status."""
     words = command_line.underscored(sys.argv[1:] if argv is None else argv)
-    if words and is_recipe(words[0]):
+    if words and words[0] not in ("precompute", "study") and is_recipe(words[0]):
         return recipe_command.run_recipe(PROG, words[0], words[1:])
     return command_line.main(command_line.command_line(PROG, DESCRIPTION, COMMANDS, EXAMPLES), words)
 

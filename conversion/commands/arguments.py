@@ -17,7 +17,9 @@ def choices_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what a checkpoint outside the catalogue cannot tell")
     group.add_argument("--image_pooling", help="map, mean, max, first, cls or none")
     group.add_argument("--text_pooling", help="last, first, mean, max or map")
-    group.add_argument("--text_heads", type=int, help="attention heads of a text tower of unusual width")
+    group.add_argument(
+        "--text_heads", type=int, help="attention heads of a BERT or open_clip text tower of unusual width"
+    )
 
 
 def choices(arguments: argparse.Namespace) -> Choices:

@@ -14,9 +14,9 @@ from ..checkpoint import Checkpoint
 from ..containers.arrays import count_values, types_line
 from ..containers.npz import read_npz
 from ..containers.remote import is_url, opened
-from ..containers.sources import Source, open_source
+from ..containers.sources import Source
 from ..errors import AnotherFileError
-from ..formats import fetched, read_checkpoint
+from ..formats import check_known, fetched, read_checkpoint, source_at
 from ..model_folder.folder import choose_form, open_folder
 from ..plan import AnyConfig, vision_of
 from .arguments import choices, choices_arguments
@@ -102,7 +102,7 @@ def source_or_folder(path: str) -> Generator[Source | Path]:
                 yield Source(Path(name), name, read_npz(name, file))
                 return
     with fetched(path) as here:
-        yield here if (here / "config.json").is_file() else open_source(here)
+        yield here if (here / "config.json").is_file() else source_at(here)
 
 
 def read_named(source: Source, arguments: argparse.Namespace) -> Checkpoint:
@@ -118,6 +118,7 @@ def read_named(source: Source, arguments: argparse.Namespace) -> Checkpoint:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_known(None, arguments.name)
     with source_or_folder(arguments.checkpoint) as found:
         lines = folder_lines(found) if isinstance(found, Path) else checkpoint_lines(read_named(found, arguments))
     print("\n".join(lines))

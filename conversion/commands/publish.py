@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from modeling_siglip_ext.command_line import Subparsers, add_command
+from modeling_siglip_ext.command_line import Subparsers, add_command, say
 from modeling_siglip_ext.hub.calls import PublishError
 from modeling_siglip_ext.hub.publish import publish
 
@@ -47,7 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
             revision=arguments.revision,
         )
     except PublishError as error:
-        # a bar of huggingface_hub may have been left in the middle of a line
-        print(f"\nsiglip-ext-convert: not published: {error}", file=sys.stderr)
-        return 2
+        print(file=sys.stderr)  # a bar of huggingface_hub may have been left in the middle of a line
+        return say("siglip-ext-convert", f"not published: {error}")
     return 0

@@ -1,6 +1,7 @@
 """Opens a checkpoint of any container."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, known: Sequence[str] = ()) -> Source:
     """The arrays of a checkpoint: an `.npz` or `.safetensors` file, a folder with safetensors of one model, a
     tensorstore folder, or the path that its `-LAST` names.
+
+    Args:
+        known: Names of files that hold a whole model, whatever lies beside them.
 
     Raises:
         FileNotFoundError: Nothing there.
@@ -55,7 +59,12 @@ def open_source(path: str | Path) -> Source:
         return Source(path, path.name, read_npz(path))
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
         return Source(folder, path.name, read_safetensors(folder))
-    alone = list(folder.glob("*.safetensors"))  # under a name of its own
-    if len(alone) == 1:
-        return Source(alone[0], path.name, read_safetensors(alone[0]))
+    files = sorted(folder.glob("*.safetensors"))  # under names of their own
+    files = [file for file in files if file.name in known] or files
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{path} holds {', '.join(file.name for file in files[:5])}: name the file that is meant"
+        )
+    if files:
+        return Source(files[0], path.name, read_safetensors(files[0]))
     return Source(folder, path.name, read_tensorstore(folder))

@@ -79,10 +79,13 @@ class ConversionReport:
 
 
 def write_report(folder: Path, report: ConversionReport) -> None:
+    """Write the report; of a folder that came without one, only what was measured since."""
     content = {"source": None, "class": report.class_name, **asdict(report)}
     content["largest_difference"] = report.largest_difference
     content["tensors"] = {name: {"largest_difference": value} for name, value in report.tensors.items()}
     absent = {"class_name"} if report.outputs else {"class_name", "outputs"}
+    if not report.tensors:
+        absent |= content.keys() - {"outputs", "libraries"}
     write_json(folder / NAME, {key: value for key, value in content.items() if key not in absent})
 
 
@@ -101,7 +104,7 @@ def read_report(folder: Path) -> ConversionReport | None:
     try:
         content["class_name"] = content.get("class")
         if content.get("source") is not None:
-            content["source"] = Origin(**content["source"])
+            content["source"] = Origin(content["source"]["name"], content["source"]["sha256"])
         content["tensors"] = {
             name: float(found["largest_difference"]) for name, found in content.get("tensors", {}).items()
         }

@@ -10,6 +10,7 @@ import torch
 from modeling_siglip_ext.command_line import Subparsers
 
 from ..data import EvaluationData
+from ..data.columns import plain
 from ..known_benchmarks import find
 from ..metrics.probes import few_shot_metrics, knn, linear_probe
 from ..results import Counts, Result
@@ -80,12 +81,15 @@ def common_labels(sets: dict[str, EvaluationData]) -> dict[str, list[int]]:
         ValueError: a row with several labels, or none.
     """
     alike = len({tuple(data.label_names or ()) for data in sets.values()}) == 1
-    common = sorted({name for data in sets.values() for name in data.label_names or ()})
+    named = not alike and all(data.label_names for data in sets.values())
+    common = sorted({plain(name) for data in sets.values() for name in data.label_names or ()})
     result = {}
     for part, data in sets.items():
         labels = data.labels or ()
         if any(len(own) != 1 for own in labels):
             raise ValueError(f"the {part} rows have several labels, or none; a probe needs one a row")
-        names = None if alike else data.label_names
-        result[part] = [own[0] if names is None else common.index(names[own[0]]) for own in labels]
+        if named and any(own[0] < 0 for own in labels):
+            raise ValueError(f"the {part} rows have labels below 0, which stand for no class")
+        names = data.label_names or ()
+        result[part] = [common.index(plain(names[own[0]])) if named else own[0] for own in labels]
     return result

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from modeling_siglip_ext.command_line import Subparsers
+from modeling_siglip_ext.command_line import Subparsers, Switch
 
 from .arguments import evaluation_command, open_session, result_path, select_data
 
@@ -27,13 +27,13 @@ def register(commands: Subparsers) -> None:
     )
     own.add_argument(
         "--canonicalize",
-        action=argparse.BooleanOptionalAction,
+        action=Switch,
         default=True,
         help="lower-case prompts without punctuation, as big_vision does (default: yes)",
     )
     own.add_argument(
         "--central_crop",
-        action=argparse.BooleanOptionalAction,
+        action=Switch,
         help="resize images to size / 0.875 and crop (default: for the ImageNet benchmarks)",
     )
 

@@ -146,7 +146,8 @@ def _as_ours(api: HfApi, upload: Upload, now: Remote, message: str, revision: st
     Raises:
         PublishError: it holds something else.
     """
-    assert now.head is not None, "it differs from the head before, and a repository does not lose its commits"
+    if now.head is None:  # it was there before this commit, and was deleted or hidden since
+        raise PublishError(MESSAGES[404].format(repo=upload.repo_id))
     tree = api.list_repo_tree(upload.repo_id, recursive=True, revision=revision)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     if now.stale(upload) or not all(_same(there.get(one.path_in_repo), one) for one in upload.operations()):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from modeling_siglip_ext.conversion import Choices, NewSizes, Options, convert, open_checkpoint
@@ -15,7 +15,7 @@ from modeling_siglip_ext.conversion.checkpoint import Checkpoint
 from modeling_siglip_ext.conversion.containers.arrays import Arrays
 from modeling_siglip_ext.conversion.containers.sources import Source
 from modeling_siglip_ext.conversion.errors import CheckpointError
-from modeling_siglip_ext.conversion.formats import FORMATS
+from modeling_siglip_ext.conversion.formats import FORMATS, source_at
 from modeling_siglip_ext.conversion.model_folder.report import read_report
 from modeling_siglip_ext.conversion.name_map import SAME, Rule, Slot
 from modeling_siglip_ext.conversion.open_clip.checkpoint import OpenClipCheckpoint
@@ -97,3 +97,23 @@ def test_what_is_of_no_format_is_said_so(tmp_path):
     message = "holds 1 arrays .weights, …., but no visual.trunk of open_clip and no big_vision image tower"
     with pytest.raises(CheckpointError, match=message), open_checkpoint(tmp_path / "x.npz"):
         raise AssertionError("must not get here")
+
+
+@pytest.mark.parametrize("place", ["missing.npz", "https://localhost:1/missing.npz"])
+def test_names_and_kinds_are_checked_before_anything_is_read(place):
+    with pytest.raises(CheckpointError, match="'typo' is not in the catalogue"), open_checkpoint(place, name="typo"):
+        pass
+    with (
+        pytest.raises(ValueError, match="unknown kind of checkpoint 'jax'; known: "),
+        open_checkpoint(place, kind="jax"),
+    ):
+        pass
+
+
+def test_of_several_files_the_one_that_a_format_knows_is_meant(tmp_path):
+    for name in ("adapter", "open_clip_model"):
+        save_file({f"{name}.x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    assert list(source_at(tmp_path).arrays) == ["open_clip_model.x"]
+    (tmp_path / "open_clip_model.safetensors").rename(tmp_path / "ema.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds adapter\.safetensors, ema\.safetensors: name the file"):
+        source_at(tmp_path)

@@ -72,3 +72,10 @@ def test_shares_are_in_percent_and_runs_of_one_name_told_apart(tmp_path):
     assert "| model (one) | model (two) |" in text
     assert is_share("text_to_image_recall@5")
     assert not is_share("threshold")
+
+
+@pytest.mark.parametrize("model", [{"revision": "abc"}, "a name"])
+def test_foreign_content_is_named(tmp_path, model):
+    (tmp_path / "other.json").write_text(json.dumps({"task": "x", "metrics": {}, "model": model}))
+    with pytest.raises(ValueError, match=r"other\.json is no result"):
+        read_results([tmp_path])

@@ -81,4 +81,14 @@ def imported_at_once(path: Path) -> set[str]:
 def test_torch_xla_is_imported_late(room):
     """Only by modules in folders and files called xla, which others import on meeting an XLA tensor."""
     files = [path for path in (REPOSITORY / room).rglob("*.py") if "xla" not in (path.stem, path.parent.name)]
+    assert files
     assert {str(path): found for path in files if (found := imported_at_once(path) & {"torch_xla", "xla"})} == {}
+
+
+@pytest.mark.parametrize("line", ["import torch_xla.runtime", "from ..losses.xla.tiled import f", "from . import xla"])
+def test_the_late_import_test_sees_offenders(tmp_path, line):
+    path = tmp_path / "offender.py"
+    path.write_text(f"{line}\n")
+    assert imported_at_once(path) & {"torch_xla", "xla"}
+    path.write_text(f"def f():\n    {line}\n")
+    assert not imported_at_once(path) & {"torch_xla", "xla"}

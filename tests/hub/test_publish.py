@@ -237,7 +237,7 @@ def test_a_failure_that_stays_gives_one_message(hub, model, waits, caplog, capsy
     assert main(["publish", str(model), NAME]) == 2
     said = capsys.readouterr()
     message = said.err.strip().splitlines()[-1]
-    assert message.startswith("siglip-ext-convert: not published: ")
+    assert message.startswith("siglip-ext-convert: error: not published: ")
     assert re.search(MESSAGES[kind], message), message
     assert "Traceback" not in said.err
     assert TOKEN not in said.out + said.err + caplog.text

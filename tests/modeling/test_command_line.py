@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from modeling_siglip_ext.command_line import add_command, command_line, main, underscored
+from modeling_siglip_ext.command_line import Parser, Switch, add_command, command_line, main, underscored
 
 
 ERRORS = {
@@ -57,6 +57,7 @@ def refused(tool, capsys, *words: str) -> str:
     ("words", "message"),
     [
         (["from-jax", "--output_dri", "x"], "unknown option '--output_dri': did you mean '--output_dir'?"),
+        (["--verson"], "unknown option '--verson': did you mean '--version'?"),
         (["from-jax", "--batch-sise=3"], "unknown option '--batch_sise=3': did you mean '--batch_size'?"),
         (["from-jax", "--zzzzzz"], "unknown option '--zzzzzz'; known: --help, --output_dir, --batch_size"),
         (["from-jax", "--output", "x"], "unknown option '--output'"),  # no abbreviations
@@ -138,3 +139,11 @@ def test_words_are_those_of_the_process_by_default(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["prog", "from-jax", "--output-dir", "here"])
     assert main(command_line("tool", "", [SimpleNamespace(register=register)])) == 0
     assert capsys.readouterr().out.startswith("here 8")
+
+
+@pytest.mark.parametrize(("word", "value"), [("--trim_it", True), ("--no_trim_it", False), ("--no-trim-it", False)])
+def test_a_switch_is_taken_with_dashes_and_underscores(word, value):
+    parser = Parser(prog="tool")
+    parser.add_argument("--trim_it", action=Switch)
+    assert parser.parse_args(underscored([word])).trim_it is value
+    assert "--no_trim_it" in parser.format_help()

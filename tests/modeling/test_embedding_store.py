@@ -87,3 +87,25 @@ def test_settings_are_compared_as_far_as_they_are_given(tmp_path):
         store.check_settings(tmp_path, {"weights": None}, "go away")
     with pytest.raises(ValueError, match=r"with other dtype \(there float32, now None\)"):
         store.compute(tmp_path, {"weights": "abc"}, 23, Encoder(), nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+def test_damaged_parts_and_settings_are_named(form, tmp_path):
+    store.compute(tmp_path, {}, 23, Encoder(), nn.Linear(1, 1), form=form, part_rows=6)
+    part, settings = tmp_path / f"part-00001.{form}", tmp_path / "_settings.json"
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"part-00001\.{form} is damaged.*run the command"):
+        store.read(tmp_path)
+    part.write_bytes((tmp_path / f"part-00003.{form}").read_bytes())  # of five rows
+    with pytest.raises(ValueError, match="holds 22 of 23 rows"):
+        store.read(tmp_path)
+    settings.write_text("{}")
+    with pytest.raises(ValueError, match=r"_settings\.json is damaged"):
+        store.read(tmp_path)
+
+
+def test_an_encoder_that_gives_too_little_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="3 embeddings came for the 5 inputs"):
+        store.compute(tmp_path, {}, 5, lambda *_: iter([EncodedBatch(EMBEDS[:3])]), nn.Linear(1, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["_settings.json"]

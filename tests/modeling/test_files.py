@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import json
 import os
 import subprocess
@@ -175,3 +176,44 @@ def test_json_that_cannot_be_read_comes_with_the_remedy(tmp_path, content, error
         path.write_bytes(content)
     with pytest.raises(error, match=message):
         read_json(path, "make it anew")
+
+
+def test_a_folder_that_came_into_being_meanwhile_is_kept(tmp_path):
+    def two_at_once(draft: Path) -> None:
+        for folder, name in ((draft, "a"), (tmp_path / "out", "b")):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(name)
+
+    with pytest.raises(FileExistsError, match="exists by now"), files.new_folder(tmp_path / "out") as draft:
+        two_at_once(draft)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
+
+
+def test_where_there_are_no_locks_files_are_written_and_drafts_of_others_left(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    (tmp_path / f".file.other{files.DRAFT}").mkdir()
+    files.write_text(tmp_path / "file", "x")
+    assert (tmp_path / "file").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".file.other{files.DRAFT}", "file"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(tmp_path, monkeypatch):
+    for name in ("draft", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    rename = Path.rename
+    fails = OSError(errno.EIO, "Input/output error")
+
+    def break_once(self, target):
+        if self.name == "draft":
+            raise fails
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", break_once)
+    with pytest.raises(OSError, match="Input/output"):
+        put_in_place(tmp_path / "draft", tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "out"

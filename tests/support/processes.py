@@ -33,6 +33,8 @@ def server(script: Path, *arguments: object) -> Iterator[str]:
     with process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().split()[-1]
+            words = process.stdout.readline().split()
+            assert words, f"{script.name} did not start"
+            yield words[-1]
         finally:
             process.kill()

@@ -58,6 +58,11 @@ def test_training_batches_are_whole_and_evaluation_sees_all(our_model, arguments
     assert len(trainer.predict(trainer.eval_dataset).predictions[0]) == 16
 
 
+def test_ddp_looks_for_no_unused_parameters(arguments):
+    """All are used in every step; the search would cost a walk through the graph each time."""
+    assert arguments().ddp_find_unused_parameters is False
+
+
 def test_the_papers_optimiser_and_schedule_by_default(our_model, arguments, rows, processor):
     trainer = make_trainer(our_model, arguments(), rows, processor)
     trainer.train()

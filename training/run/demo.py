@@ -72,7 +72,7 @@ Next
                                 (FOLDER: images with metadata.csv, or a .txt file beside each image)
   fine-tune another checkpoint  siglip-ext-train finetune --model_name_or_path google/siglip2-base-patch16-224 ...
   change the recipe             siglip-ext-train emoji --help
-  publish                       siglip-ext-convert publish {folder} USER/NAME --dry-run
+  publish                       siglip-ext-convert publish {folder} USER/NAME --dry_run
 """)
 
 

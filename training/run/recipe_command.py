@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from modeling_siglip_ext.command_line import Subparsers, say
+from modeling_siglip_ext.command_line import Subparsers, refused
 
 from .prepare import prepare
 from .recipe import bundled_recipes, field_parser, parse_recipe, recipe_text
@@ -54,7 +54,7 @@ def run_recipe(prog: str, name: str, overrides: Sequence[str]) -> int:
     except (ValueError, OSError, ImportError) as error:
         if first.begun:
             raise
-        return say(prog, error)
+        return refused(prog, error)
     if run.trainer.is_world_process_zero():
         print(f"\nModel, card and pictures are in {run.folder}")
     run.trainer.end()

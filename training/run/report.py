@@ -10,6 +10,7 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 from transformers import TrainerState
+from transformers.utils import logging
 
 from modeling_siglip_ext.evaluation.pictures.loss_curve import loss_curve
 from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import retrieval_contact_sheet
@@ -26,6 +27,7 @@ from .prepare import Run
 from .recipe import Recipe
 
 
+logger = logging.get_logger(__name__)
 SHEET_QUERIES = 8
 SAMPLES = 8
 MAX_CAPTIONS = 1000
@@ -48,7 +50,7 @@ def write_run_report(run: Run, metrics: Mapping[str, float], embeddings: tuple[n
     measured = []
     if embeddings is not None and rows.held_out is not None:
         captions = _held_out_captions(run)
-        _write_samples(rows.held_out[data.image_column], captions, folder / HELD_OUT)
+        write_samples(rows.held_out[data.image_column], captions, folder / HELD_OUT)
         images, texts = (torch.from_numpy(array) for array in embeddings)
         retrieval_contact_sheet(
             folder / "retrieval.png",
@@ -89,11 +91,15 @@ def _held_out_captions(run: Run) -> list[str]:
     return [dataset.captions[i][0] for i in range(len(dataset))]
 
 
-def _write_samples(images: Sequence[Image.Image], captions: list[str], folder: Path) -> None:
+def write_samples(images: Sequence[Image.Image], captions: list[str], folder: Path) -> None:
     """Some held-out images as PNG, and `captions.json` with their captions and others to choose among."""
     chosen = torch.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().int().tolist()
     labels = {}
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    if (folder / "captions.json").is_file():  # of an earlier run
+        shutil.rmtree(folder)
+    elif folder.exists():
+        logger.warning("%s is there and not of an earlier run: no held-out images are written", folder)
+        return
     with new_folder(folder) as draft:
         for number, row in enumerate(chosen):
             file = f"{number:02d}.png"
@@ -153,7 +159,7 @@ def _summary(run: Run) -> str:
     parameters = sum(parameter.numel() for parameter in run.trainer.model.parameters())
     return (
         f"A SigLIP image-text model with {parameters / 1e6:.1f} million parameters, {origin} on {about.title} with "
-        f"the sigmoid loss, by `siglip-ext`. {about.summary}"
+        f"the {run.trainer.loss_name} loss, by `siglip-ext`. {about.summary}"
     ).rstrip()
 
 

@@ -132,3 +132,10 @@ def test_half_precision_is_compared_with_the_rounded_source(folder, checkpoints)
     copy = folder("siglip1_mu16", "--dtype", "bfloat16")
     change_tensor(copy, "logit_bias", lambda t: t.copy_(torch.nextafter(t.float(), torch.tensor(0.0)).mul(0.99)))
     assert main(["verify", str(copy), "--against", str(checkpoints / "siglip1_mu16" / "checkpoint.npz")]) == 1
+
+
+def test_a_report_says_only_what_was_measured(folder, checkpoints):
+    copy = folder("siglip1_mu16")
+    (copy / "conversion_report.json").unlink()
+    assert main(["verify", str(copy), "--io", str(checkpoints / "siglip1_mu16" / "io.npz")]) == 0
+    assert json.loads((copy / "conversion_report.json").read_text()).keys() == {"outputs", "libraries"}

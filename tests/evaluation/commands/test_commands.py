@@ -24,6 +24,8 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.evaluation import session
 from modeling_siglip_ext.evaluation.__main__ import main
+from modeling_siglip_ext.evaluation.commands.probe import common_labels
+from modeling_siglip_ext.evaluation.data import EvaluationData
 from modeling_siglip_ext.evaluation.data.classes import map_labels
 from support.images import read_image
 from support.models import TINY
@@ -360,3 +362,20 @@ def test_two_processes_give_the_result_of_one(folder, tmp_path):
     one, two = (json.loads((tmp_path / n / "retrieval-data.json").read_text()) for n in ("one", "two"))
     assert one["metrics"] == two["metrics"]
     assert (one["processes"], two["processes"]) == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["--no-canonicalize", "--no_canonicalize"])
+def test_switches_are_taken_with_dashes_and_underscores(run, word):
+    assert run("zero-shot", "--label_column", "label", word)["settings"]["canonicalize"] is False
+
+
+def test_classes_of_two_sets_are_matched_by_name_or_left_alone():
+    def data(labels, names):
+        return EvaluationData(labels=[[one] for one in labels], label_names=names)
+
+    train, test = data([0, 1, 2], ["a_b", "c", "z"]), data([1, 0], ["c", "a b"])
+    assert common_labels({"train": train, "test": test}) == {"train": [0, 1, 2], "test": [0, 1]}
+    raw = data([5, 7], None)
+    assert common_labels({"train": train, "test": raw}) == {"train": [0, 1, 2], "test": [5, 7]}
+    with pytest.raises(ValueError, match="the test rows have labels below 0"):
+        common_labels({"train": train, "test": data([-1], ["c"])})

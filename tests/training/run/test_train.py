@@ -94,6 +94,18 @@ def test_the_folder_is_complete(trained):
     assert state["global_step"] == 4
 
 
+def test_samples_take_the_place_of_our_own_and_of_nothing_else(tmp_path):
+    images, folder = [Image.new("RGB", (8, 8))] * 3, tmp_path / "held_out"
+    for captions in (["a", "b", "c"], ["d", "e", "f"]):
+        report.write_samples(images, captions, folder)
+        assert list(json.loads((folder / "captions.json").read_text())["images"].values()) == captions
+    (folder / "captions.json").unlink()
+    (folder / "mine.txt").write_text("x")
+    report.write_samples(images, ["g", "h", "i"], folder)
+    assert (folder / "mine.txt").exists()
+    assert not (folder / "captions.json").exists()
+
+
 def test_the_card(trained, folder_of_images):
     card = ModelCard.load(trained / "README.md")
     assert card.data.license == "apache-2.0"
