@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def probability_at(model: torch.nn.Module, threshold: float) -> float | None:
-    """What the model's sigmoid says at a cosine; None for a model without a bias, whose loss is another."""
-    scale, bias = getattr(model, "logit_scale"), getattr(model, "logit_bias", None)  # noqa: B009
-    if bias is None:
+    """What the model's sigmoid says at a cosine; None for a model without scale or bias, whose loss is another."""
+    scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
+    if scale is None or bias is None:
         return None
     logit = torch.tensor(threshold * scale.exp().item() + bias.item(), dtype=torch.float64)
     return logit.sigmoid().item()
