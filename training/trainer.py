@@ -1,6 +1,6 @@
 """Trainer whose contrastive loss runs over the global batch, for our models and for stock SiglipModel alike."""
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .arguments import SiglipExtTrainingArguments
-from .components.checkpoint import AtomicCheckpoints, LossSums
+from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
@@ -31,20 +31,23 @@ from .data.pixels import normalized
 from .data.progress import DataProgress
 from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
-from .objectives import build_objectives, weighted_sum
+from .objectives import FromForward, Weighted, trained_beside, weighted_sum
+from .objectives.checkpoint import ObjectiveCheckpoints
+from .objectives.contrastive import Contrastive
+from .objectives.model import AfterStep, TrainedObjective
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
 
 
-class SiglipExtTrainer(AtomicCheckpoints):
+class SiglipExtTrainer(ObjectiveCheckpoints):
     """`transformers.Trainer` for image-text models trained with the sigmoid loss.
 
     What differs from `Trainer`:
 
-    - The loss is a weighted sum of objectives (`objectives/`), of which there is one: the contrastive loss of the
-      global batch, for `SiglipExtModel` and any other model with `image_embeds`, `text_embeds`, `logit_scale` and
-      `logit_bias` (stock `SiglipModel`, `Siglip2Model`). Each process reports its share times the number of processes,
-      so that the mean over processes is the global loss and DDP's averaged gradient is the exact one.
+    - The loss is a weighted sum of objectives (`objectives/`). The first is the contrastive loss of the global batch,
+      for `SiglipExtModel` and any other model with `image_embeds`, `text_embeds`, `logit_scale` and `logit_bias`
+      (stock `SiglipModel`, `Siglip2Model`). Each process reports its share times the number of processes, so that the
+      mean over processes is the global loss and DDP's averaged gradient is the exact one.
     - `mini_batch_size` runs the towers on chunks of the contrastive batch, with the same gradients (`grad_cache.py`);
       the activations of MLPs are not kept for the backward (`recompute.py`).
     - Weight decay acts on kernels only (`get_decay_parameter_names`); towers can be locked or learn slower
@@ -65,6 +68,8 @@ class SiglipExtTrainer(AtomicCheckpoints):
     Args:
         model: the model to train.
         args: `SiglipExtTrainingArguments`, whose defaults the above relies on.
+        objectives: what else to train for, {name: (objective, weight)}; its parameters are trained and kept in
+            checkpoints, but are no part of the saved model.
         kwargs: as for `transformers.Trainer`, except `compute_loss_func`, which is refused.
 
     Raises:
@@ -86,7 +91,14 @@ class SiglipExtTrainer(AtomicCheckpoints):
         trainer.train()
     """
 
-    def __init__(self, model: nn.Module | None = None, args: SiglipExtTrainingArguments | None = None, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: SiglipExtTrainingArguments | None = None,
+        *,
+        objectives: Mapping[str, tuple[TrainedObjective, float]] | None = None,
+        **kwargs,
+    ):
         if not isinstance(args, SiglipExtTrainingArguments):
             raise TypeError(
                 f"args must be SiglipExtTrainingArguments, got {type(args).__name__}: plain TrainingArguments drop "
@@ -115,10 +127,14 @@ class SiglipExtTrainer(AtomicCheckpoints):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
 
-        super().__init__(model=model, args=args, **kwargs)
+        beside = trained_beside(model, objectives) if objectives else None
+        super().__init__(model=beside or model, args=args, **kwargs)
+        if beside is not None and self.is_fsdp_enabled:
+            raise ValueError(f"{', '.join(beside.parts)}: these objectives do not work with FSDP yet; use DDP")
 
         core = core_model(self.model)
-        self._contrastive, self._objectives = build_objectives(lambda: core_model(self.model))
+        self._contrastive = Contrastive(lambda: core_model(self.model))
+        self._beside = [Weighted(FromForward(name), weight) for name, (_, weight) in (objectives or {}).items()]
         self.loss_name = self._contrastive.name
         self._locked = lock_towers(core, args.lock_towers)
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
@@ -139,7 +155,9 @@ class SiglipExtTrainer(AtomicCheckpoints):
         self.progress = {"losses": losses, "data": self._data}
         self.checks = [self._monitor.check]
         # At each event they are called in this order: the device first, the clock last.
-        for part in (self._backend, losses, self._monitor, self._data, self._epochs, self.average, self._budget):
+        after_step = None if beside is None else AfterStep(beside)
+        first = (self._backend, losses, self._monitor, self._data, self._epochs)
+        for part in (*first, self.average, after_step, self._budget):
             if part is not None:
                 self.add_callback(part)
 
@@ -160,8 +178,10 @@ class SiglipExtTrainer(AtomicCheckpoints):
         inputs = self._forward_inputs(inputs)
         for tower in self._locked:
             tower.eval()  # model.train() was called
-        outputs = model(**inputs, **self._contrastive.forward_options)
-        loss = weighted_sum(self._objectives, outputs, inputs)
+        outputs = model(**inputs, **self._contrastive.forward_options, **self._beside_options)
+        loss = self._contrastive(outputs, inputs)
+        if self._beside:
+            loss = loss + self._beside_loss(outputs, inputs)
         self._monitor.pairs(self.state.global_step + 1, outputs.image_embeds, outputs.text_embeds, loss)
         return (loss, outputs) if return_outputs else loss
 
@@ -193,11 +213,24 @@ class SiglipExtTrainer(AtomicCheckpoints):
                 backward=self.accelerator.backward,
                 weight=1 / self.current_gradient_accumulation_steps,
                 sync=self.accelerator.sync_gradients,
+                beside=self._beside_loss if self._beside else None,
+                beside_options=self._beside_options,
             )
         # Trainer holds on to this batch until it has the next one.
         inputs["pixel_values"] = inputs["pixel_values"].new_empty(0)
         self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss)
         return step.loss / self.current_gradient_accumulation_steps
+
+    @property
+    def _beside_options(self) -> dict[str, bool]:
+        """How the forward is asked for the losses of the objectives beside the contrastive one."""
+        return {"objectives": True} if self._beside else {}
+
+    def _beside_loss(self, outputs: ModelOutput, inputs: dict) -> torch.Tensor:
+        """The weighted sum of the objectives beside the contrastive one, for a batch or a chunk of it."""
+        step = self.state.global_step + 1
+        self._monitor.objectives(step, outputs["objective_losses"], len(inputs["input_ids"]))
+        return weighted_sum(self._beside, outputs, inputs)
 
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalized on their device."""

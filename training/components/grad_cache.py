@@ -7,9 +7,10 @@ embedding, chunk by chunk with that gradient. Gradients are those of one big bat
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -85,6 +86,8 @@ def cached_backward(
     backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
     weight: float = 1.0,
     sync: bool = True,
+    beside: Callable[[Any, dict], torch.Tensor] | None = None,
+    beside_options: Mapping[str, Any] = MappingProxyType({}),
 ) -> CachedStep:
     """Accumulate in `.grad` the gradients of `weight` × the loss of all chunks together.
 
@@ -99,6 +102,9 @@ def cached_backward(
         backward: called on a scalar in place of `Tensor.backward`, e.g. to scale it for float16.
         weight: factor on the gradients, e.g. one over the number of accumulated batches.
         sync: whether the last chunk's backward lets DDP or FSDP average gradients over the ranks.
+        beside: (outputs, inputs) → scalar, the mean over a chunk's examples of what is trained for besides; it is
+            added for each chunk according to its examples.
+        beside_options: further arguments of the forward whose outputs `beside` gets.
     """
     restores, image_rows, text_rows = [], [], []
     with torch.no_grad():
@@ -117,7 +123,7 @@ def cached_backward(
     value = loss(images, texts, scale, bias)
     wanted = [leaf for leaf in (images, texts, scale, bias) if leaf is not None and leaf.requires_grad]
     image_grads, text_grads, *head_grads = torch.autograd.grad(value * weight, wanted)
-    images, texts = images.detach(), texts.detach()
+    images, texts, value = images.detach(), texts.detach(), value.detach()
 
     parts = zip(chunks, restores, image_grads.split(sizes), text_grads.split(sizes))
     for number, (chunk, restore, image_grad, text_grad) in enumerate(parts, start=1):
@@ -125,15 +131,18 @@ def cached_backward(
         with nullcontext() if last and sync else no_gradient_sync(model):
             inputs = prepare(chunk)
             restore()
-            outputs = model(**inputs, return_loss=False)
+            outputs = model(**inputs, return_loss=False, **beside_options)
             # Its gradient with respect to each embedding is the one of the loss.
             surrogate = _dot(outputs.image_embeds, image_grad) + _dot(outputs.text_embeds, text_grad)
+            if beside is not None:
+                part = beside(outputs, inputs) * (len(image_grad) / sum(sizes))
+                surrogate, value = surrogate + weight * part, value + part.detach()
             if last:
                 # Under FSDP the parameters are whole only now, between forward and backward.
                 for parameter, grad in zip(_unsharded(model, core), head_grads):
                     surrogate = surrogate + _dot(parameter, grad)
             backward(surrogate)
-    return CachedStep(value.detach(), images, texts)
+    return CachedStep(value, images, texts)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ class Monitor(TrainerCallback):
     - `examples_per_second` and `examples_seen`, over all processes.
     - `temperature`, `bias`, and the mean logit of positive and negative pairs of the last global batch. Means over all
       pairs need no matrix: the sum of all cosines is the product of the two sums of embeddings.
+    - `loss_<objective>` of the last step, for each objective beside the contrastive one.
     - `grad_norm_<part>` of the last step, before clipping, for each tower (with its adapter) and the loss head.
     - The first step whose loss was not finite, and the samples it had.
 
@@ -42,6 +43,8 @@ class Monitor(TrainerCallback):
         self.sums: torch.Tensor | None = None
         self.grad_norms: dict[str, torch.Tensor] = {}
         self.first_bad: torch.Tensor | None = None
+        self.objectives_of = -1
+        self.objective_sums: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.started = (time.perf_counter(), examples_seen(args, state))
@@ -58,6 +61,16 @@ class Monitor(TrainerCallback):
         positives = (image_embeds.detach() * text_embeds.detach()).sum(dtype=dtype)
         self.sums = torch.cat([images, texts, positives[None], positives.new_full((1,), len(image_embeds))])
         self.loss(step, loss)
+
+    @torch.no_grad()
+    def objectives(self, step: int, losses: Mapping[str, torch.Tensor], examples: int) -> None:
+        """The mean losses of objectives beside the contrastive one, for some examples of a step."""
+        if step != self.objectives_of:
+            self.objectives_of, self.objective_sums = step, {}
+        for name, loss in losses.items():
+            value = loss.detach() * examples
+            both = torch.stack([value, torch.full_like(value, examples)])
+            self.objective_sums[name] = self.objective_sums.get(name, torch.zeros_like(both)) + both
 
     @torch.no_grad()
     def loss(self, step: int, value: torch.Tensor) -> None:
@@ -118,6 +131,9 @@ class Monitor(TrainerCallback):
             figures["positive_logit"] = positives / rows * figures["temperature"] + shift
             if rows > 1:
                 figures["negative_logit"] = negatives / (rows * (rows - 1)) * figures["temperature"] + shift
+        for name, sums in self.objective_sums.items():
+            summed, examples = reduce(sums).tolist()
+            figures[f"loss_{name}"] = summed / examples
         figures |= {f"grad_norm_{part}": norm.item() for part, norm in self.grad_norms.items()}
         self.grad_norms = {}
         return figures

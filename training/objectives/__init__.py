@@ -1,23 +1,23 @@
 """What a model is trained for: a list of objectives, weighted and summed.
 
 An objective is called as `objective(outputs, inputs) -> loss`, a scalar: `outputs` is what the model's forward gave
-for a batch, `inputs` what it was given. It holds what else it needs and is made once, in `build_objectives`. The
-loss it returns is a mean over the examples of this process, or, where examples of other processes count, such that
-the mean over processes is the loss of the global batch: gradients are averaged over the processes.
+for a batch, `inputs` what it was given. The loss it returns is a mean over the examples of this process, or, where
+examples of other processes count, such that the mean over processes is the loss of the global batch: gradients are
+averaged over the processes.
 
-A new objective is a file here that defines one, and a line in `build_objectives`. Where `mini_batch_size` is set, the
-Trainer calls no objective with the whole batch: the contrastive one, which needs all embeddings, goes by the gradient
-cache (`Contrastive.in_chunks`). An objective that is a mean over examples is to join there, chunk by chunk.
+An objective with parameters of its own is a `TrainedObjective` (`model.py`), which runs inside the model's forward;
+here it appears as `FromForward`. Where `mini_batch_size` is set, the contrastive loss, which needs all embeddings,
+goes by the gradient cache (`Contrastive.in_chunks`), and the others, means over examples, join in its second pass.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import ModelOutput
 
-from .contrastive import Contrastive
+from .model import ObjectiveModel, TrainedObjective
 
 
 class Objective(Protocol):
@@ -29,10 +29,23 @@ class Weighted(NamedTuple):
     weight: float
 
 
-def build_objectives(core: Callable[[], nn.Module]) -> tuple[Contrastive, list[Weighted]]:
-    """The contrastive objective, which evaluation asks for by itself, and all that is trained for."""
-    contrastive = Contrastive(core)
-    return contrastive, [Weighted(contrastive, 1.0)]
+class FromForward:
+    """The objective of this name in an `ObjectiveModel`, whose forward has computed its loss."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, outputs: ModelOutput, inputs: Mapping[str, Any]) -> torch.Tensor:
+        return outputs["objective_losses"][self.name]
+
+
+def trained_beside(
+    model: nn.Module | None, objectives: Mapping[str, tuple[TrainedObjective, float]]
+) -> ObjectiveModel:
+    """The model with the objectives that have parameters."""
+    if model is None:
+        raise ValueError("objectives need the model itself: pass model, not model_init")
+    return ObjectiveModel(model, {name: objective for name, (objective, _) in objectives.items()})
 
 
 def weighted_sum(objectives: Sequence[Weighted], outputs: ModelOutput, inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -6,7 +6,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from modeling_siglip_ext import SiglipExtModel, sigmoid_loss, softmax_loss
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, SiglipExtTrainer
-from modeling_siglip_ext.training.objectives import Contrastive, Weighted, weighted_sum
+from modeling_siglip_ext.training.objectives import Weighted, weighted_sum
+from modeling_siglip_ext.training.objectives.contrastive import Contrastive
 
 
 def test_objectives_are_weighted_and_summed():

@@ -1,0 +1,74 @@
+"""Checkpoints of a model that trains with objectives: the model's files hold the dual model in its usual form and
+nothing else; what trains beside it stands in `objectives.safetensors`, by name.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..components.checkpoint import AtomicCheckpoints
+from .model import ObjectiveModel
+
+
+FILE = "objectives.safetensors"
+
+
+class ObjectiveCheckpoints(AtomicCheckpoints):
+    """The part of `SiglipExtTrainer` that keeps objectives out of the model's files and in its checkpoints."""
+
+    @property
+    def parts(self) -> nn.ModuleDict:
+        """The objectives that have parameters or other state, by name."""
+        return self.model.parts if isinstance(self.model, ObjectiveModel) else nn.ModuleDict()
+
+    @contextmanager
+    def _dual_model(self) -> Generator[None]:
+        everything = self.model
+        if isinstance(everything, ObjectiveModel):
+            self.model = everything.model
+        try:
+            yield
+        finally:
+            self.model = everything
+
+    def save_extra(self, folder: Path) -> None:
+        super().save_extra(folder)
+        if len(self.parts) and self.args.should_save:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parts.state_dict().items()}
+            save_file(state, folder / FILE, metadata={"objectives": " ".join(self.parts)})
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self._dual_model():
+            super()._save(output_dir, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with self._dual_model():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_parts(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        with self._dual_model():
+            super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_parts(Path(self.state.best_model_checkpoint))
+
+    def _load_parts(self, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: the checkpoint holds other objectives than are trained now.
+        """
+        path = folder / FILE
+        saved: dict[str, torch.Tensor] = load_file(path) if path.is_file() else {}
+        expected = self.parts.state_dict()
+        differing = sorted(name for name in saved.keys() ^ expected.keys())
+        differing += [name for name in saved.keys() & expected.keys() if saved[name].shape != expected[name].shape]
+        if differing:
+            raise ValueError(
+                f"{folder} was written with other objectives, or other settings of them, than are trained now, "
+                f"e.g. {differing[:3]}: resume with those of that run, or start anew from its model"
+            )
+        self.parts.load_state_dict(saved)
