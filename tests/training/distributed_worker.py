@@ -18,6 +18,7 @@ from transformers import SiglipConfig, SiglipModel
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtConfig
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
+from modeling_siglip_ext.training.objectives.model import TrainedObjective
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 
@@ -32,6 +33,8 @@ CASES = {
     "stock-cache": ("stock", "zero_bias", {"mini_batch_size": 2}),
     "ours-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
     "ours-accumulation": ("ours", "zero_bias", {"gradient_accumulation_steps": 2}),
+    "ours-objective": ("ours", "zero_bias", {}),
+    "ours-objective-cache": ("ours", "zero_bias", {"mini_batch_size": 1}),
     "ours-accumulation-cache": ("ours", "zero_bias", {"gradient_accumulation_steps": 2, "mini_batch_size": 1}),
 }
 
@@ -66,6 +69,20 @@ def build(kind: str, init: str) -> torch.nn.Module:
     return model
 
 
+class Brightness(TrainedObjective):
+    """The squared error of a linear map from the patches' mean to the image's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.map = torch.nn.Linear(32, 1, dtype=torch.float64)
+        torch.nn.init.ones_(self.map.weight)
+        torch.nn.init.zeros_(self.map.bias)
+
+    def forward(self, core, outputs, batch):
+        found = self.map(outputs.vision_model_output.last_hidden_state.mean(1))[:, 0]
+        return (found - batch["pixel_values"].mean((1, 2, 3))).square().mean()
+
+
 def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     kind, init, changes = CASES[name]
     model = build(kind, init)
@@ -84,13 +101,16 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
         **changes,
     )
     # 43 = 5 global batches of 8 and a remainder that must be dropped alike.
-    trainer = SiglipExtTrainer(model=model, args=args, train_dataset=examples(43), data_collator=collate)
+    beside = {"brightness": (Brightness(), 0.5)} if "objective" in name else {}
+    trainer = SiglipExtTrainer(
+        model=model, args=args, train_dataset=examples(43), data_collator=collate, objectives=beside
+    )
     trainer.train()
     # 21 pairs: evaluation batches of 8 and 2 x 8 both end in a partial batch, which is padded with repeated samples.
     metrics = trainer.evaluate(examples(21))
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         for figure in ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen"):
             state[figure] = torch.tensor([entry[figure] for entry in logs], dtype=torch.float64)

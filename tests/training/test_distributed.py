@@ -15,10 +15,12 @@ QUICK = {
     "stock-default": "stock-default",
     "ours-cache": "ours-zero_bias",
     "fsdp-cache": "fsdp-plain",
+    "ours-objective-cache": "ours-objective",
 }
 MORE = {
     "ours-zero_bias": "ours-zero_bias",
     "ours-accumulation-cache": "ours-accumulation",
+    "ours-objective": "ours-objective",
     "fsdp-plain": "fsdp-plain",
     "stock-zero_bias": "stock-zero_bias",
     "ours-default": "ours-default",
