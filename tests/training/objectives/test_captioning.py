@@ -14,7 +14,7 @@ from modeling_siglip_ext.conversion.big_vision.captioner import decoder_to_big_v
 from modeling_siglip_ext.training import ImageTextCollator
 from modeling_siglip_ext.training.data.locca import CaptioningCollator, CaptionTargets
 from modeling_siglip_ext.training.objectives import Weighted, weighted_sum
-from modeling_siglip_ext.training.objectives.captioning import Captioning, caption_loss
+from modeling_siglip_ext.training.objectives.captioning import Captioning, CaptionLossSettings, caption_loss
 from support.cappa import CASES, read_arrays, read_decoder
 from support.models import TINY, make_processor
 
@@ -25,6 +25,8 @@ def test_losses_and_gradients_are_big_visions(case, chunk):
     decoder, io = read_decoder(case, torch.float64), read_arrays(case, "io.npz")
     labels, masks = io["in/labels"].long()[:, None], io["in/label_masks"][:, None]
     encoded = io["out/encoded"].double().requires_grad_()
+    chunks = CaptionLossSettings(chunk_tokens=chunk)
+    smooth = CaptionLossSettings(label_smoothing=0.1, chunk_tokens=chunk)
     everything = torch.ones(len(labels), 1, dtype=torch.bool)
 
     def check(found, expected: str) -> None:
@@ -34,12 +36,15 @@ def test_losses_and_gradients_are_big_visions(case, chunk):
             torch.testing.assert_close(found.by_text[:, 0].float(), io[name], rtol=0, atol=2e-6)
 
     weights = masks * (labels != 0)
-    check(caption_loss(decoder, encoded, labels, weights, chunk_tokens=chunk), "causal/loss_masked")
-    check(caption_loss(decoder, encoded, labels, label_smoothing=0.1, chunk_tokens=chunk), "causal/loss_smooth01")
+    check(caption_loss(decoder, encoded, labels, weights, settings=chunks), "causal/loss_masked")
+    check(
+        caption_loss(decoder, encoded, labels, settings=smooth),
+        "causal/loss_smooth01",
+    )
     for mode, parallel in (("causal", None), ("parallel", everything)):
         decoder.zero_grad()
         encoded.grad = None
-        found = caption_loss(decoder, encoded, labels, parallel=parallel, chunk_tokens=chunk)
+        found = caption_loss(decoder, encoded, labels, parallel=parallel, settings=chunks)
         check(found, f"{mode}/loss")
         found.loss.backward()
         gradients = copy.deepcopy(decoder)
@@ -54,7 +59,7 @@ def test_losses_and_gradients_are_big_visions(case, chunk):
             assert error <= 1e-5, f"{mode} {name}: {error}"
     if case == "cappa_nobias":
         rows = io["in/mixed/parallel_rows"].bool()[:, None]
-        check(caption_loss(decoder, encoded, labels, parallel=rows, chunk_tokens=chunk), "mixed/loss")
+        check(caption_loss(decoder, encoded, labels, parallel=rows, settings=chunks), "mixed/loss")
 
 
 @pytest.fixture
@@ -105,7 +110,7 @@ def test_it_is_a_mean_over_examples_and_can_be_cut_into_chunks(batch):
 
 def test_each_text_has_the_loss_of_its_counted_tokens(batch):
     model, objective, inputs = batch
-    objective.settings["task_weights"] = (0.5, 2.0, 1.0)
+    objective.settings = CaptionLossSettings(task_weights=(0.5, 2.0, 1.0))
     found = run(model, objective, inputs)
     decoder = objective.decoder
     with torch.no_grad():
@@ -153,7 +158,17 @@ def test_what_does_not_fit_is_refused(batch):
     with pytest.raises(ValueError, match="need as many weights and images"):
         caption_loss(objective.decoder, torch.zeros(3, 16, 32, dtype=torch.float64), labels)
     with pytest.raises(ValueError, match="2 task_weights for 1 tasks"):
-        caption_loss(objective.decoder, torch.zeros(2, 16, 32).double(), labels, task_weights=(1, 1))
+        caption_loss(
+            objective.decoder,
+            torch.zeros(2, 16, 32).double(),
+            labels,
+            settings=CaptionLossSettings(task_weights=(1, 1)),
+        )
+    with pytest.raises(ValueError, match="the outputs have none"):
+        objective(BaseModelOutput(), {**inputs, "caption_labels": labels})
+    for wrong in ({"task_weights": (-1,)}, {"label_smoothing": 1}, {"chunk_tokens": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            CaptionLossSettings(**wrong)
 
 
 PLACES = {(30, 20, "red"): (0, 0), (20, 30, "blue"): (10, 10), (40, 40, "green"): (40, 20), (10, 50, "white"): (60, 5)}
