@@ -15,6 +15,8 @@ from torch import nn
 from modeling_siglip_ext.captioning import CaptionDecoder, decoder_inputs
 from modeling_siglip_ext.losses.vocabulary import vocabulary_loss
 
+from .model import TrainedObjective
+
 
 @dataclass(frozen=True)
 class CaptionLossSettings:
@@ -107,8 +109,8 @@ def caption_loss(
     return CaptionLoss(loss, (token_losses.view(labels.shape) * means).sum(-1))
 
 
-class Captioning(nn.Module):
-    """The objective, and the module that owns its parameters: called as any objective, within the model's forward.
+class Captioning(TrainedObjective):
+    """The objective, and the module that owns its parameters.
 
     It needs batches with `caption_labels`, `caption_weights` and `caption_parallel`, see `CaptioningCollator`.
 
@@ -117,14 +119,16 @@ class Captioning(nn.Module):
         settings: weights of the tasks and more.
     """
 
+    inputs = ("caption_labels", "caption_weights", "caption_parallel")
+
     def __init__(self, decoder: CaptionDecoder, settings: CaptionLossSettings = PLAIN):
         super().__init__()
         self.decoder = decoder
         self.settings = settings
 
-    def forward(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+    def forward(self, core: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch, a mean over its examples; see `losses`."""
-        return self.losses(outputs, inputs).loss
+        return self.losses(outputs, batch).loss
 
     def losses(self, outputs: Any, inputs: Mapping[str, Any]) -> CaptionLoss:
         """The loss, and that of every text for the logs.

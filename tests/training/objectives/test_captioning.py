@@ -13,8 +13,8 @@ from modeling_siglip_ext.captioning import CaptionDecoder, CaptionDecoderConfig,
 from modeling_siglip_ext.conversion.big_vision.captioner import decoder_to_big_vision
 from modeling_siglip_ext.training import ImageTextCollator
 from modeling_siglip_ext.training.data.locca import CaptioningCollator, CaptionTargets
-from modeling_siglip_ext.training.objectives import Weighted, weighted_sum
 from modeling_siglip_ext.training.objectives.captioning import Captioning, CaptionLossSettings, caption_loss
+from modeling_siglip_ext.training.objectives.model import ObjectiveModel
 from support.cappa import CASES, read_arrays, read_decoder
 from support.models import TINY, make_processor
 
@@ -143,10 +143,11 @@ def test_it_is_an_objective_among_others_also_of_an_image_tower_alone(batch):
     model, objective, inputs = batch
     outputs = model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"], return_loss=False)
     expected = objective.losses(outputs, inputs).loss
-    objectives = [Weighted(lambda outputs, inputs: torch.tensor(1.0), 1.0), Weighted(objective, 0.5)]
-    assert weighted_sum(objectives, outputs, inputs).item() == pytest.approx(1 + expected.item() / 2)
+    together = ObjectiveModel(model, {"captioning": objective})(**inputs, return_loss=False, objectives=True)
+    assert torch.equal(together.image_embeds, outputs.image_embeds)
+    assert torch.equal(together["objective_losses"]["captioning"], expected)
     tokens = BaseModelOutput(last_hidden_state=outputs.vision_model_output.last_hidden_state)
-    assert torch.equal(objective(tokens, inputs), expected)
+    assert torch.equal(objective(model, tokens, inputs), expected)
 
 
 def test_what_does_not_fit_is_refused(batch):
@@ -165,7 +166,7 @@ def test_what_does_not_fit_is_refused(batch):
             settings=CaptionLossSettings(task_weights=(1, 1)),
         )
     with pytest.raises(ValueError, match="the outputs have none"):
-        objective(BaseModelOutput(), {**inputs, "caption_labels": labels})
+        objective.losses(BaseModelOutput(), {**inputs, "caption_labels": labels})
     for wrong in ({"task_weights": (-1,)}, {"label_smoothing": 1}, {"chunk_tokens": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             CaptionLossSettings(**wrong)
@@ -208,7 +209,7 @@ def test_it_learns_captions_and_boxes():
             for index, ((image, (left, top, right, bottom)), text) in enumerate(zip(scenes, texts))
         ]
         batch = collator(examples)
-        loss = objective(model.get_image_features(batch["pixel_values"]), batch)
+        loss = objective.losses(model.get_image_features(batch["pixel_values"]), batch).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
