@@ -1,5 +1,6 @@
 """Batches of pixels and tokens, from the examples of the datasets here or from bare rows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,3 +96,23 @@ class ImageTextCollator:
         if isinstance(value, str):
             return value
         return value[torch.randint(len(value), ()).item()]
+
+
+class ExtendedCollator:
+    """Another collator's batches with more in them, e.g. views for self-distillation.
+
+    Args:
+        collator: makes the batch.
+        additions: each makes further inputs of the same samples, by name; uint8 images of theirs are normalized by
+            `SiglipExtTrainer`.
+    """
+
+    def __init__(self, collator: ImageTextCollator, *additions: Callable[[list[dict]], dict[str, torch.Tensor]]):
+        self.collator, self.additions = collator, additions
+        self.processor = collator.processor
+
+    def __call__(self, examples: list[dict]) -> dict:
+        batch = self.collator(examples)
+        for addition in self.additions:
+            batch |= addition(examples)
+        return batch
