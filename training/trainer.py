@@ -160,8 +160,12 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.progress = {"losses": losses, "data": self._data}
         self.checks = [self._monitor.check]
         # At each event they are called in this order: the device first, the clock last.
-        elapsed = (lambda: 0.0) if self._budget is None else self._budget.progress
-        objective_steps = None if beside is None else ObjectiveSteps(beside, elapsed)
+        objective_steps = None
+        if beside is not None:
+            elapsed = None if self._budget is None else self._budget.progress
+            # A batch that accelerate holds ready, the one of now, and those of the workers.
+            ahead = 2 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+            objective_steps = ObjectiveSteps(beside, elapsed, getattr(self.data_collator, "want", None), ahead)
         first = (self._backend, losses, self._monitor, self._data, self._epochs)
         for part in (*first, self.average, objective_steps, self._budget):
             if part is not None:

@@ -15,6 +15,8 @@ QUICK = {
     "stock-default": "stock-default",
     "ours-cache": "ours-zero_bias",
     "fsdp-cache": "fsdp-plain",
+    "distill-late": "distill-late",
+    "distill-cache": "distill-plain",
 }
 MORE = {
     "ours-zero_bias": "ours-zero_bias",
@@ -26,6 +28,9 @@ MORE = {
     "ours-accumulation": "ours-accumulation",
     "fsdp-accumulation": "fsdp-accumulation",
     "fsdp-accumulation-cache": "fsdp-accumulation",
+    "distill-plain": "distill-plain",
+    "distill-accumulation": "distill-accumulation",
+    "distill-accumulation-cache": "distill-accumulation",
 }
 
 

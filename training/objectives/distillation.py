@@ -14,7 +14,7 @@ from .matching import Matching, MatchingSettings
 from .model import TrainedObjective
 from .teacher import VisionTeacher
 from .views import GLOBAL, LOCAL
-from .vision_tower import check_tower, pooled_width, vision_tower
+from .vision_tower import check_tower, given, pooled_width, vision_tower
 
 
 class Distillation(TrainedObjective):
@@ -51,9 +51,9 @@ class Distillation(TrainedObjective):
         self.matching.begin()
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
-        local = batch[LOCAL]
+        local = given(batch, LOCAL, "distillation")
         images, views = local.shape[:2]
-        wanted = self._teacher[0].features(outputs, batch[GLOBAL]).pooler_output
+        wanted: torch.Tensor = self._teacher[0].features(outputs, given(batch, GLOBAL, "distillation")).pooler_output
         found = vision_tower(core)(pixel_values=local.flatten(0, 1), interpolate_pos_encoding=True).pooler_output
         weights = torch.full((images,), 1 / images, dtype=torch.float64, device=wanted.device)
         return self.matching(found.unflatten(0, (images, views)), wanted, weights)

@@ -16,7 +16,7 @@ from .matching import Matching, MatchingSettings
 from .model import TrainedObjective
 from .teacher import VisionTeacher
 from .views import GLOBAL
-from .vision_tower import check_tower, patch_embedding, vision_tower
+from .vision_tower import check_tower, given, patch_embedding, vision_tower
 
 
 class Masking(TrainedObjective):
@@ -55,11 +55,11 @@ class Masking(TrainedObjective):
         self.matching.begin()
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
-        mask = batch[MASK]
+        views, mask = (given(batch, name, "masking") for name in self.inputs)
         images, patches = mask.shape
-        wanted = self._teacher[0].features(outputs, batch[GLOBAL]).last_hidden_state
+        wanted = self._teacher[0].features(outputs, views).last_hidden_state
         with self._hidden(patch_embedding(core), mask):
-            found = vision_tower(core)(pixel_values=batch[GLOBAL]).last_hidden_state
+            found = vision_tower(core)(pixel_values=views).last_hidden_state
         # A class token stands before the patches. Shares are by the image's own number of hidden patches.
         student, teacher = (tokens[:, -patches:][mask] for tokens in (found, wanted))
         hidden = mask.sum(1, keepdim=True, dtype=torch.float64)

@@ -71,6 +71,8 @@ def _blocks(draw: random.Random, settings: MaskSettings) -> list[int]:
 class PatchMasks:
     """The masks of the samples of a batch, for `ExtendedCollator`."""
 
+    inputs = (MASK,)
+
     def __init__(self, settings: MaskSettings):
         self.settings = settings
 

@@ -6,6 +6,7 @@ before it: sums go over chunks, accumulated batches and processes, and are appli
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -70,6 +71,9 @@ class Matching(nn.Module):
         self._last: dict[str, torch.Tensor] = {}
         self._warning = CollapseWarning(name)
 
+    def teacher_prototypes(self) -> torch.Tensor:
+        return cast(ProjectionHead, self.teacher.average).prototypes()
+
     def begin(self) -> None:
         """The teacher's head becomes the student's, unless it has begun before."""
         self.teacher.begin(self.head)
@@ -84,7 +88,7 @@ class Matching(nn.Module):
         head, teacher = self.head, teacher.detach()
         wanted = self.teacher(teacher)
         with torch.autocast(student.device.type, enabled=False):
-            prototypes, teacher_prototypes = head.prototypes(), self.teacher.average.prototypes()
+            prototypes, teacher_prototypes = head.prototypes(), self.teacher_prototypes()
         loss, entropy, probabilities = prototype_loss(
             head(student),
             prototypes,
@@ -112,7 +116,7 @@ class Matching(nn.Module):
         if not self._last:
             return
         sums = over_processes(torch.cat([self._last["directions"], self._last["rows"]]))
-        logits = self.teacher.average.prototypes() @ (sums[:-1] / sums[-1].clamp(min=1))
+        logits = self.teacher_prototypes() @ (sums[:-1] / sums[-1].clamp(min=1))
         moved = self.center.lerp(logits, 1 - self.settings.center_momentum)
         self.center.copy_(torch.where(sums[-1] > 0, moved, self.center))
         self.teacher.follow(self.head)

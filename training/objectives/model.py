@@ -4,7 +4,7 @@ DDP, FSDP, torch.compile and autocast act on the module that they are given and 
 or a head that trains beside the towers must lie in that module and run inside that call.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -94,7 +94,7 @@ class ObjectiveModel(nn.Module):
     def get_base_model(self) -> nn.Module:
         """The dual model, under PEFT's name for it."""
         inner = self.model
-        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[call-non-callable]
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[not-callable]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -104,7 +104,7 @@ class ObjectiveModel(nn.Module):
 
     def forward(self, *, objectives: bool = False, **inputs: Any) -> ModelOutput:
         """The dual model's outputs; with `objectives` an `ObjectiveOutput`."""
-        own = {name for _, part in self._named() for name in part.inputs}
+        own = self.inputs(float("inf"))
         outputs = self.model(**{name: value for name, value in inputs.items() if name not in own})
         if not objectives:
             return outputs
@@ -120,6 +120,10 @@ class ObjectiveModel(nn.Module):
         for name, part in self._named():
             if name in self.active and name not in before:
                 part.join(self.get_base_model())
+
+    def inputs(self, progress: float) -> set[str]:
+        """Names of what the objectives of this share of training need."""
+        return {name for _, part in self._named() if part.starts_at <= progress for name in part.inputs}
 
     def after_step(self) -> None:
         core = self.get_base_model()
@@ -144,17 +148,36 @@ class ObjectiveSteps(TrainerCallback):
     """Tells the objectives of a model how far training is, and that the optimizer has made a step.
 
     Args:
-        elapsed: gives the share of a time budget that is used up; training is as far as the larger share.
+        model: holds the objectives.
+        elapsed: gives the share of a time budget that is used up; training is as far as the larger share. None
+            without such a budget.
+        want: told the inputs that will be needed, so that others need not be made.
+        ahead: steps for which batches may have been made already.
     """
 
-    def __init__(self, model: ObjectiveModel, elapsed: Callable[[], float] = lambda: 0.0):
-        self.model, self.elapsed = model, elapsed
+    def __init__(
+        self,
+        model: ObjectiveModel,
+        elapsed: Callable[[], float] | None = None,
+        want: Callable[[Collection[str]], None] | None = None,
+        ahead: int = 0,
+    ):
+        self.model, self.elapsed, self.want, self.ahead = model, elapsed, want, ahead
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.model.active = ()
+        self._want(state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.model.activate(max(self.elapsed(), state.global_step / state.max_steps))
+        elapsed = 0.0 if self.elapsed is None else self.elapsed()
+        self.model.activate(max(elapsed, state.global_step / state.max_steps))
+        self._want(state)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.model.after_step()
+
+    def _want(self, state: TrainerState) -> None:
+        if self.want is not None:
+            # Nobody knows how far a time budget will be some steps from now.
+            later = 1.0 if self.elapsed is not None else (state.global_step + self.ahead) / state.max_steps
+            self.want(self.model.inputs(later))

@@ -55,7 +55,7 @@ def self_distillation(
     """
     if weights is None:
         check_tower(core, "distillation")
-        weights = default_weights(vision_tower(core).config.hidden_size)  # ty: ignore[unresolved-attribute]
+        weights = default_weights(vision_tower(core).config.hidden_size)
     unknown = [name for name in weights if name not in KINDS]
     if unknown or not weights:
         raise ValueError(f"self-distillation has {' and '.join(KINDS)}, got {list(weights)}")

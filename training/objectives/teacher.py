@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 
 
 class Teacher(nn.Module):
@@ -72,8 +72,8 @@ class VisionTeacher(Teacher):
     Under autocast it computes as the student does; its weights, and all that follows its features, are float32.
     """
 
-    def features(self, outputs: ModelOutput, views: torch.Tensor) -> BaseModelOutputWithPooling:
-        """Its output for the global views (B, 3, H, W), kept with the outputs of the batch."""
+    def features(self, outputs: ModelOutput, views: torch.Tensor) -> Any:
+        """The tower's output for the global views (B, 3, H, W), kept with the outputs of the batch."""
         if "teacher" not in outputs:
             outputs["teacher"] = self(pixel_values=views)
         return outputs["teacher"]

@@ -7,6 +7,7 @@ have places. PIL does the work, as in DINO's own code.
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,8 @@ def draw_views(image: torch.Tensor | PILImage, key: str, settings: ViewSettings)
 class Views:
     """The views of the samples of a batch, for `ExtendedCollator`."""
 
+    inputs = (GLOBAL, LOCAL)
+
     def __init__(self, settings: ViewSettings):
         self.settings = settings
 
@@ -165,7 +168,7 @@ def _view(
 def _jittered(image: PILImage, draw: random.Random, strengths: tuple[float, float, float, float]) -> PILImage:
     """Brightness, contrast, saturation and hue changed by random amounts, in random order."""
     *factors, hue = strengths
-    changes = [
+    changes: list[tuple[Callable[[PILImage], Any] | None, float]] = [
         (kind, draw.uniform(max(0.0, 1 - strength), 1 + strength))
         for kind, strength in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors)
     ]

@@ -1,12 +1,15 @@
 """What self-supervised objectives need to know of a vision tower, ours or a stock one; what they cannot train."""
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
-def vision_tower(core: nn.Module) -> nn.Module:
-    return cast(nn.Module, core.vision_model)
+def vision_tower(core: nn.Module) -> PreTrainedModel:
+    return cast(PreTrainedModel, core.vision_model)
 
 
 def patch_embedding(core: nn.Module) -> nn.Conv2d:
@@ -16,8 +19,8 @@ def patch_embedding(core: nn.Module) -> nn.Conv2d:
 
 def pooled_width(core: nn.Module) -> int:
     """Width of the vector that the tower gives for an image, before normalization."""
-    config = vision_tower(core).config
-    return getattr(config, "projection_size", None) or config.hidden_size  # ty: ignore[unresolved-attribute]
+    config: Any = vision_tower(core).config
+    return getattr(config, "projection_size", None) or config.hidden_size
 
 
 def check_tower(core: nn.Module, objective: str, other_sizes: bool = False, pooled: bool = False) -> None:
@@ -42,3 +45,13 @@ def check_tower(core: nn.Module, objective: str, other_sizes: bool = False, pool
         raise ValueError(f"{objective} needs learned positions, to interpolate them; this tower has sincos2d")
     if pooled and getattr(tower, "head", None) is None:
         raise ValueError(f"{objective} needs a pooled vector of an image, which this tower does not give")
+
+
+def given(batch: Mapping[str, Any], name: str, objective: str) -> torch.Tensor:
+    """
+    Raises:
+        ValueError: the batch does not have it.
+    """
+    if name not in batch:
+        raise ValueError(f"{objective} needs {name} in the batch: let an ExtendedCollator draw it")
+    return batch[name]

@@ -1,10 +1,6 @@
-"""Train a tiny float64 model with distillation and masking for some steps and save what it has become.
-
-Usage: self_distillation_worker.py GLOBAL_BATCH OUTPUT_FOLDER CASE [CASE ...]; alone or by torchrun.
-"""
+"""Cases for `distributed_worker.py`: distillation and masking beside the contrastive loss, in float64."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -18,12 +14,13 @@ from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 from support.models import TINY, TINY_TEXT
 
 
+STEPS = 6
 CASES = {
-    "plain": {},
-    "late": {"starts_at": 0.5},
-    "cache": {"mini_batch_size": 1},
-    "accumulation": {"gradient_accumulation_steps": 2},
-    "accumulation-cache": {"gradient_accumulation_steps": 2, "mini_batch_size": 2, "starts_at": 0.5},
+    "distill-plain": {},
+    "distill-late": {"starts_at": 0.5},
+    "distill-cache": {"mini_batch_size": 1},
+    "distill-accumulation": {"gradient_accumulation_steps": 2, "starts_at": 0.5},
+    "distill-accumulation-cache": {"gradient_accumulation_steps": 2, "mini_batch_size": 2, "starts_at": 0.5},
 }
 
 
@@ -62,7 +59,7 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     args = SiglipExtTrainingArguments(
         output_dir=str(output / "run"),
         per_device_train_batch_size=global_batch // int(os.environ.get("WORLD_SIZE", "1")),
-        max_steps=6,
+        max_steps=STEPS,
         learning_rate=3e-3,
         weight_decay=0.1,
         logging_steps=1,
@@ -82,16 +79,7 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         for figure in ("loss_distillation", "loss_masking", "masking_teacher_entropy", "distillation_feature_spread"):
             found = [entry[figure] for entry in logs if figure in entry]
+            assert len(found) == (STEPS if objectives["masking"][0].starts_at == 0 else STEPS // 2)
             state[figure] = torch.tensor(found, dtype=torch.float64)
         save_file(state, output / f"{name}.safetensors")
     return trainer
-
-
-def main(global_batch: int, output: Path, cases: list[str]) -> None:
-    for name in cases:
-        trainer = train(name, global_batch, output)
-    trainer.end()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
