@@ -188,9 +188,11 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         inputs = self._forward_inputs(inputs)
         for tower in self._locked:
             tower.eval()  # model.train() was called
-        outputs = model(**inputs, **self._contrastive.forward_options, **self._beside_options)
+        beside = self.active_parts
+        asked = {"objectives": True} if beside else {}
+        outputs = model(**inputs, **self._contrastive.forward_options, **asked)
         loss = self._contrastive(outputs, inputs)
-        if self._beside_now:
+        if beside:
             loss = loss + self._beside_loss(outputs, inputs)
         self._monitor.pairs(self.state.global_step + 1, outputs.image_embeds, outputs.text_embeds, loss)
         return (loss, outputs) if return_outputs else loss
@@ -213,6 +215,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             return self._forward_inputs(self._prepare_inputs(chunk))
 
         kept = {name: value for name, value in inputs.items() if name != "return_loss"}
+        beside = self.active_parts
         for tower in self._locked:
             tower.eval()  # model.train() was called
         with self.compute_loss_context_manager():
@@ -223,8 +226,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
                 backward=self.accelerator.backward,
                 weight=1 / self.current_gradient_accumulation_steps,
                 sync=self.accelerator.sync_gradients,
-                beside=self._beside_loss if self._beside_now else None,
-                beside_options=self._beside_options,
+                beside=self._beside_loss if beside else None,
+                beside_options={"objectives": True} if beside else {},
             )
         # Trainer holds on to this batch until it has the next one.
         images = [name for name, value in inputs.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
@@ -232,22 +235,11 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss)
         return step.loss / self.current_gradient_accumulation_steps
 
-    @property
-    def _beside_options(self) -> dict[str, bool]:
-        """How the forward is asked for the losses of the objectives beside the contrastive one."""
-        return {"objectives": True} if self._beside_now else {}
-
-    @property
-    def _beside_now(self) -> list[Weighted]:
-        """The objectives beside the contrastive one that have joined."""
-        model = self.model
-        return [self._beside[name] for name in model.active] if isinstance(model, ObjectiveModel) else []
-
     def _beside_loss(self, outputs: ModelOutput, inputs: dict) -> torch.Tensor:
         """The weighted sum of the objectives beside the contrastive one, for a batch or a chunk of it."""
         step = self.state.global_step + 1
         self._monitor.objectives(step, outputs["objective_losses"], len(inputs["input_ids"]))
-        return weighted_sum(self._beside_now, outputs, inputs)
+        return weighted_sum([self._beside[name] for name in self.active_parts], outputs, inputs)
 
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalized on their device."""

@@ -75,7 +75,7 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     trainer.model.double()
     trainer.train()
     if trainer.is_world_process_zero():
-        state = {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+        state = {name: tensor.detach().double() for name, tensor in trainer.model.state_dict().items()}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         for figure in ("loss_distillation", "loss_masking", "masking_teacher_entropy", "distillation_feature_spread"):
             found = [entry[figure] for entry in logs if figure in entry]
