@@ -34,7 +34,7 @@ from .data.streaming import ImageTextStream
 from .objectives import FromForward, Weighted, trained_beside, weighted_sum
 from .objectives.checkpoint import ObjectiveCheckpoints
 from .objectives.contrastive import Contrastive
-from .objectives.model import AfterStep, TrainedObjective
+from .objectives.model import ObjectiveModel, ObjectiveSteps, TrainedObjective
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
 
@@ -128,15 +128,20 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
 
         beside = trained_beside(model, objectives) if objectives else None
+        if any(objective.starts_at > 0 for objective, _ in (objectives or {}).values()):
+            args.ddp_find_unused_parameters = True  # until it joins an objective has parameters without gradients
         super().__init__(model=beside or model, args=args, **kwargs)
         if beside is not None and self.is_fsdp_enabled:
             raise ValueError(f"{', '.join(beside.parts)}: these objectives do not work with FSDP yet; use DDP")
 
         core = core_model(self.model)
         self._contrastive = Contrastive(lambda: core_model(self.model))
-        self._beside = [Weighted(FromForward(name), weight) for name, (_, weight) in (objectives or {}).items()]
+        weights = {name: weight for name, (_, weight) in (objectives or {}).items()}
+        self._beside = {name: Weighted(FromForward(name), weight) for name, weight in weights.items()}
         self.loss_name = self._contrastive.name
         self._locked = lock_towers(core, args.lock_towers)
+        for objective, _ in (objectives or {}).values():
+            objective.check(core)
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
         if args.recompute_activations and not (args.gradient_checkpointing or checkpointed):
             recompute_activations(core)
@@ -155,9 +160,14 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.progress = {"losses": losses, "data": self._data}
         self.checks = [self._monitor.check]
         # At each event they are called in this order: the device first, the clock last.
-        after_step = None if beside is None else AfterStep(beside)
+        objective_steps = None
+        if beside is not None:
+            elapsed = None if self._budget is None else self._budget.progress
+            # A batch that accelerate holds ready, the one of now, and those of the workers.
+            ahead = 2 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+            objective_steps = ObjectiveSteps(beside, elapsed, getattr(self.data_collator, "want", None), ahead)
         first = (self._backend, losses, self._monitor, self._data, self._epochs)
-        for part in (*first, self.average, after_step, self._budget):
+        for part in (*first, self.average, objective_steps, self._budget):
             if part is not None:
                 self.add_callback(part)
 
@@ -178,9 +188,11 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         inputs = self._forward_inputs(inputs)
         for tower in self._locked:
             tower.eval()  # model.train() was called
-        outputs = model(**inputs, **self._contrastive.forward_options, **self._beside_options)
+        beside = self.active_parts
+        asked = {"objectives": True} if beside else {}
+        outputs = model(**inputs, **self._contrastive.forward_options, **asked)
         loss = self._contrastive(outputs, inputs)
-        if self._beside:
+        if beside:
             loss = loss + self._beside_loss(outputs, inputs)
         self._monitor.pairs(self.state.global_step + 1, outputs.image_embeds, outputs.text_embeds, loss)
         return (loss, outputs) if return_outputs else loss
@@ -203,6 +215,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             return self._forward_inputs(self._prepare_inputs(chunk))
 
         kept = {name: value for name, value in inputs.items() if name != "return_loss"}
+        beside = self.active_parts
         for tower in self._locked:
             tower.eval()  # model.train() was called
         with self.compute_loss_context_manager():
@@ -213,35 +226,32 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
                 backward=self.accelerator.backward,
                 weight=1 / self.current_gradient_accumulation_steps,
                 sync=self.accelerator.sync_gradients,
-                beside=self._beside_loss if self._beside else None,
-                beside_options=self._beside_options,
+                beside=self._beside_loss if beside else None,
+                beside_options={"objectives": True} if beside else {},
             )
         # Trainer holds on to this batch until it has the next one.
-        inputs["pixel_values"] = inputs["pixel_values"].new_empty(0)
+        images = [name for name, value in inputs.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
+        inputs |= {name: inputs[name].new_empty(0) for name in images}
         self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss)
         return step.loss / self.current_gradient_accumulation_steps
-
-    @property
-    def _beside_options(self) -> dict[str, bool]:
-        """How the forward is asked for the losses of the objectives beside the contrastive one."""
-        return {"objectives": True} if self._beside else {}
 
     def _beside_loss(self, outputs: ModelOutput, inputs: dict) -> torch.Tensor:
         """The weighted sum of the objectives beside the contrastive one, for a batch or a chunk of it."""
         step = self.state.global_step + 1
         self._monitor.objectives(step, outputs["objective_losses"], len(inputs["input_ids"]))
-        return weighted_sum(self._beside, outputs, inputs)
+        return weighted_sum([self._beside[name] for name in self.active_parts], outputs, inputs)
 
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalized on their device."""
         inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
-        if inputs["pixel_values"].dtype == torch.uint8:
+        raw = [name for name, value in inputs.items() if getattr(value, "dtype", None) == torch.uint8]
+        if raw:
             owners = (self.processing_class, getattr(self.data_collator, "processor", None))
             processors = [getattr(owner, "image_processor", None) for owner in owners]
             processor = next((found for found in processors if found is not None), None)
             if processor is None:
                 raise ValueError("uint8 images need mean and std: pass processing_class=processor to the Trainer")
-            inputs["pixel_values"] = normalized(inputs["pixel_values"], processor)
+            inputs |= {name: normalized(inputs[name], processor) for name in raw}
         return inputs
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -382,6 +392,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if training:
             total = partial(self.accelerator.reduce, reduction="sum")
             logs.update(self._monitor.figures(examples_seen(self.args, self.state), total))
+            if isinstance(self.model, ObjectiveModel):
+                logs.update(self.model.figures(total))
             if self._data.skips.total_skipped:
                 logs["samples_skipped"] = self._data.skips.total_skipped
         super().log(logs, *args, **kwargs)

@@ -57,7 +57,7 @@ ARROWS = {
         "optimizers": {"components.towers"},
         "arguments": {"optimizers", "components.towers"},
         "components": {"data", "components.towers", "arguments"},
-        "objectives": {"components", "components.towers", "arguments"},
+        "objectives": {"components", "components.towers", "arguments", "data"},
         "top": {"data", "components", "components.towers", "arguments", "optimizers", "objectives"},
         "recipes": set(),
         "run": {"data", "data.emoji", "components", "components.towers", "arguments", "optimizers", "recipes", "top"},

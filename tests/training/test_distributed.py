@@ -15,12 +15,14 @@ QUICK = {
     "stock-default": "stock-default",
     "ours-cache": "ours-zero_bias",
     "fsdp-cache": "fsdp-plain",
-    "ours-objective-cache": "ours-objective",
+    "distill-late": "distill-late",
+    "distill-cache": "distill-plain",
 }
 MORE = {
     "ours-zero_bias": "ours-zero_bias",
     "ours-accumulation-cache": "ours-accumulation",
     "ours-objective": "ours-objective",
+    "ours-objective-cache": "ours-objective",
     "fsdp-plain": "fsdp-plain",
     "stock-zero_bias": "stock-zero_bias",
     "ours-default": "ours-default",
@@ -28,6 +30,9 @@ MORE = {
     "ours-accumulation": "ours-accumulation",
     "fsdp-accumulation": "fsdp-accumulation",
     "fsdp-accumulation-cache": "fsdp-accumulation",
+    "distill-plain": "distill-plain",
+    "distill-accumulation": "distill-accumulation",
+    "distill-accumulation-cache": "distill-accumulation",
 }
 
 

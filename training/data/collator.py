@@ -1,6 +1,7 @@
 """Batches of pixels and tokens, from the examples of the datasets here or from bare rows."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
 import torch
 from PIL.Image import Image
@@ -95,3 +96,40 @@ class ImageTextCollator:
         if isinstance(value, str):
             return value
         return value[torch.randint(len(value), ()).item()]
+
+
+class Addition(Protocol):
+    """Makes further inputs of the samples of a batch."""
+
+    inputs: tuple[str, ...]
+    """Their names."""
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]: ...
+
+
+class ExtendedCollator:
+    """Another collator's batches with more in them, e.g. views for self-distillation.
+
+    Args:
+        collator: makes the batch.
+        additions: make further inputs of the same samples; uint8 images among them are normalized by
+            `SiglipExtTrainer`.
+    """
+
+    def __init__(self, collator: ImageTextCollator, *additions: Addition):
+        self.collator, self.additions = collator, additions
+        self.processor = collator.processor
+        # In shared memory, so that dataloader workers see it change.
+        self._wanted = torch.ones(len(additions), dtype=torch.bool).share_memory_()
+
+    def want(self, inputs: Collection[str]) -> None:
+        """Make only those additions, from now on, of which one of these inputs is made."""
+        for number, addition in enumerate(self.additions):
+            self._wanted[number] = any(name in inputs for name in addition.inputs)
+
+    def __call__(self, examples: list[dict]) -> dict:
+        batch = self.collator(examples)
+        for addition, wanted in zip(self.additions, self._wanted.tolist()):
+            if wanted:
+                batch |= addition(examples)
+        return batch

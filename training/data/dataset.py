@@ -57,9 +57,13 @@ class CaptionedRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.captions)
 
+    def key(self, index: int) -> str:
+        """What all that is random in a sample is drawn from, in this epoch."""
+        return f"{self.seed}/{self._epoch.item()}/{index}"
+
     def caption(self, index: int) -> str:
         """The caption of this epoch."""
-        return drawn(self.captions[index], f"{self.seed}/{self._epoch.item()}/{index}")
+        return drawn(self.captions[index], self.key(index))
 
 
 class ImageTextDataset(CaptionedRows):
@@ -151,7 +155,7 @@ class ImageTextDataset(CaptionedRows):
         return image if self._image_processor is None else resized_uint8([image], self._image_processor)[0]
 
     def __getitem__(self, index: int) -> dict:
-        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `sample`, a note on what was skipped for it."""
+        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `key`; `sample`, a note on what was skipped."""
         if self.pixels is not None:
             return self._item(index, self.pixels[index], [])
         skipped = []
@@ -181,6 +185,7 @@ class ImageTextDataset(CaptionedRows):
         return {
             "pixels" if isinstance(image, torch.Tensor) else "image": image,
             "caption": self.caption(index),
+            "key": self.key(index),
             "sample": {"name": self.rows[index], "read": 1 + len(skipped), "skipped": skipped},
         }
 

@@ -21,7 +21,7 @@ def resized_uint8(images: Sequence[Image], image_processor: BaseImageProcessor) 
 
 
 def normalized(pixels: torch.Tensor, image_processor: Any) -> torch.Tensor:
-    """The rest of the image processor's work on a whole batch: uint8 (B, 3, H, W) → float32 of the same shape."""
+    """The rest of the image processor's work on a whole batch: uint8 (..., 3, H, W) → float32 of the same shape."""
     pixels = pixels.to(torch.float32, copy=True)  # then in place: a chunk of images is large
     if image_processor.do_rescale:
         pixels *= image_processor.rescale_factor

@@ -103,12 +103,14 @@ def caption_lines(text: str) -> list[str]:
     return [line for line in map(str.strip, text.split("\n")) if line]
 
 
+def key_number(key: str) -> int:
+    """A hash of the key below 2**64, from which all that is random in a sample is drawn."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
 def drawn(captions: Sequence[str], key: str) -> str:
     """One of the captions, chosen by a hash of the key."""
-    if len(captions) == 1:
-        return captions[0]
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return captions[int.from_bytes(digest, "little") % len(captions)]
+    return captions[0] if len(captions) == 1 else captions[key_number(key) % len(captions)]
 
 
 class ReportingCollator:

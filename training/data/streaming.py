@@ -144,8 +144,8 @@ class ImageTextStream(IterableDataset):
         caption = drawn(as_captions(values if len(values) > 1 else values[0]), key)
         image = load_image(row[self.image_column])
         if self.image_processor is None:
-            return {"image": image, "caption": caption}
-        return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption}
+            return {"image": image, "caption": caption, "key": key}
+        return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption, "key": key}
 
 
 def shuffled(rows: Iterable, size: int, seed: str) -> Iterator:

@@ -25,6 +25,11 @@ class ObjectiveCheckpoints(AtomicCheckpoints):
         """The objectives that have parameters or other state, by name."""
         return self.model.parts if isinstance(self.model, ObjectiveModel) else nn.ModuleDict()
 
+    @property
+    def active_parts(self) -> tuple[str, ...]:
+        """Names of those that are computed now."""
+        return self.model.active if isinstance(self.model, ObjectiveModel) else ()
+
     @contextmanager
     def _dual_model(self) -> Generator[None]:
         everything = self.model

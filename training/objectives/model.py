@@ -4,13 +4,32 @@ DDP, FSDP, torch.compile and autocast act on the module that they are given and 
 or a head that trains beside the towers must lie in that module and run inside that call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+
+@dataclass
+class ObjectiveOutput(ModelOutput):
+    """What an `ObjectiveModel` returns with the losses of its objectives: the dual model's outputs, and these.
+
+    Its fields are declared, because DDP takes outputs apart and puts them together by their class.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    objective_losses: dict[str, torch.Tensor] | None = None
+    """Of the active objectives, by name: scalars."""
 
 
 class TrainedObjective(nn.Module):
@@ -23,6 +42,8 @@ class TrainedObjective(nn.Module):
 
     inputs: tuple[str, ...] = ()
     """Names in the batch that are for it and not for the towers."""
+    starts_at: float = 0.0
+    """Share of training after which it joins. Until then it is not computed, and its parameters stay as they are."""
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
         """
@@ -33,8 +54,26 @@ class TrainedObjective(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self) -> None:
+    def check(self, core: nn.Module) -> None:
+        """Refuse a model that it cannot train; called when a Trainer has locked its towers.
+
+        Raises:
+            ValueError: says why, and the remedy.
+        """
+
+    def join(self, core: nn.Module) -> None:
+        """Called before its first step in a run, be it the first of all or one that is resumed."""
+
+    def after_step(self, core: nn.Module) -> None:
         """Called after each step of the optimizer, in every process."""
+
+    def figures(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> Mapping[str, float]:
+        """What the logs show of the last step, beside the loss; called at logging steps, in every process.
+
+        Args:
+            reduce: sums a tensor over the processes.
+        """
+        return {}
 
 
 class ObjectiveModel(nn.Module):
@@ -49,13 +88,13 @@ class ObjectiveModel(nn.Module):
         super().__init__()
         self.model = model
         self.parts = nn.ModuleDict(parts)
-        self.active: tuple[str, ...] = tuple(parts)
+        self.active: tuple[str, ...] = tuple(name for name, part in parts.items() if part.starts_at <= 0)
         """Names of the objectives that are computed now."""
 
     def get_base_model(self) -> nn.Module:
         """The dual model, under PEFT's name for it."""
         inner = self.model
-        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[call-non-callable]
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[not-callable]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -64,24 +103,81 @@ class ObjectiveModel(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def forward(self, *, objectives: bool = False, **inputs: Any) -> ModelOutput:
-        """The dual model's outputs; with `objectives` also `objective_losses`, {name: scalar} of the active ones."""
-        own = {name for part in self.parts.values() for name in cast(TrainedObjective, part).inputs}
+        """The dual model's outputs; with `objectives` an `ObjectiveOutput`."""
+        own = self.inputs(float("inf"))
         outputs = self.model(**{name: value for name, value in inputs.items() if name not in own})
-        if objectives:
-            core = self.get_base_model()
-            outputs["objective_losses"] = {name: self.parts[name](core, outputs, inputs) for name in self.active}
-        return outputs
+        if not objectives:
+            return outputs
+        core = self.get_base_model()
+        losses = {name: self.parts[name](core, outputs, inputs) for name in self.active}
+        known = {name: outputs[name] for name in outputs if name in ObjectiveOutput.__dataclass_fields__}
+        return ObjectiveOutput(**known, objective_losses=losses)
+
+    def activate(self, progress: float) -> None:
+        """Choose the objectives of the step that comes, at this share of training; those that are new join."""
+        before = self.active
+        self.active = tuple(name for name, part in self._named() if part.starts_at <= progress)
+        for name, part in self._named():
+            if name in self.active and name not in before:
+                part.join(self.get_base_model())
+
+    def inputs(self, progress: float) -> set[str]:
+        """Names of what the objectives of this share of training need."""
+        return {name for _, part in self._named() if part.starts_at <= progress for name in part.inputs}
 
     def after_step(self) -> None:
-        for name in self.active:
-            cast(TrainedObjective, self.parts[name]).after_step()
+        core = self.get_base_model()
+        for name, part in self._named():
+            if name in self.active:
+                part.after_step(core)
+
+    def figures(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """What the objectives of now show in the logs, each name behind its objective's."""
+        return {
+            f"{name}_{figure}": value
+            for name, part in self._named()
+            if name in self.active
+            for figure, value in part.figures(reduce).items()
+        }
+
+    def _named(self) -> list[tuple[str, TrainedObjective]]:
+        return [(name, cast(TrainedObjective, part)) for name, part in self.parts.items()]
 
 
-class AfterStep(TrainerCallback):
-    """Tells the objectives of a model that the optimizer has made a step."""
+class ObjectiveSteps(TrainerCallback):
+    """Tells the objectives of a model how far training is, and that the optimizer has made a step.
 
-    def __init__(self, model: ObjectiveModel):
-        self.model = model
+    Args:
+        model: holds the objectives.
+        elapsed: gives the share of a time budget that is used up; training is as far as the larger share. None
+            without such a budget.
+        want: told the inputs that will be needed, so that others need not be made.
+        ahead: steps for which batches may have been made already.
+    """
+
+    def __init__(
+        self,
+        model: ObjectiveModel,
+        elapsed: Callable[[], float] | None = None,
+        want: Callable[[Collection[str]], None] | None = None,
+        ahead: int = 0,
+    ):
+        self.model, self.elapsed, self.want, self.ahead = model, elapsed, want, ahead
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.model.active = ()
+        self._want(state)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        elapsed = 0.0 if self.elapsed is None else self.elapsed()
+        self.model.activate(max(elapsed, state.global_step / state.max_steps))
+        self._want(state)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.model.after_step()
+
+    def _want(self, state: TrainerState) -> None:
+        if self.want is not None:
+            # Nobody knows how far a time budget will be some steps from now.
+            later = 1.0 if self.elapsed is not None else (state.global_step + self.ahead) / state.max_steps
+            self.want(self.model.inputs(later))

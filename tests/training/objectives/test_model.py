@@ -27,7 +27,7 @@ class Brightness(TrainedObjective):
         found = self.map(outputs.vision_model_output.last_hidden_state.mean(1))[:, 0]
         return (found - batch["pixel_values"].mean((1, 2, 3))).square().mean()
 
-    def after_step(self):
+    def after_step(self, core):
         self.steps += 1
 
 

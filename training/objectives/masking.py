@@ -1,0 +1,86 @@
+"""Masked prediction: what the student says of hidden patches must match what the teacher sees there.
+
+This is the loss of iBOT, as TIPS and SigLIP 2 use it.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ModelOutput
+
+from .masks import MASK
+from .matching import Matching, MatchingSettings
+from .model import TrainedObjective
+from .teacher import VisionTeacher
+from .views import GLOBAL
+from .vision_tower import check_tower, given, patch_embedding, vision_tower
+
+
+class Masking(TrainedObjective):
+    """The loss of iBOT (arXiv 2111.07832): the mean over an image's hidden patches, then over images.
+
+    A batch has `global_view` (B, 3, S, S) of the tower's size, which the teacher sees whole, and `patch_mask` (B, N).
+    Hidden patches are replaced by one learned token after the patch projection and before the positions are added;
+    features are the tokens after the last norm. The center is the mean over hidden patches, as in DINOv2.
+
+    Args:
+        core, teacher, settings, owns_teacher: as for `Distillation`.
+
+    Raises:
+        ValueError: for a tower that it cannot work with, see `check_tower`.
+    """
+
+    inputs = (GLOBAL, MASK)
+
+    def __init__(
+        self, core: nn.Module, teacher: VisionTeacher, settings: MatchingSettings, owns_teacher: bool = False
+    ):
+        super().__init__()
+        self.check(core)
+        width = patch_embedding(core).out_channels
+        self.mask_token = nn.Parameter(torch.zeros(1, width))
+        self.matching = Matching("masking", width, settings)
+        self._teacher = (teacher,)  # in a tuple it is no submodule
+        if owns_teacher:
+            self.teacher = teacher
+
+    def check(self, core: nn.Module) -> None:
+        check_tower(core, "masking")
+
+    def join(self, core: nn.Module) -> None:
+        self._teacher[0].begin(vision_tower(core))
+        self.matching.begin()
+
+    def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
+        views, mask = (given(batch, name, "masking") for name in self.inputs)
+        images, patches = mask.shape
+        wanted = self._teacher[0].features(outputs, views).last_hidden_state
+        with self._hidden(patch_embedding(core), mask):
+            found = vision_tower(core)(pixel_values=views).last_hidden_state
+        # A class token stands before the patches. Shares are by the image's own number of hidden patches.
+        student, teacher = (tokens[:, -patches:][mask] for tokens in (found, wanted))
+        hidden = mask.sum(1, keepdim=True, dtype=torch.float64)
+        weights = (1 / (images * hidden.clamp(min=1))).expand(-1, patches)[mask]
+        return self.matching(student[:, None], teacher, weights)
+
+    @contextmanager
+    def _hidden(self, embedding: nn.Conv2d, mask: torch.Tensor) -> Generator[None]:
+        def replace(module: nn.Module, inputs: Any, patches: torch.Tensor) -> torch.Tensor:
+            hidden = mask.view(len(mask), 1, *patches.shape[-2:])
+            return torch.where(hidden, self.mask_token.to(patches.dtype)[..., None, None], patches)
+
+        handle = embedding.register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def after_step(self, core: nn.Module) -> None:
+        self.matching.after_step()
+        self._teacher[0].follow(vision_tower(core))
+
+    def figures(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        return self.matching.figures(reduce)

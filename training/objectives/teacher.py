@@ -1,0 +1,79 @@
+"""The teacher of self-distillation: a moving average of what is trained, in float32, that nobody trains.
+
+Its momentum is fixed, as SILC's: a teacher that comes to rest stops learning from the texts (arXiv 2310.13355). It
+begins as a copy of the student at the step where its objective joins.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ModelOutput
+
+
+class Teacher(nn.Module):
+    """teacher ← momentum · teacher + (1 − momentum) · student, once for each step of the optimizer that used it.
+
+    Its parameters require no gradient, so that neither optimizer nor DDP nor averages take them in. They are float32
+    or better: in bfloat16 the steps of an average would be rounded away. It stays in eval mode.
+
+    Args:
+        student: what is followed; its structure is copied here, its values in `begin`.
+        momentum: between 0 and 1.
+
+    Raises:
+        ValueError: for another momentum.
+    """
+
+    begun: torch.Tensor
+
+    def __init__(self, student: nn.Module, momentum: float):
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"the momentum of a teacher must be at least 0 and below 1, got {momentum}")
+        self.momentum = momentum
+        self.average = copy.deepcopy(student).requires_grad_(False).eval()
+        for parameter in self.average.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+        self._used = False
+
+    def train(self, mode: bool = True) -> "Teacher":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._used = True
+        return self.average(*args, **kwargs)
+
+    @torch.no_grad()
+    def begin(self, student: nn.Module) -> None:
+        """Become the student, unless that was done before, in this run or in the one that is resumed."""
+        if self.begun.item():
+            return
+        for own, followed in zip(self.average.parameters(), student.parameters(), strict=True):
+            own.copy_(followed)
+        self.begun.fill_(True)
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module) -> None:
+        """Move towards the student, if this step has used the teacher and nobody else has asked for it."""
+        if not self._used:
+            return
+        self._used = False
+        for own, followed in zip(self.average.parameters(), student.parameters(), strict=True):
+            own.lerp_(followed.to(own.dtype), 1 - self.momentum)
+
+
+class VisionTeacher(Teacher):
+    """The average of a vision tower, which several objectives share: it runs once for a batch.
+
+    Under autocast it computes as the student does; its weights, and all that follows its features, are float32.
+    """
+
+    def features(self, outputs: ModelOutput, views: torch.Tensor) -> Any:
+        """The tower's output for the global views (B, 3, H, W), kept with the outputs of the batch."""
+        if "teacher" not in outputs:
+            outputs["teacher"] = self(pixel_values=views)
+        return outputs["teacher"]
