@@ -16,7 +16,7 @@ from .containers.arrays import DTYPES
 from .containers.safetensors_files import SafetensorsWriter
 from .containers.sources import sha256
 from .errors import CheckpointError
-from .model_folder.folder import choose_form, model_shapes, verify_folder, write_config
+from .model_folder.folder import choose_form, in_stock_form, model_shapes, verify_folder, write_config
 from .model_folder.processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
 from .model_folder.report import ConversionReport, Origin, write_report
 from .plan import AnyConfig, NewSizes, check_shapes, resized, vision_of
@@ -105,14 +105,18 @@ def write_folder(
     plan = checkpoint.plan(config)
     with ThreadPoolExecutor(1) as pool:
         write_config(plan.config, folder, options.dtype, native, loss)
-        class_name, shapes = model_shapes(folder)
+        _, shapes = model_shapes(folder)
         check_shapes(plan, checkpoint.arrays, shapes)
         digest = pool.submit(sha256, checkpoint.source.path)  # reads beside the work; hashing leaves Python free
         with SafetensorsWriter(folder, shapes, DTYPES[options.dtype], options.max_shard_size) as writer:
             nonfinite = write_tensors(plan, checkpoint.arrays, writer, allow_nonfinite=options.allow_nonfinite)
         remark = add_processor(folder, plan.config, checkpoint, options)
+        if native and not in_stock_form(folder):  # beside its tokenizer, which stock form would lose
+            if options.form == "native":
+                raise CheckpointError("--format native would lose this NaFlex model's tokenizer: leave it out")
+            native = False
         files = {path.name: pool.submit(sha256, path) for path in sorted(folder.glob("*.safetensors"))}
-        differences, _ = verify_folder(folder, plan, checkpoint.arrays)
+        differences, class_name = verify_folder(folder, plan, checkpoint.arrays)
         report = ConversionReport(
             source=Origin(checkpoint.source.name, digest.result()),
             class_name=class_name,
@@ -171,7 +175,7 @@ def convert(
     text_length = getattr(getattr(config, "text_config", None), "max_position_embeddings", STOCK_TEXT_LENGTH)
     if report.format == "native" and text_length != STOCK_TEXT_LENGTH:
         remarks.append(
-            f"this model takes texts of {text_length} tokens. The zero-shot pipeline of transformers, and its "
-            f"Siglip2Processor, pad to {STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
+            f"this model takes texts of {text_length} tokens. The zero-shot pipeline of transformers pads to "
+            f"{STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
         )
     return Result(report, remarks)

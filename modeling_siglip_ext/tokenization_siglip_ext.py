@@ -61,10 +61,11 @@ def set_text_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
     """Let a tokenizer pad and truncate to `length`, in a processor and after saving and loading, too.
 
     A tokenizer.json keeps the truncation of the tokenizer's last call; loading turns that into a `max_length`, which
-    processors prefer to `model_max_length`.
+    processors prefer to `model_max_length`. What else is saved, stock processors take as their defaults.
     """
     tokenizer.model_max_length = length
     tokenizer.init_kwargs.pop("max_length", None)
+    tokenizer.init_kwargs |= {"padding": "max_length", "truncation": True, "padding_side": tokenizer.padding_side}
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()

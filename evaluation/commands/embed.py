@@ -5,7 +5,7 @@ from pathlib import Path
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.command_line import Subparsers, add_command
-from modeling_siglip_ext.encoding import image_files
+from modeling_siglip_ext.inputs import image_files
 
 from ..data import columns, load
 from ..data.classes import read_lines_or_json

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import datasets
 
-from modeling_siglip_ext.encoding import undecoded
+from modeling_siglip_ext.inputs import undecoded
 
 
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")

@@ -13,8 +13,8 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from modeling_siglip_ext.encoding import undecoded
 from modeling_siglip_ext.images import load_image
+from modeling_siglip_ext.inputs import undecoded
 
 from .folder import check_columns
 from .pixels import fixed_size, resized_uint8

@@ -13,8 +13,8 @@ from datasets import IterableDataset as HubIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
-from modeling_siglip_ext.encoding import undecoded
 from modeling_siglip_ext.images import load_image
+from modeling_siglip_ext.inputs import undecoded
 
 from .pixels import fixed_size, resized_uint8
 from .samples import BAD_SAMPLE, UnusableRowError, as_captions, drawn
