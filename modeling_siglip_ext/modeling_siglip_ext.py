@@ -19,7 +19,7 @@ from transformers.conversion_mapping import PrefixChange, register_checkpoint_co
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, auto_docstring, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -92,8 +92,9 @@ class PatchFeatures(ModelOutput):
     mask: torch.Tensor | None = None
 
 
-@auto_docstring
 class SiglipExtPreTrainedModel(PreTrainedModel):
+    """What all models here share: initialisation, loading whole, and saving in stock form where that suffices."""
+
     config_class = SiglipExtConfig
     base_model_prefix = "siglip_ext"
     input_modalities = ["image", "text"]
