@@ -425,7 +425,7 @@ def load_tower(config: SiglipExtConfig, kind: str, source: str | PreTrainedModel
         ours.load_state_dict(model.state_dict())
         return ours
     if is_foreign(tower):
-        arguments = tower_arguments(tower, getattr(config, f"{kind}_pooling"))
+        arguments: dict[str, Any] = tower_arguments(tower, getattr(config, f"{kind}_pooling"))
         return load_whole(AutoModel.from_pretrained, source, config=tower, **arguments)[0]
     return TOWERS[kind][1].from_pretrained(source, config=tower)
 
