@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_siglip_ext.command_line import Subparsers, refused
+from modeling_siglip_ext.hub.calls import PublishError
 
+from ..data.samples import TooManyBadSamples
 from .prepare import prepare
 from .recipe import bundled_recipes, field_parser, parse_recipe, recipe_text
 from .smoke import shrunk, small_start
-from .train import train
+from .train import UnfinishedRunError, train
 
 
 SMOKE = "--smoke"
+# The user's to mend, also in the middle of training: bad data, a rate too high, a full disk, the Hub.
+ALSO_LATER = (TooManyBadSamples, FloatingPointError, OSError, PublishError, UnfinishedRunError)
 
 
 class FirstStep(TrainerCallback):
@@ -35,7 +40,7 @@ def register(commands: Subparsers) -> None:
 
 
 def run_recipe(prog: str, name: str, overrides: Sequence[str]) -> int:
-    """Train; what is wrong before the first step is one line, a crash after it a traceback."""
+    """Train; what the user can mend is one line, a crash in the middle of training a traceback."""
     if {"-h", "--help"} & set(overrides):
         parser = field_parser(prog=f"{prog} {name}")
         parser.add_argument(SMOKE, action="store_true", help="A tiny model and few steps on the bundled emoji.")
@@ -51,7 +56,11 @@ def run_recipe(prog: str, name: str, overrides: Sequence[str]) -> int:
         run = prepare(recipe)
         run.trainer.add_callback(first)
         train(run)
-    except (ValueError, OSError, ImportError) as error:
+    except torch.OutOfMemoryError as error:
+        return refused(prog, ValueError(f"{error} Lower per_device_train_batch_size, or set mini_batch_size"))
+    except ALSO_LATER as error:
+        return refused(prog, error)
+    except (ValueError, ImportError) as error:
         if first.begun:
             raise
         return refused(prog, error)
