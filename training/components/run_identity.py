@@ -46,16 +46,14 @@ def run_identity(
     """
     core = core_model(model)
     shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in core.named_parameters()]
-    identity: Identity = {
-        "parameters": sum(parameter.numel() for parameter in core.parameters()),
-        "model": _digest(shapes),
-        "loss": loss,
-        "contrastive batch": args.train_batch_size * args.world_size,
-    }
+    identity: Identity = {"loss": loss, "contrastive batch": args.train_batch_size * args.world_size}
     for name in SETTINGS:
         value = getattr(args, name)
         identity[name] = getattr(value, "value", value)
-    return identity | _data_identity(data, args) | _tokens(data, tokenizer)
+    identity |= _data_identity(data, args) | _tokens(data, tokenizer)
+    # The first difference is told, and a new tokenizer and its embeddings follow from other data.
+    parameters = sum(parameter.numel() for parameter in core.parameters())
+    return identity | {"parameters": parameters, "model": _digest(shapes)}
 
 
 def check_same_run(checkpoint: Path, saved: Identity, now: Identity) -> None:

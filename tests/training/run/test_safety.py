@@ -135,7 +135,11 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
     def unexpected(*args, **kwargs):
         raise AssertionError("data were loaded")
 
+    def no_such_model(*args, **kwargs):
+        raise OSError("the Hub knows no such model")
+
     monkeypatch.setattr("modeling_siglip_ext.training.run.prepare.load_rows", unexpected)
+    monkeypatch.setattr("modeling_siglip_ext.training.run.sources.AutoConfig.from_pretrained", no_such_model)
     (tmp_path / "file").write_text("x")
     scratch = ("--vision_config", "{}", "--text_config", "{}", "--model_name_or_path")
     for more, reason in (
