@@ -65,7 +65,7 @@ ARROWS = {
         },
         "recipes": set(),
         "run": {"data", "data.emoji", "components", "components.towers", "arguments", "optimizers", "recipes", "top"},
-        "studies": {"data.emoji", "components", "optimizers"},
+        "studies": {"data.emoji", "components", "components.schedule", "optimizers"},
     },
     "conversion": {
         "errors": set(),

@@ -117,15 +117,17 @@ def _check_numbers(args: TrainingArguments) -> None:
                 continue
             if not isinstance(value, Real):
                 raise ValueError(f"{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or not holds(value):
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            if not holds(value):
                 raise ValueError(f"{name} must {what}, got {value}{remedy}")
 
     check((*AT_LEAST_ONE, *WHOLE), lambda value: value == int(value), "be a whole number")
     check(AT_LEAST_ONE, lambda value: value >= 1, "be at least 1")
-    check(NOT_NEGATIVE, lambda value: value >= 0, "be a number and not negative")
+    check(NOT_NEGATIVE, lambda value: value >= 0, "not be negative")
     check(POSITIVE, lambda value: value > 0, "be positive")
     check(FACTORS, lambda value: value > 0, "be positive", "; to stop a tower's training use lock_towers")
-    check(("max_grad_norm",), lambda value: value >= 0, "be a number and not negative", "; 0 turns clipping off")
+    check(("max_grad_norm",), lambda value: value >= 0, "not be negative", "; 0 turns clipping off")
     check(("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, "be in [0, 1)")
     check(("ema_decay", "max_bad_fraction"), lambda value: 0 <= value <= 1, "be between 0 and 1")
     check(SEEDS, lambda value: 0 <= value < 2**32, "be in [0, 2**32)")

@@ -90,7 +90,6 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
     if isinstance(data, ImageTextStream):
         identity: Identity = {
             "processes": args.world_size,  # each reads a part, and has a place in it
-            "dataloader_num_workers": args.dataloader_num_workers,
             "shuffle_buffer": data.shuffle_buffer,
             "caption columns": list(data.caption_columns),
         }

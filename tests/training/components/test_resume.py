@@ -46,7 +46,9 @@ def test_another_number_of_processes_sees_the_same_batches(tmp_path):
             expected, found = load_file(other / "final.safetensors"), load_file(folder / "final.safetensors")
             assert (found.pop("losses") - expected.pop("losses")).abs().max() < 1e-5  # Trainer sums them in float32
             for name, parameter in found.items():
-                torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-9, msg=name)
+                # The order of sums differs. Biases of keys have no gradient but rounding, which Adam scales up.
+                rounding = 1e-9 if name.endswith(("k_proj.bias", "in_proj_bias")) else 1e-14
+                torch.testing.assert_close(parameter, expected[name], rtol=0, atol=rounding, msg=name)
 
 
 @pytest.mark.slow
