@@ -1,8 +1,8 @@
 """What is made sure of before the first step, so that a run does not end after an epoch for what was wrong before it.
 
 Checked are the folder and the checkpoint (`run_folder.py`, `run_identity.py`), the name of the metric that chooses the
-best model, and every row of the evaluation data, by reading it. And an evaluation that fails all the same leaves a
-checkpoint of its step.
+best model, and every row of the evaluation data, by reading it. An evaluation that fails all the same, or too many bad
+training samples, leave a checkpoint of their step.
 """
 
 from collections.abc import Iterable, Sized
@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..arguments import SiglipExtTrainingArguments
 from ..data.dataset import CaptionedRows, ImageTextDataset
+from ..data.samples import TooManyBadSamples
 from .checkpoint import AtomicCheckpoints
 from .run_folder import STATE, check_unused, checkpoint_to_resume
 from .run_identity import run_identity
@@ -100,22 +101,31 @@ class CheckedRun(AtomicCheckpoints):
                     raise ValueError(f"evaluation example {index} cannot be used: {error}") from error
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """An evaluation while training; one that fails leaves a checkpoint of its step."""
         done = False
         try:
             metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
             done = True
             return metrics
         finally:
-            # Of several processes one alone may fail, and cannot save without the others.
-            if not done and self.args.world_size == 1 and self.state.global_step > 0:
-                self._save_checkpoint(self.model, trial)
+            if not done:
+                self._rescue(trial)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # of a finished run that is resumed: Trainer adds a step
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)
+        try:
+            super()._run_epoch(*args, **kwargs)
+        except TooManyBadSamples:
+            self._rescue(kwargs.get("trial"))
+            raise
+
+    def _rescue(self, trial: Any) -> None:
+        """Save what was trained, before the run ends with an error."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        # Of several processes one alone may fail, and cannot save without the others.
+        if self.args.world_size == 1 and self.state.global_step > 0 and not folder.exists():
+            self._save_checkpoint(self.model, trial)
 
 
 def check_steps(checkpoint: Path, max_steps: int) -> None:

@@ -60,7 +60,7 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: Path) -> Path | None
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or it cannot be continued.
-        ValueError: it lies elsewhere, and `folder` has checkpoints of its own.
+        FileExistsError, ValueError: it lies elsewhere, and `folder` holds another run.
     """
     word = str(wanted).strip()
     if wanted is None or word.lower() in ("", "false", "none", "no"):
@@ -78,11 +78,13 @@ def checkpoint_to_resume(wanted: str | bool | None, folder: Path) -> Path | None
         inside = checkpoints(checkpoint) or there
         hint = f"; did you mean {str(inside[-1])!r}?" if inside else ""
         raise FileNotFoundError(f"resume_from_checkpoint={word!r} is not the folder of a checkpoint{hint}")
-    if there and checkpoint.resolve().parent != folder.resolve():
-        raise ValueError(
-            f"resume_from_checkpoint={word!r} is of another run than {there[-1].name} in output_dir={str(folder)!r}: "
-            f"set output_dir to {str(checkpoint.parent)!r}, or to a new folder"
-        )
+    if checkpoint.resolve().parent != folder.resolve():
+        if there:
+            raise ValueError(
+                f"resume_from_checkpoint={word!r} is of another run than {there[-1].name} in "
+                f"output_dir={str(folder)!r}: set output_dir to {str(checkpoint.parent)!r}, or to a new folder"
+            )
+        check_unused(folder)
     return _continued(checkpoint)
 
 

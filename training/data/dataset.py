@@ -214,7 +214,7 @@ class ImageTextDataset(CaptionedRows):
                 return self._item(candidate, self._decode(candidate), skipped)
             except BAD_SAMPLE as error:
                 if self._every_image_is_good:
-                    raise ValueError(f"{self._name(self.rows[candidate])}: {error}") from error
+                    raise UnusableRowError(f"{self._name(self.rows[candidate])}: {error}") from error
                 skipped.append((self._name(self.rows[candidate]), str(error)))
         raise ValueError(f"none of the {len(self)} images can be decoded; the first: {skipped[0]}")
 

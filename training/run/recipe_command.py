@@ -1,5 +1,6 @@
 """`siglip-ext-train RECIPE`: train from a recipe, whose fields are the options."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from transformers.utils.logging import disable_progress_bar
 from modeling_siglip_ext.command_line import Subparsers, refused
 from modeling_siglip_ext.hub.calls import PublishError
 
-from ..data.samples import TooManyBadSamples
+from ..components.card import output_folder
+from ..components.run_folder import checkpoints
+from ..data.samples import BAD_SAMPLE, TooManyBadSamples
 from .prepare import prepare
 from .recipe import bundled_recipes, field_parser, parse_recipe, recipe_text
 from .smoke import shrunk, small_start
@@ -19,7 +22,7 @@ from .train import UnfinishedRunError, train
 
 SMOKE = "--smoke"
 # The user's to mend, also in the middle of training: bad data, a rate too high, a full disk, the Hub.
-ALSO_LATER = (TooManyBadSamples, FloatingPointError, OSError, PublishError, UnfinishedRunError)
+ALSO_LATER = (*BAD_SAMPLE, TooManyBadSamples, FloatingPointError, OSError, PublishError, UnfinishedRunError)
 
 
 class FirstStep(TrainerCallback):
@@ -59,7 +62,11 @@ def run_recipe(prog: str, name: str, overrides: Sequence[str]) -> int:
     except torch.OutOfMemoryError as error:
         return refused(prog, ValueError(f"{error} Lower per_device_train_batch_size, or set mini_batch_size"))
     except ALSO_LATER as error:
-        return refused(prog, error)
+        status = refused(prog, error)
+        there = checkpoints(output_folder(recipe.training)) if first.begun else []
+        if there and not isinstance(error, UnfinishedRunError):
+            print(f"{there[-1]} is there: go on from it with --resume_from_checkpoint true", file=sys.stderr)
+        return status
     except (ValueError, ImportError) as error:
         if first.begun:
             raise

@@ -26,8 +26,9 @@ def check_sources(model: ModelArguments) -> None:
         if name is None:
             continue
         wanted = OF_A_MODEL if field in CONFIGURED else OF_A_TOKENIZER
-        if not is_folder(field, name, wanted) and field in CONFIGURED:
-            check_on_hub(field, name)
+        folder = is_folder(field, name, wanted)
+        if field in CONFIGURED:
+            check_configuration(field, name, folder)
 
 
 def is_folder(field: str, name: str, wanted: str) -> bool:
@@ -49,18 +50,23 @@ def is_folder(field: str, name: str, wanted: str) -> bool:
     return False
 
 
-def check_on_hub(field: str, name: str) -> None:
+def check_configuration(field: str, name: str, folder: bool) -> None:
     """
     Raises:
         OSError: the Hub has no model of this name, or cannot be asked.
+        ValueError: a configuration that is damaged, or of something else.
     """
-    hint = nearest(Path(name))
     try:
-        validate_repo_id(name)
+        if not folder:
+            validate_repo_id(name)
         AutoConfig.from_pretrained(name)
     except OSError as error:
-        why = hint or f": {str(error).strip().partition('. ')[0]}"
+        if folder:
+            raise OSError(f"{field}={name!r}: its configuration cannot be read: {error}") from error
+        why = nearest(Path(name)) or f": {str(error).strip().partition('. ')[0]}"
         raise OSError(f"{field}={name!r} is no folder, and no model of the Hub that can be read{why}") from error
+    except ValueError as error:
+        raise ValueError(f"{field}={name!r}: its configuration cannot be read: {error}") from error
 
 
 def nearest(path: Path) -> str:

@@ -65,6 +65,11 @@ def test_a_named_checkpoint(tmp_path):
     checkpoint(other, 8)
     with pytest.raises(ValueError, match="is of another run than checkpoint-8"):
         checkpoint_to_resume(str(there), other)
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "model.safetensors").write_text("x")
+    with pytest.raises(FileExistsError, match=r"holds model\.safetensors of an earlier run"):
+        checkpoint_to_resume(str(there), used)
     bare = checkpoint(tmp_path / "bare", 1, optimizer=False)
     with pytest.raises(FileNotFoundError, match="no state of the optimiser"):
         checkpoint_to_resume(str(bare), tmp_path / "new")

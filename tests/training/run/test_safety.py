@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
+from modeling_siglip_ext.training import SiglipExtTrainer
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.run import train as train_module
 from modeling_siglip_ext.training.run.prepare import prepare
@@ -135,9 +137,16 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
     def unexpected(*args, **kwargs):
         raise AssertionError("data were loaded")
 
-    def no_such_model(*args, **kwargs):
+    read = AutoConfig.from_pretrained
+
+    def no_such_model(name, **kwargs):
+        if Path(name).is_dir():
+            return read(name, **kwargs)
         raise OSError("the Hub knows no such model")
 
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("no JSON")
     monkeypatch.setattr("modeling_siglip_ext.training.run.prepare.load_rows", unexpected)
     monkeypatch.setattr("modeling_siglip_ext.training.run.sources.AutoConfig.from_pretrained", no_such_model)
     (tmp_path / "file").write_text("x")
@@ -149,6 +158,7 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
         ((*scratch, str(tmp_path / "imags")), "there is no such folder; did you mean '.*images'"),
         ((*scratch, str(tmp_path / "file")), "is a file: give the folder of a saved model"),
         ((*scratch, str(images)), "the folder has no config.json"),
+        ((*scratch, str(damaged)), "its configuration cannot be read"),
         ((*scratch, "nosuch"), "model_name_or_path='nosuch' is no folder, and no model of the Hub"),
         (("--tokenizer_name_or_path", str(tmp_path / "none")), "tokenizer_name_or_path=.*there is no such folder"),
         (("--report_to", "wandbb"), "unknown tracker 'wandbb'"),
@@ -191,6 +201,36 @@ def test_a_field_of_a_recipe_can_be_unset(tmp_path, words):
     assert recipe.given["group_column"] is None
     (tmp_path / "mine.yaml").write_text("group_column: none\nmini_batch_size: none\nuse_cpu: true\n")
     assert parse_recipe(str(tmp_path / "mine.yaml")).data.group_column is None
+
+
+def test_held_out_images_that_vanish_while_training(command, images, tmp_path, refused, monkeypatch, capsys):
+    """The first evaluation fails, in one line, and what was trained can be resumed once they are back."""
+    evaluate = SiglipExtTrainer.evaluate
+
+    def without_images(*args, **kwargs):
+        images.rename(tmp_path / "away")
+        return evaluate(*args, **kwargs)
+
+    words = command("--cache_gib", "0", "--save_strategy", "no")
+    monkeypatch.setattr(SiglipExtTrainer, "evaluate", without_images)
+    refused(words, r"held-out example \d+: '.*\.png' is neither a file")
+    monkeypatch.setattr(SiglipExtTrainer, "evaluate", evaluate)
+    (tmp_path / "away").rename(images)
+    assert main([*words, "--resume_from_checkpoint", "true"]) == 0
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_too_many_bad_images_while_training(command, images, tmp_path, refused):
+    """What was trained until then is kept."""
+    (images / "15.png").write_bytes(b"")  # met once an epoch, and five times is too often
+    more = ["--eval_fraction", "0", "--eval_strategy", "no", "--save_strategy", "no", "--cache_gib", "0"]
+    more += ["--max_steps", "24"]
+    refused(command(*more, "--max_bad_fraction", "0.004"), r"5 of \d+ samples are bad")
+    kept = [path.name for path in (tmp_path / "out").glob("checkpoint-*")]
+    assert kept in [[f"checkpoint-{step}"] for step in (16, 17, 18, 19)]
+    assert main(command(*more, "--max_bad_fraction", "1", "--resume_from_checkpoint", "true")) == 0
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 24
 
 
 def test_a_loss_that_is_not_finite_is_one_line(command, refused):
