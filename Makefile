@@ -20,6 +20,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
+	rm -rf demo-output
 	$(BIN)/siglip-ext-train emoji --output_dir demo-output $(if $(DEMO_SECONDS),--max_seconds $(DEMO_SECONDS))
 	$(BIN)/python -I training/run/demo.py demo-output
 

@@ -16,7 +16,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .arguments import SiglipExtTrainingArguments
-from .components.checkpoint import AtomicCheckpoints, LossSums
+from .components.checked_run import CheckedRun
+from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
@@ -36,7 +37,7 @@ from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
 
 
-class SiglipExtTrainer(AtomicCheckpoints):
+class SiglipExtTrainer(CheckedRun):
     """`transformers.Trainer` for image-text models trained with the sigmoid loss.
 
     What differs from `Trainer`:
@@ -60,7 +61,11 @@ class SiglipExtTrainer(AtomicCheckpoints):
     - What is pushed to the Hub is the model with its card, never optimiser state or pickles (`hub.py`).
     - On TPUs with torch_xla it runs under SPMD or with a process for each device (`xla.py`).
     - Checkpoints appear whole or not at all, and a resumed run is the uninterrupted one bit for bit, streams included
-      (`checkpoint.py`, `streaming.py`). A checkpoint that lacks a parameter is an error.
+      (`checkpoint.py`, `streaming.py`), also with another number of processes at the same global batch, streams not
+      included. A checkpoint of another run is an error (`run_identity.py`), and so is a fresh run in the folder of
+      another one (`run_folder.py`).
+    - Every row of the evaluation data is read before the first step, and the metric for the best model is known then
+      (`checked_run.py`).
 
     Args:
         model: the model to train.
@@ -69,9 +74,9 @@ class SiglipExtTrainer(AtomicCheckpoints):
 
     Raises:
         TypeError: if `args` or `model` lacks what the loss needs.
-        ValueError: for `nn.DataParallel` (several visible GPUs in one process), `compute_loss_func`, or `max_seconds`
-            with several processes. When training starts: for a dataset smaller than one batch and for
-            `dataloader_drop_last=False`.
+        ValueError: for `nn.DataParallel` (several visible GPUs in one process) or `compute_loss_func`. When training
+            starts: for a dataset smaller than one batch, `dataloader_drop_last=False`, `max_seconds` with several
+            processes, and see `train`.
         FloatingPointError: at a logging step or before saving, when a loss was not finite.
 
     Example:
@@ -101,11 +106,6 @@ class SiglipExtTrainer(AtomicCheckpoints):
             )
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is not supported: override `compute_loss` in a subclass instead")
-        if args.max_seconds is not None and args.world_size > 1:
-            raise ValueError(
-                "max_seconds works in one process only, as clocks differ between processes; set max_steps or "
-                "num_train_epochs instead"
-            )
         self._backend.check_launch(
             args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
         )
@@ -279,11 +279,7 @@ class SiglipExtTrainer(AtomicCheckpoints):
         return self._epochs.sampler
 
     def get_train_dataloader(self) -> DataLoader:
-        if not self.args.dataloader_drop_last:
-            raise ValueError(
-                "dataloader_drop_last=False: the last training batch would be smaller, or padded with repeated "
-                "samples, which are false negatives. Leave it True; evaluation sees every sample all the same"
-            )
+        self.args.check_for_training()
         loader = super().get_train_dataloader()
         if has_length(loader):
             self.args.check_samples(len(cast(Sized, self.train_dataset)))

@@ -106,7 +106,7 @@ class Monitor(TrainerCallback):
         if before is not None:
             figures["examples_per_second"] = round((seen - before[1]) / (now - before[0]), 2)
         self.started = (now, seen)
-        figures["temperature"] = math.exp(logit_scale)
+        figures["temperature"] = torch.tensor(logit_scale, dtype=torch.float64).exp().item()  # math.exp overflows
         if logit_bias is not None:
             figures["bias"] = logit_bias
         if self.sums is not None:

@@ -1,6 +1,7 @@
 """The fields of a recipe beside those of the Trainer: the model, and the data."""
 
 import json
+import math
 from dataclasses import dataclass, field
 
 from ..arguments import option
@@ -68,6 +69,10 @@ class ModelArguments:
             )
         if self.text_name_or_path is not None and (self.vision_name_or_path is None or self.text_config):
             raise ValueError("text_name_or_path needs vision_name_or_path and excludes text_config")
+        for name in ("image_size", "text_length", "vocab_size"):
+            check_number(name, getattr(self, name), least=1)
+        for name in ("logit_scale_init", "logit_bias_init"):
+            check_number(name, getattr(self, name))
 
 
 @dataclass
@@ -119,11 +124,22 @@ class DataArguments:
             raise ValueError("image_embeddings belong to rows with an index: unset streaming, and use no shards")
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        check_number("shuffle_buffer", self.shuffle_buffer, least=1)
+        check_number("cache_gib", self.cache_gib, least=0)
 
     @property
     def is_stream(self) -> bool:
         """Whether the data is read in order and has no length."""
         return self.streaming or self.dataset.endswith(".tar")
+
+
+def check_number(name: str, value: float | None, least: float = -math.inf) -> None:
+    """
+    Raises:
+        ValueError: it is not finite, or too small.
+    """
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{name} must be {'a number' if math.isinf(least) else f'at least {least}'}, got {value}")
 
 
 def as_mapping(name: str, value: dict | str | None) -> dict | None:

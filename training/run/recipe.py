@@ -16,11 +16,13 @@ from modeling_siglip_ext.command_line import underscored
 
 from ..arguments import SiglipExtTrainingArguments
 from .fields import DataArguments, ModelArguments, as_mapping
+from .unset import is_unset, take_out_unset
 
 
 RECIPES = resources.files("modeling_siglip_ext.training.recipes")
 PARTS = (ModelArguments, DataArguments, SiglipExtTrainingArguments)
 FIELDS = [field.name for part in PARTS for field in fields(part) if field.init]
+OPTIONAL = {field.name for part in PARTS for field in fields(part) if field.default is None}
 MAPPINGS = ("vision_config", "text_config")
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
@@ -111,7 +113,9 @@ def parse_recipe(
         check_field(name, FIELDS, name_or_path)
     if change is not None:
         values = change(values)
-    words, nested = split_nested(underscored(overrides))
+    words, unset = take_out_unset(underscored(overrides), OPTIONAL)
+    values |= dict.fromkeys([*unset, *(name for name in OPTIONAL & values.keys() if is_unset(values[name]))])
+    words, nested = split_nested(words)
     for name, entries in nested.items():
         check_field(name, MAPPINGS, COMMAND_LINE)
         values[name] = {**(as_mapping(name, values.get(name)) or {}), **entries}

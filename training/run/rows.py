@@ -1,20 +1,22 @@
 """The datasets that a recipe names: rows, and what the Trainer reads of them."""
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, concatenate_datasets, load_dataset
 from transformers import BaseImageProcessor
 
-from ..data.dataset import CaptionedRows, ImageTextDataset
+from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
 from ..data.emoji.about import ABOUT as EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
 from ..data.folder import check_columns, load_image_folder
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
+from ..data.samples import GRACE, SkipCounter
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards
 from .fields import DataArguments
@@ -22,7 +24,7 @@ from .recipe import Recipe
 
 
 BUNDLED = "emoji"
-# A row of the whole dataset knows its place, so that embeddings are found after the split.
+# A row of the whole dataset knows its place, so that embeddings are found after the split, and bad rows are named.
 PLACE = "__place__"
 
 
@@ -33,6 +35,24 @@ class Rows:
     train: Dataset | IterableDataset | TarShards
     held_out: Dataset | None
     about: DatasetFacts
+
+    def count(self) -> int:
+        """Rows of both parts, those of a stream not counted."""
+        return sum(len(part) for part in (self.train, self.held_out) if isinstance(part, Dataset))
+
+    def judged_on(self, kept: CaptionedRows) -> "Rows":
+        """The same with the held-out rows that are in the evaluation dataset.
+
+        Raises:
+            ValueError: none is left.
+        """
+        assert self.held_out is not None
+        if not len(kept):
+            raise ValueError(
+                f"none of the {len(self.held_out)} held-out rows can be used; of the first: {kept.left_out[0][1]}. "
+                "Repair them, or set eval_fraction 0 and eval_strategy no"
+            )
+        return replace(self, held_out=self.held_out.select(kept.rows))
 
     def captions(self, columns: list[str]) -> list[str] | None:
         """Every training caption; None of a stream."""
@@ -55,11 +75,16 @@ def load_rows(data: DataArguments, seed: int) -> Rows:
     about = facts_of_dataset(data.dataset)
     if isinstance(rows, IterableDataset) or data.is_stream:
         return Rows(rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset(), held_out, about)
-    if data.image_embeddings is not None:
+    if data.image_embeddings is not None or held_out is None:
         rows = rows.add_column(PLACE, range(len(rows)))
-        if held_out is not None:
-            held_out = held_out.add_column(PLACE, range(len(rows), len(rows) + len(held_out)))
+    if data.image_embeddings is not None and held_out is not None:
+        held_out = held_out.add_column(PLACE, range(len(rows), len(rows) + len(held_out)))
     if held_out is None and data.eval_fraction > 0:
+        if math.ceil(len(rows) * data.eval_fraction) >= len(rows):
+            raise ValueError(
+                f"eval_fraction={data.eval_fraction} of {len(rows)} rows leaves none to train on: add rows, or lower "
+                "it (0 holds nothing out)"
+            )
         parts: DatasetDict = rows.train_test_split(data.eval_fraction, seed=seed)
         rows, held_out = parts["train"], parts["test"]
     return Rows(rows, held_out, about)
@@ -116,24 +141,33 @@ def _from_hub(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset |
 def training_data(
     recipe: Recipe, rows: Rows, image_processor: BaseImageProcessor
 ) -> tuple[CaptionedRows | ImageTextStream, CaptionedRows | None]:
-    """The training and the evaluation dataset.
+    """The training and the evaluation dataset; the latter has only rows that can be read.
+
+    Bad rows are counted over both, so that it does not depend on the split, and its seed, how many there may be.
 
     Raises:
         FileNotFoundError, ValueError: settings that do not fit the rows, too many bad examples, embeddings of
             something else.
     """
-    data, seed, limit = recipe.data, recipe.training.seed, recipe.training.max_bad_fraction
+    data, args = recipe.data, recipe.training
+    skips = SkipCounter(args.max_bad_fraction, rows.count())
     if data.image_embeddings is not None:
-        return _embedded(recipe, rows)
+        return _embedded(recipe, rows, skips)
+    if not isinstance(rows.train, Dataset) or not fits_cache(len(rows.train), image_processor, data.cache_gib):
+        skips.grace = max(skips.grace, GRACE)  # as of the images that are read, and counted, in training
 
     def with_images(part: Dataset, **settings: Any) -> ImageTextDataset:
-        return ImageTextDataset(
-            part, data.image_column, image_processor=image_processor, cache_gib=data.cache_gib, seed=seed, **settings
-        )
+        places = part[PLACE] if PLACE in part.column_names else None
+        common: dict[str, Any] = {"image_processor": image_processor, "cache_gib": data.cache_gib, "seed": args.seed}
+        return ImageTextDataset(part, data.image_column, skips=skips, numbers=places, **common, **settings)
 
-    held_out = None
-    if rows.held_out is not None:
-        held_out = with_images(rows.held_out, caption_column=data.caption_column[:1], max_bad_fraction=0.0)
+    def for_evaluation() -> ImageTextDataset | None:
+        if rows.held_out is None:
+            return None
+        held_out = with_images(rows.held_out, caption_column=data.caption_column[:1], called="held-out example")
+        held_out.leave_out_unreadable(args.process_index, args.world_size)
+        return held_out
+
     if not isinstance(rows.train, Dataset):
         if data.shuffle_captions or data.group_column is not None:
             raise ValueError("shuffle_captions and group_column need a dataset with an index, not a stream")
@@ -143,20 +177,21 @@ def training_data(
             data.caption_column,
             image_processor=image_processor,
             shuffle_buffer=data.shuffle_buffer,
-            seed=seed,
+            seed=args.seed,
         )
-        return stream, held_out
+        return stream, for_evaluation()
     train = with_images(
         rows.train,
         caption_column=data.caption_column,
         shuffle_captions=data.shuffle_captions,
         group_column=data.group_column,
-        max_bad_fraction=limit,
     )
-    return train, held_out
+    return train, for_evaluation()
 
 
-def _embedded(recipe: Recipe, rows: Rows) -> tuple[EmbeddingTextDataset, EmbeddingTextDataset | None]:
+def _embedded(
+    recipe: Recipe, rows: Rows, skips: SkipCounter
+) -> tuple[EmbeddingTextDataset, EmbeddingTextDataset | None]:
     data, model, seed = recipe.data, recipe.model, recipe.training.seed
     if data.image_embeddings is None or model.vision_name_or_path is None or not isinstance(rows.train, Dataset):
         raise ValueError(
@@ -168,13 +203,15 @@ def _embedded(recipe: Recipe, rows: Rows) -> tuple[EmbeddingTextDataset, Embeddi
         data.image_embeddings, model.vision_name_or_path, every_row(data), data.image_column, model.vision_pooling
     )
 
-    def part(rows: Dataset, columns: list[str], limit: float) -> EmbeddingTextDataset:
+    def part(rows: Dataset, columns: list[str], called: str) -> EmbeddingTextDataset:
+        places = rows[PLACE]
         return EmbeddingTextDataset(
-            rows, embeddings, valid, rows[PLACE], caption_column=columns, seed=seed, max_bad_fraction=limit
+            rows, embeddings, valid, places, caption_column=columns, seed=seed, skips=skips, called=called
         )
 
-    held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], 0.0)
-    return part(rows.train, data.caption_column, recipe.training.max_bad_fraction), held_out
+    train = part(rows.train, data.caption_column, "example")
+    held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], "held-out example")
+    return train, held_out
 
 
 def _flat(values: Iterable[str | list[str] | None]) -> list[str]:
