@@ -7,7 +7,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
 from .texts import NO_LENGTH
-from .tokenization_siglip_ext import set_text_length
+from .tokenization_siglip_ext import set_text_length, without_mask
 
 
 logger = logging.get_logger(__name__)
@@ -68,9 +68,20 @@ class SiglipExtProcessor(ProcessorMixin):
             return {**kwargs, "text_kwargs": {**nested, "padding": padding}}
         return {**kwargs, "padding": padding}
 
-    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
-        if self.tokenizer.model_max_length <= NO_LENGTH:
-            set_text_length(self.tokenizer, self.tokenizer.model_max_length)
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Write it under its stock class, so that it says there what it says here: full-length texts without a mask.
+
+        Returns:
+            The files written.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.model_max_length <= NO_LENGTH:
+            set_text_length(tokenizer, tokenizer.model_max_length)
         naflex = "spatial_shapes" in self.image_processor.model_input_names
-        stock = (Siglip2Processor if naflex else SiglipProcessor)(self.image_processor, self.tokenizer)
-        stock.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        stock = (Siglip2Processor if naflex else SiglipProcessor)(self.image_processor, tokenizer)
+        names, kept = tokenizer.model_input_names, dict(tokenizer.init_kwargs)
+        without_mask(tokenizer)
+        try:
+            return stock.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:  # for a tower from elsewhere it may go on giving one here
+            tokenizer.model_input_names, tokenizer.init_kwargs = names, kept

@@ -13,7 +13,7 @@ from ..data.collator import ImageTextCollator
 from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
 from .held_out import HeldOutMetrics
-from .models import build_model, text_length
+from .models import build_model, refuse_naflex, text_length
 from .recipe import Recipe
 from .rows import Rows, load_rows, training_data
 
@@ -48,6 +48,7 @@ def prepare(recipe: Recipe) -> Run:
     """
     set_seed(recipe.training.seed)
     data, args = recipe.data, recipe.training
+    refuse_naflex(recipe.model, data.image_embeddings is not None)
     rows = load_rows(data, args.seed)
     if data.is_stream and args.max_steps < 1:
         raise ValueError("a stream has no length: set max_steps or max_examples")
@@ -63,7 +64,12 @@ def prepare(recipe: Recipe) -> Run:
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=ImageTextCollator(processor, max_length, uint8=args.mini_batch_size is not None),
+        data_collator=ImageTextCollator(
+            processor,
+            max_length,
+            uint8=args.mini_batch_size is not None,
+            equal_captions_match=data.equal_captions_match,
+        ),
         processing_class=processor,
         compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )

@@ -17,11 +17,10 @@ from ..data.folder import check_columns, load_image_folder
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards
-from .fields import DataArguments
+from .fields import BUNDLED, DataArguments
 from .recipe import Recipe
 
 
-BUNDLED = "emoji"
 # A row of the whole dataset knows its place, so that embeddings are found after the split.
 PLACE = "__place__"
 
@@ -98,6 +97,7 @@ def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | Non
     columns = rows.column_names or list(next(iter(rows)))
     check_columns(columns, "image_column", [data.image_column])
     check_columns(columns, "caption_column", data.caption_column)
+    check_columns(columns, "pair_column", [] if data.pair_column is None else [data.pair_column])
     return rows, held_out
 
 
@@ -128,7 +128,13 @@ def training_data(
 
     def with_images(part: Dataset, **settings: Any) -> ImageTextDataset:
         return ImageTextDataset(
-            part, data.image_column, image_processor=image_processor, cache_gib=data.cache_gib, seed=seed, **settings
+            part,
+            data.image_column,
+            image_processor=image_processor,
+            cache_gib=data.cache_gib,
+            seed=seed,
+            pair_column=data.pair_column,
+            **settings,
         )
 
     held_out = None
@@ -144,6 +150,7 @@ def training_data(
             image_processor=image_processor,
             shuffle_buffer=data.shuffle_buffer,
             seed=seed,
+            pair_column=data.pair_column,
         )
         return stream, held_out
     train = with_images(
@@ -170,7 +177,14 @@ def _embedded(recipe: Recipe, rows: Rows) -> tuple[EmbeddingTextDataset, Embeddi
 
     def part(rows: Dataset, columns: list[str], limit: float) -> EmbeddingTextDataset:
         return EmbeddingTextDataset(
-            rows, embeddings, valid, rows[PLACE], caption_column=columns, seed=seed, max_bad_fraction=limit
+            rows,
+            embeddings,
+            valid,
+            rows[PLACE],
+            caption_column=columns,
+            seed=seed,
+            pair_column=data.pair_column,
+            max_bad_fraction=limit,
         )
 
     held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], 0.0)
