@@ -158,11 +158,17 @@ def leave_out_unused(
     """
     left_out: dict[str, str] = {}
     while unused := find_unused(namespace, names, DEFAULTS):
-        for name, rule in unused.items():
-            void = not {*on_line, *left_out}.isdisjoint(rule.because.split())
-            if name in on_line or not (loose or void):
-                raise ValueError(f"{name} has no effect {rule.why}: leave it out")
-            left_out[name] = f"{name} ({rule.why})"
+        voided = {*on_line, *left_out}
+        void = [
+            name
+            for name, rule in unused.items()
+            if name not in on_line and (loose or not voided.isdisjoint(rule.because.split()))
+        ]
+        if not void:
+            name, rule = next(iter(unused.items()))
+            raise ValueError(f"{name} has no effect {rule.why}: leave it out")
+        for name in void:
+            left_out[name] = f"{name} ({unused[name].why})"
             setattr(namespace, name, DEFAULTS[name])
             del names[name]
     return list(left_out.values())

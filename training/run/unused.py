@@ -160,6 +160,10 @@ RULES = (
         "max_steps max_examples",
         "with max_steps or max_examples",
     ),
+    Unused("max_examples", lambda n: n.max_steps > 0, "max_steps", "beside max_steps"),
+    Unused("max_steps", lambda n: n.max_examples and n.max_steps > 0, "max_examples", "beside max_examples"),
+    Unused("warmup_examples", given("warmup_steps"), "warmup_steps", "beside warmup_steps"),
+    Unused("warmup_steps", given("warmup_examples"), "warmup_examples", "beside warmup_examples"),
     Unused(
         "warmup_steps warmup_examples",
         lambda n: not n.max_seconds and is_any("lr_scheduler_type", "constant", "reduce_lr_on_plateau", "greedy")(n),
