@@ -58,7 +58,8 @@ def prepare_adapter(model: nn.Module, saves: bool) -> None:
     for name, parameter in core.named_parameters():
         if part_of(name) == HEAD and name in wanted:
             parameter.requires_grad_(True)
-    vars(model)["save_pretrained"] = partial(_save, model, model.save_pretrained)
+    adapted: Any = model
+    vars(model)["save_pretrained"] = partial(_save, model, adapted.save_pretrained)
 
 
 def _take_out_unused(core: nn.Module) -> list[str]:
