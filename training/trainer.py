@@ -296,9 +296,14 @@ class SiglipExtTrainer(AtomicCheckpoints):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         groups = getattr(self.train_dataset if train_dataset is None else train_dataset, "groups", None)
-        if groups is None:
-            return super()._get_train_sampler(train_dataset)
         args = self.args
+        if groups is None:
+            changed = [
+                name for name in ("group_size", "group_from_epoch") if getattr(args, name) != getattr(type(args), name)
+            ]
+            if changed:
+                raise ValueError(f"{changed[0]} has no effect: the training set has no groups; give it a group_column")
+            return super()._get_train_sampler(train_dataset)
         self._epochs.sampler = GroupedSampler(groups, args.group_size, args.seed, args.group_from_epoch)
         return self._epochs.sampler
 

@@ -195,7 +195,7 @@ def test_bundled_recipes_with_other_data(name, tmp_path):
     recipe = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--dataset", "a.tar", "--max_steps", "9"])
     assert recipe.training.eval_strategy == "no"
     assert recipe.training.max_steps == 9
-    assert not {"eval_fraction", "max_examples", "num_train_epochs", "group_size"} & recipe.given.keys()
+    assert not {"max_examples", "num_train_epochs", "group_size", "eval_steps"} & recipe.given.keys()
 
 
 @pytest.mark.parametrize(
