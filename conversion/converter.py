@@ -65,6 +65,8 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
     vision, text = vision_of(config), getattr(config, "text_config", None)
     wanted, resample = checkpoint.tokenizer, checkpoint.resample
     if text is None:
+        if options.tokenizer is not None or options.rules is not None:
+            raise CheckpointError("--tokenizer and --text_rules have no effect: this checkpoint is an image tower")
         write_processor(folder, vision, None, resample)
         return None
     tokenizer, rules = None, options.rules or (wanted.rules if wanted else None)
@@ -77,6 +79,8 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
             tokenizer = load_tokenizer(wanted.repo, local_only=True)
         except CheckpointError as error:
             logger.info("%s", error)
+    if tokenizer is None and options.rules is not None:
+        raise CheckpointError("--text_rules has no effect without a tokenizer: name one with --tokenizer")
     if tokenizer is None or rules is None:
         write_processor(folder, vision, None, resample)
         return missing_tokenizer(wanted)

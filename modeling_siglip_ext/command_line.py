@@ -80,6 +80,21 @@ def unknown_word(word: str, known: Iterable[str], kind: str) -> str:
     return f"unknown {kind} {word!r}" + ("" if kind == "argument" else f"; known: {', '.join(names)}")
 
 
+def refuse_unused(arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Options that somebody gave and nothing reads are no more ignored in silence than mistyped ones.
+
+    Args:
+        names: of options that are None unless given.
+        why: in words that follow "has no effect".
+
+    Raises:
+        ValueError: one was given.
+    """
+    for name in names:
+        if getattr(arguments, name, None) is not None:
+            raise ValueError(f"--{name} has no effect {why}: leave it out")
+
+
 def underscored(words: Iterable[str]) -> list[str]:
     """Words of a command line with the names of options in underscores: `--max-steps=3` is `--max_steps=3`."""
     result, options = [], True

@@ -580,6 +580,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        pair_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SiglipExtOutput:
         r"""
@@ -588,6 +589,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
             pixel_values: Images (images, 3, H, W), or NaFlex patches with `pixel_attention_mask`, `spatial_shapes`.
             return_loss: True for the loss, False for the logits, None for the loss in train mode and the logits in
                 eval mode. With the loss the matrix of all pairs is not built, so there are no logits.
+            pair_ids: For the loss: which images and texts belong together, (B,) int64; see [`sigmoid_loss`].
 
         Raises:
             ValueError: An input is missing or malformed, or a loss was asked for and images and texts differ in
@@ -601,7 +603,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1).to(image_embeds.device)
         loss = logits = None
         if self.training if return_loss is None else return_loss:
-            loss = self.contrastive_loss(image_embeds, text_embeds)
+            loss = self.contrastive_loss(image_embeds, text_embeds, pair_ids)
         else:
             logits = self.logits(image_embeds, text_embeds)
         # in one call: an output keeps the order in which its fields are set; tuples, pytrees and exporters go by it
@@ -621,11 +623,17 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         logits = image_embeds @ text_embeds.t() * scale.exp()
         return logits if bias is None else logits + bias
 
-    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    def contrastive_loss(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, pair_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The loss of `config.loss_type` over normalised embeddings (B, D); over all ranks while training."""
         scale, bias = self._loss_head(image_embeds.device)
         # an evaluation may run on one rank alone, where a collective would wait forever
-        options = {"group": self.loss_group, "distribution": "auto" if self.training else "none"}
+        options = {
+            "pair_ids": pair_ids,
+            "group": self.loss_group,
+            "distribution": "auto" if self.training else "none",
+        }
         return LOSSES[self.config.loss_type](image_embeds, text_embeds, scale, bias, **options)
 
     def _loss_head(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -15,7 +15,7 @@ from .configuration_siglip_ext import SiglipExtConfig
 from .image_processing_siglip_ext import STOCK_PATCHES, patch_settings
 from .own_tokenizer import siglip2_reads
 from .texts import NO_LENGTH, STOCK_TEXT_LENGTH
-from .tokenization_siglip_ext import set_text_length
+from .tokenization_siglip_ext import set_text_length, without_mask
 
 
 logger = logging.get_logger(__name__)
@@ -84,20 +84,29 @@ class SiglipExtProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write image processor and tokenizer; returns the files of the processor itself, as the stock ones do.
+        """Write it so that it says there what it says here: full-length texts without a mask.
 
         Beside a NaFlex model in stock form transformers would take any tokenizer for Gemma's: with another one the
         configuration of a model in the folder is written again, in the form of this package.
+
+        Returns:
+            The files written of the processor itself, as from the stock ones.
         """
-        if self.tokenizer.model_max_length <= NO_LENGTH:
-            set_text_length(self.tokenizer, self.tokenizer.model_max_length)
+        tokenizer = self.tokenizer
+        if tokenizer.model_max_length <= NO_LENGTH:
+            set_text_length(tokenizer, tokenizer.model_max_length)
         folder = Path(save_directory)
         naflex = "spatial_shapes" in self.image_processor.model_input_names
         if naflex and not self._tokenizer_stays():
             keep_tokenizer(folder)
-        fixed = naflex and (*patch_settings(self.image_processor), self.tokenizer.model_max_length) == STOCK_NAFLEX
-        stock = (Siglip2Processor if fixed else SiglipProcessor)(self.image_processor, self.tokenizer)
-        return stock.save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
+        fixed = naflex and (*patch_settings(self.image_processor), tokenizer.model_max_length) == STOCK_NAFLEX
+        stock = (Siglip2Processor if fixed else SiglipProcessor)(self.image_processor, tokenizer)
+        names, kept = tokenizer.model_input_names, dict(tokenizer.init_kwargs)
+        without_mask(tokenizer)
+        try:
+            return stock.save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
+        finally:  # for a tower from elsewhere it may go on giving one here
+            tokenizer.model_input_names, tokenizer.init_kwargs = names, kept
 
     def _tokenizer_stays(self) -> bool:
         """Whether transformers reads the same tokenizer beside a "siglip2" model."""

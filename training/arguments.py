@@ -13,7 +13,7 @@ from transformers.training_args import OptimizerNames
 from .components.argument_checks import check_environment, check_optimizer, check_package, check_values
 from .components.schedule import DECAYS
 from .components.towers import check_towers
-from .optimizers import OPTIMIZERS, optimizer_class
+from .optimizers import OPTIMIZERS, optimizer_class, takes_betas
 from .optimizers.parameter_groups import CONVENTIONS, GroupSettings
 
 
@@ -202,6 +202,12 @@ class SiglipExtTrainingArguments(TrainingArguments):
             weight_decays=given(vision=self.vision_weight_decay, text=self.text_weight_decay),
             layer_decay=self.layer_decay,
         )
+
+    def without_effect(self) -> list[str]:
+        """Those of the settings that a card would state and that the optimiser or the schedule does not read."""
+        unread = [] if takes_betas(getattr(self.optim, "value", self.optim)) else ["adam_beta1", "adam_beta2"]
+        kind = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        return [*unread, "warmup_steps"] if kind == "constant" and self.max_seconds is None else unread
 
     def check_samples(self, count: int) -> None:
         """

@@ -13,9 +13,13 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, has_length
+
+from modeling_siglip_ext.sentence_embedding import save_settings
 
 from .arguments import SiglipExtTrainingArguments
+from .components.adapters import prepare_adapter
+from .components.card import output_folder
 from .components.checked_run import CheckedRun
 from .components.checkpoint import LossSums
 from .components.devices import backend_for
@@ -25,6 +29,7 @@ from .components.grad_cache import split_batch
 from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
+from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
 from .data.grouped_sampler import GroupedSampler
 from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
@@ -33,6 +38,7 @@ from .data.progress import DataProgress
 from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
 from .objectives import build_objectives, weighted_sum
+from .objectives.contrastive import PAIRS
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
 
@@ -57,6 +63,9 @@ class SiglipExtTrainer(CheckedRun):
       arrays of shape (N, D).
     - Logs carry `temperature` (exp of `logit_scale`), `bias` and more (`monitor.py`); a loss that is not finite ends
       the run at the logging step, before anything is saved.
+    - The tokenizer of `processing_class` and of the collator is put in the order that the text tower needs, in place,
+      and what is saved gives the tokens that were trained with (`texts.py`). All that is trained beside an adapter of
+      PEFT is saved with it, the temperature and the bias under `modules_to_save` among it (`adapters.py`).
     - Bad samples are skipped and counted up to `max_bad_fraction` (`samples.py`).
     - What is pushed to the Hub is the model with its card, never optimiser state or pickles (`hub.py`).
     - On TPUs with torch_xla it runs under SPMD or with a process for each device (`xla.py`).
@@ -118,6 +127,8 @@ class SiglipExtTrainer(CheckedRun):
         super().__init__(model=model, args=args, **kwargs)
 
         core = core_model(self.model)
+        prepare_adapter(self.model, saves=args.save_strategy != SaveStrategy.NO)
+        self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
         self._contrastive, self._objectives = build_objectives(lambda: core_model(self.model))
         self.loss_name = self._contrastive.name
         self._locked = lock_towers(core, args.lock_towers)
@@ -139,7 +150,16 @@ class SiglipExtTrainer(CheckedRun):
         self.progress = {"losses": losses, "data": self._data}
         self.checks = [self._monitor.check]
         # At each event they are called in this order: the device first, the clock last.
-        for part in (self._backend, losses, self._monitor, self._data, self._epochs, self.average, self._budget):
+        for part in (
+            self._backend,
+            self._texts,
+            losses,
+            self._monitor,
+            self._data,
+            self._epochs,
+            self.average,
+            self._budget,
+        ):
             if part is not None:
                 self.add_callback(part)
 
@@ -160,9 +180,10 @@ class SiglipExtTrainer(CheckedRun):
         inputs = self._forward_inputs(inputs)
         for tower in self._locked:
             tower.eval()  # model.train() was called
-        outputs = model(**inputs, **self._contrastive.forward_options)
+        outputs = model(**self._contrastive.forward_inputs(inputs))
         loss = weighted_sum(self._objectives, outputs, inputs)
-        self._monitor.pairs(self.state.global_step + 1, outputs.image_embeds, outputs.text_embeds, loss)
+        embeds = outputs.image_embeds, outputs.text_embeds
+        self._monitor.pairs(self.state.global_step + 1, *embeds, loss, inputs.get(PAIRS))
         return (loss, outputs) if return_outputs else loss
 
     def training_step(
@@ -182,13 +203,15 @@ class SiglipExtTrainer(CheckedRun):
             self._backend.sync()  # in one graph XLA would find a chunk's two forwards the same, and keep activations
             return self._forward_inputs(self._prepare_inputs(chunk))
 
-        kept = {name: value for name, value in inputs.items() if name != "return_loss"}
+        kept = {name: value for name, value in inputs.items() if name not in ("return_loss", PAIRS)}
+        pair_ids = self._prepare_inputs({PAIRS: inputs[PAIRS]})[PAIRS] if PAIRS in inputs else None
         for tower in self._locked:
             tower.eval()  # model.train() was called
         with self.compute_loss_context_manager():
             step = self._contrastive.in_chunks(
                 model,
                 split_batch(kept, self.args.mini_batch_size),
+                pair_ids=pair_ids,
                 prepare=prepare,
                 backward=self.accelerator.backward,
                 weight=1 / self.current_gradient_accumulation_steps,
@@ -196,12 +219,13 @@ class SiglipExtTrainer(CheckedRun):
             )
         # Trainer holds on to this batch until it has the next one.
         inputs["pixel_values"] = inputs["pixel_values"].new_empty(0)
-        self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss)
+        self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss, pair_ids)
         return step.loss / self.current_gradient_accumulation_steps
 
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalized on their device."""
         inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
+        inputs = self._texts.inputs(inputs)
         if inputs["pixel_values"].dtype == torch.uint8:
             owners = (self.processing_class, getattr(self.data_collator, "processor", None))
             processors = [getattr(owner, "image_processor", None) for owner in owners]
@@ -272,9 +296,14 @@ class SiglipExtTrainer(CheckedRun):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         groups = getattr(self.train_dataset if train_dataset is None else train_dataset, "groups", None)
-        if groups is None:
-            return super()._get_train_sampler(train_dataset)
         args = self.args
+        if groups is None:
+            changed = [
+                name for name in ("group_size", "group_from_epoch") if getattr(args, name) != getattr(type(args), name)
+            ]
+            if changed:
+                raise ValueError(f"{changed[0]} has no effect: the training set has no groups; give it a group_column")
+            return super()._get_train_sampler(train_dataset)
         self._epochs.sampler = GroupedSampler(groups, args.group_size, args.seed, args.group_from_epoch)
         return self._epochs.sampler
 
@@ -307,14 +336,24 @@ class SiglipExtTrainer(CheckedRun):
             return one_batch_at_a_time(self._backend.on_the_host(loader))
         return loader
 
+    # ---- saving ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        config: Any = core_model(self.model).config
+        # beside an adapter and stock classes, too: sentence-transformers would pad texts to the longest otherwise
+        if hasattr(config, "text_config") and "siglip" in config.model_type:
+            save_settings(config, output_dir or output_folder(self.args))
+
     # ---- evaluation ----
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Embeddings of one batch: (None, (image_embeds, text_embeds), None). The loss belongs to no single batch."""
+        """Of one batch (None, (image_embeds, text_embeds[, pair_ids]), None). The loss belongs to no single batch."""
         inputs = self._forward_inputs(self._prepare_inputs(inputs))
+        pair_ids = [inputs.pop(PAIRS)] if PAIRS in inputs else []
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, return_loss=False)
-        return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach()), None
+        return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach(), *pair_ids), None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -325,14 +364,15 @@ class SiglipExtTrainer(CheckedRun):
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
             if output.predictions is None:
                 raise ValueError(f"{description} saw no batch: the dataset is empty")
-            pairs = cast(tuple[np.ndarray, np.ndarray], output.predictions)
+            images, texts, *pair_ids = cast(tuple[np.ndarray, ...], output.predictions)
+            output = output._replace(predictions=cast(Any, (images, texts)))
             scale, bias = loss_head(core_model(self.model))
             head = whole(scale), None if bias is None else whole(bias)
             size = self.args.eval_contrastive_batch_size
-            metrics = blockwise_loss(*pairs, *head, self._contrastive.loss, size)
+            metrics = blockwise_loss(images, texts, *head, self._contrastive.loss, size, *pair_ids)
             if self.compute_metrics is not None:
                 # transformers' types know neither two predictions nor their lack of labels
-                metrics.update(self.compute_metrics(EvalPrediction(cast(Any, pairs), cast(Any, None))))
+                metrics.update(self.compute_metrics(EvalPrediction(cast(Any, output.predictions), cast(Any, None))))
         prefix = f"{metric_key_prefix}_"
         assert output.metrics is not None
         output.metrics.update({prefix + name.removeprefix(prefix): value for name, value in metrics.items()})
@@ -344,7 +384,8 @@ class SiglipExtTrainer(CheckedRun):
         training = "loss" in logs
         if training:
             total = partial(self.accelerator.reduce, reduction="sum")
-            logs.update(self._monitor.figures(examples_seen(self.args, self.state), total))
+            seen = examples_seen(self.args, self.state)
+            logs.update(self._monitor.figures(seen, total, self.accelerator.gather))
             if self._data.skips.total_skipped:
                 logs["samples_skipped"] = self._data.skips.total_skipped
         super().log(logs, *args, **kwargs)

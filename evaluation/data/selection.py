@@ -56,6 +56,8 @@ def select(
         raise ValueError(f"no task {task!r}; there are retrieval, threshold, zero-shot, {', '.join(PROBES)}")
     if source is None and not benchmark:
         raise ValueError("give --dataset or --benchmark")
+    if labels_file and label_column:
+        raise ValueError("labels_file and label_column both give the classes: leave one of them out")
     known = find(benchmark, task) if benchmark else NO_BENCHMARK
     settings = known if source is None else NO_BENCHMARK  # a copy has columns and splits of its own
     if isinstance(source, datasets.Dataset):

@@ -31,6 +31,7 @@ class CaptionedRows(torch.utils.data.Dataset):
         unusable: rows that are left out whatever their captions, and why.
         called: what a row is called where it is left out, before its number.
         numbers: for each row its number there; its place by default.
+        pair_column: as for `ImageTextDataset`.
     """
 
     def __init__(
@@ -41,9 +42,13 @@ class CaptionedRows(torch.utils.data.Dataset):
         unusable: dict[int, str] | None = None,
         called: str = "example",
         numbers: Sequence[int] | None = None,
+        pair_column: str | None = None,
     ):
         columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         check_columns(dataset.column_names, "caption_column", columns)
+        if pair_column is not None:
+            check_columns(dataset.column_names, "pair_column", [pair_column])
+        self._pairs = None if pair_column is None else dataset[pair_column]
         self.seed = seed
         self._called, self._numbers = called, numbers
         self.captions: list[list[str]] = []
@@ -75,6 +80,10 @@ class CaptionedRows(torch.utils.data.Dataset):
         """The caption of this epoch."""
         return drawn(self.captions[index], f"{self.seed}/{self._epoch.item()}/{index}")
 
+    def pair(self, index: int) -> dict:
+        """`pair`, the value of `pair_column`, where there is one."""
+        return {} if self._pairs is None else {"pair": self._pairs[self.rows[index]]}
+
 
 class ImageTextDataset(CaptionedRows):
     """One image and one caption per index.
@@ -98,6 +107,7 @@ class ImageTextDataset(CaptionedRows):
         shuffle_captions: give every image the captions of another one. A control: nothing can be learnt from it.
         group_column: column that says which examples are variants of one thing; `groups` then has it for each index,
             and `SiglipExtTrainer` puts variants into one batch.
+        pair_column: column of pair ids: images and texts of examples with equal values belong together, as positives.
         max_bad_fraction: largest share of examples that may be left out here. 0 makes any bad example an error, also
             later on.
         skips: counts what is left out, in place of a counter of its own: of several parts of one dataset.
@@ -119,13 +129,16 @@ class ImageTextDataset(CaptionedRows):
         seed: int = 0,
         shuffle_captions: bool = False,
         group_column: str | None = None,
+        pair_column: str | None = None,
         max_bad_fraction: float = 0.01,
         skips: SkipCounter | None = None,
         called: str = "example",
         numbers: Sequence[int] | None = None,
     ):
         check_columns(dataset.column_names, "image_column", [image_column])
-        super().__init__(dataset, caption_column, seed, called=called, numbers=numbers)
+        if shuffle_captions and pair_column is not None:
+            raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
+        super().__init__(dataset, caption_column, seed, called=called, numbers=numbers, pair_column=pair_column)
         if group_column is not None:
             check_columns(dataset.column_names, "group_column", [group_column])
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
@@ -205,7 +218,8 @@ class ImageTextDataset(CaptionedRows):
         return image if self._image_processor is None else resized_uint8([image], self._image_processor)[0]
 
     def __getitem__(self, index: int) -> dict:
-        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `sample`, a note on what was skipped for it."""
+        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `sample`, a note on what was skipped for it; `pair`
+        with a `pair_column`."""
         if self.pixels is not None:
             return self._item(index, self.pixels[index], [])
         skipped = []
@@ -236,6 +250,7 @@ class ImageTextDataset(CaptionedRows):
             "pixels" if isinstance(image, torch.Tensor) else "image": image,
             "caption": self.caption(index),
             "sample": {"name": self.rows[index], "read": 1 + len(skipped), "skipped": skipped},
+            **self.pair(index),
         }
 
 

@@ -59,6 +59,7 @@ class ImageTextStream(IterableDataset):
         image_processor: resizes images in the worker, to uint8.
         shuffle_buffer: rows of the buffer, undecoded; 1 keeps the order of the source.
         seed: of buffer and captions.
+        pair_column: name of pair ids in a row; see `ImageTextDataset`.
 
     Example:
         stream = ImageTextStream(TarShards("shards/train-{0000..0127}.tar"), image_processor=processor.image_processor)
@@ -73,6 +74,7 @@ class ImageTextStream(IterableDataset):
         image_processor: BaseImageProcessor | None = None,
         shuffle_buffer: int = 1000,
         seed: int = 0,
+        pair_column: str | None = None,
     ):
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be at least 1, got {shuffle_buffer}")
@@ -82,6 +84,7 @@ class ImageTextStream(IterableDataset):
         self.image_processor = image_processor if fixed_size(image_processor) else None
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
+        self.pair_column = pair_column
         self.rank, self.world_size, self.batch_size, self.workers = 0, 1, 1, 0
         self._positions: dict[int, tuple[int, int]] = {}
         self._replayed = 0
@@ -137,15 +140,19 @@ class ImageTextStream(IterableDataset):
                 )
 
     def _decode(self, row: dict, key: str) -> dict:
-        missing = [name for name in (self.image_column, *self.caption_columns) if name not in row]
+        names = (self.image_column, *self.caption_columns, self.pair_column)
+        missing = [name for name in names if name is not None and name not in row]
         if missing:
             raise UnusableRowError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
         values = [row[name] for name in self.caption_columns]
         caption = drawn(as_captions(values if len(values) > 1 else values[0]), key)
         image = load_image(row[self.image_column])
+        sample = {"caption": caption}
+        if self.pair_column is not None:
+            sample["pair"] = row[self.pair_column]
         if self.image_processor is None:
-            return {"image": image, "caption": caption}
-        return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption}
+            return {"image": image, **sample}
+        return {"pixels": resized_uint8([image], self.image_processor)[0], **sample}
 
 
 def shuffled(rows: Iterable, size: int, seed: str) -> Iterator:

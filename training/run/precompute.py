@@ -21,11 +21,13 @@ from ..data.fingerprint import fingerprint
 from ..data.folder import check_columns
 from ..data.samples import SkipCounter
 from .fields import DataArguments
+from .recipe import DEFAULTS
 from .rows import every_row
+from .unused import find_unused
 
 
 # Options as for training, so that both read the same rows.
-DATA = ("dataset", "dataset_config", "train_split", "eval_split", "eval_fraction", "image_column", "caption_column")
+DATA = ("dataset", "dataset_config", "train_split", "eval_split", "image_column", "caption_column")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -127,7 +129,10 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("batch_size", "part_rows"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
-    data = DataArguments(**{name: value for name, value in vars(arguments).items() if name in DATA})
+    options = {name: value for name, value in vars(arguments).items() if name in DATA}
+    data, given = DataArguments(**options), {name for name, value in options.items() if value != DEFAULTS[name]}
+    for name, rule in find_unused(argparse.Namespace(**{**DEFAULTS, **options}), given, DEFAULTS).items():
+        raise ValueError(f"{name} has no effect {rule.why}: leave it out")
     same = ("image_column", "batch_size", "workers", "part_rows", "max_bad_fraction")
     precompute(
         arguments.vision_name_or_path,

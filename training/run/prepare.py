@@ -18,9 +18,8 @@ from ..data.collator import ImageTextCollator
 from ..data.dataset import CaptionedRows
 from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
-from .given import check_given
 from .held_out import HeldOutMetrics, metric_names
-from .models import build_model, text_length
+from .models import build_model, refuse_naflex, text_length
 from .recipe import Recipe
 from .rows import Rows, load_rows, training_data
 from .sources import check_sources
@@ -61,7 +60,7 @@ def prepare(recipe: Recipe) -> Run:
     """
     data, args = recipe.data, recipe.training
     args.check_for_training()
-    check_given(recipe)
+    refuse_naflex(recipe.model, data.image_embeddings is not None)
     if data.is_stream and args.max_steps < 1:
         raise ValueError("a stream has no length: set max_steps or max_examples")
     check_folder(recipe)
@@ -85,7 +84,12 @@ def prepare(recipe: Recipe) -> Run:
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=ImageTextCollator(processor, max_length, uint8=args.mini_batch_size is not None),
+        data_collator=ImageTextCollator(
+            processor,
+            max_length,
+            uint8=args.mini_batch_size is not None,
+            equal_captions_match=data.equal_captions_match,
+        ),
         processing_class=processor,
         compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )

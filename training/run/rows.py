@@ -19,11 +19,10 @@ from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from ..data.samples import GRACE, SkipCounter
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards
-from .fields import DataArguments
+from .fields import BUNDLED, DataArguments
 from .recipe import Recipe
 
 
-BUNDLED = "emoji"
 # A row of the whole dataset knows its place, so that embeddings are found after the split, and bad rows are named.
 PLACE = "__place__"
 
@@ -123,6 +122,7 @@ def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | Non
     columns = rows.column_names or list(next(iter(rows)))
     check_columns(columns, "image_column", [data.image_column])
     check_columns(columns, "caption_column", data.caption_column)
+    check_columns(columns, "pair_column", [] if data.pair_column is None else [data.pair_column])
     return rows, held_out
 
 
@@ -159,7 +159,9 @@ def training_data(
     def with_images(part: Dataset, **settings: Any) -> ImageTextDataset:
         places = part[PLACE] if PLACE in part.column_names else None
         common: dict[str, Any] = {"image_processor": image_processor, "cache_gib": data.cache_gib, "seed": args.seed}
-        return ImageTextDataset(part, data.image_column, skips=skips, numbers=places, **common, **settings)
+        return ImageTextDataset(
+            part, data.image_column, skips=skips, numbers=places, pair_column=data.pair_column, **common, **settings
+        )
 
     def for_evaluation() -> ImageTextDataset | None:
         if rows.held_out is None:
@@ -178,6 +180,7 @@ def training_data(
             image_processor=image_processor,
             shuffle_buffer=data.shuffle_buffer,
             seed=args.seed,
+            pair_column=data.pair_column,
         )
         return stream, for_evaluation()
     train = with_images(
@@ -206,7 +209,15 @@ def _embedded(
     def part(rows: Dataset, columns: list[str], called: str) -> EmbeddingTextDataset:
         places = rows[PLACE]
         return EmbeddingTextDataset(
-            rows, embeddings, valid, places, caption_column=columns, seed=seed, skips=skips, called=called
+            rows,
+            embeddings,
+            valid,
+            places,
+            caption_column=columns,
+            seed=seed,
+            pair_column=data.pair_column,
+            skips=skips,
+            called=called,
         )
 
     train = part(rows.train, data.caption_column, "example")

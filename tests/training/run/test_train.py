@@ -223,12 +223,12 @@ def test_siglit_from_embeddings(folder_of_images, rows, tmp_path, refused, monke
     """Precompute, train the text tower, and get a whole model with the image tower as it was."""
     torch.manual_seed(0)
     towers = tiny_lit(tmp_path, rows)
-    common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
+    common = ["--dataset", str(folder_of_images), "--caption_column", "captions"]
     vision = ["--vision_name_or_path", str(towers / "vit")]
     assert (
         main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--part_rows", "5"]) == 0
     )
-    batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
+    batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu", "--eval_fraction", "0.25"]
     run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
     embeddings = ["--image_embeddings", str(tmp_path / "embeddings")]
 
