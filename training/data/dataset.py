@@ -5,7 +5,7 @@ and resizing at every epoch would cost more than a small model's training step. 
 and counted (`samples.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from datasets import Dataset
@@ -18,7 +18,7 @@ from modeling_siglip_ext.images import load_image
 
 from .folder import check_columns
 from .pixels import fixed_size, resized_uint8
-from .samples import BAD_SAMPLE, SkipCounter, UnusableRowError, as_captions, drawn
+from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
 
 class CaptionedRows(torch.utils.data.Dataset):
@@ -46,9 +46,13 @@ class CaptionedRows(torch.utils.data.Dataset):
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
-                self.left_out.append((f"example {row}", str(error)))
+                self.left_out.append((f"example {row}", f"{error}{self._of(row)}"))
         # In shared memory, so that persistent dataloader workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _of(self, row: int) -> str:
+        """What a reason says of the row behind it."""
+        return ""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the captions of another epoch."""
@@ -105,11 +109,11 @@ class ImageTextDataset(CaptionedRows):
         max_bad_fraction: float = 0.01,
     ):
         check_columns(dataset.column_names, "image_column", [image_column])
+        self.images = undecoded(dataset.select_columns([image_column]), image_column)
+        self.image_column = image_column
         super().__init__(dataset, caption_column, seed)
         if group_column is not None:
             check_columns(dataset.column_names, "group_column", [group_column])
-        self.images = undecoded(dataset.select_columns([image_column]), image_column)
-        self.image_column = image_column
         self.max_bad_fraction = max_bad_fraction
         self.skips = SkipCounter(max_bad_fraction, grace=len(dataset))
         self.skips.add(len(dataset), self.left_out)
@@ -128,6 +132,13 @@ class ImageTextDataset(CaptionedRows):
         if group_column is not None:
             groups = dataset[group_column]
             self.groups = [groups[row] for row in self.rows]
+
+    def _of(self, row: int) -> str:
+        if len(self.left_out) >= LISTED:
+            return ""
+        image = self.images[row][self.image_column]
+        path = image.get("path") if isinstance(image, Mapping) else image
+        return f", of {path}" if isinstance(path, str) else ""
 
     def _decode_all(self, height: int, width: int) -> torch.Tensor:
         """Every image, resized: uint8 (N, 3, H, W). Examples whose image is bad are left out."""

@@ -84,7 +84,7 @@ def _image_identity(image: dict | None) -> bytes:
     if image is None:
         return b"none"
     content, path = image["bytes"], image["path"]
-    size = len(content) if content is not None else os.path.getsize(path)
+    size = len(content) if content is not None else os.path.getsize(path) if os.path.isfile(path) else 0
     return f"{Path(path).name if path else ''} {size}".encode()
 
 

@@ -98,11 +98,6 @@ def _texts(value: Any) -> list[str]:
     return [text for part in value for text in _texts(part)]
 
 
-def caption_lines(text: str) -> list[str]:
-    """The captions in a text, one a line."""
-    return [line for line in map(str.strip, text.split("\n")) if line]
-
-
 def drawn(captions: Sequence[str], key: str) -> str:
     """One of the captions, chosen by a hash of the key."""
     if len(captions) == 1:

@@ -14,10 +14,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
 from modeling_siglip_ext.encoding import undecoded
+from modeling_siglip_ext.evaluation.data.samples_of_members import DROPPED
 from modeling_siglip_ext.images import load_image
 
 from .pixels import fixed_size, resized_uint8
 from .samples import BAD_SAMPLE, UnusableRowError, as_captions, drawn
+
+
+# So many unusable rows in a row are no accident: a pass over all of them may take hours.
+MOST_SKIPPED = 1000
 
 
 class Source(Protocol):
@@ -124,19 +129,19 @@ class ImageTextStream(IterableDataset):
                     sample = self._decode(row, f"{self.seed}/{order}/{name}")
                 except BAD_SAMPLE as error:
                     skipped.append((name, str(error)))
+                    if len(skipped) >= MOST_SKIPPED and not good and not (order == first and already_read):
+                        raise ValueError(_nothing_usable(part, parts, len(skipped), skipped)) from error
                     continue
                 good += 1
                 note = {"name": name, "read": 1 + len(skipped), "skipped": skipped}
                 skipped = []
                 yield {**sample, "sample": {**note, "position": (worker, order, read)}}
             if not good and not (order == first and already_read):
-                examples = f"; the first of them: {skipped[0]}" if skipped else ""
-                raise ValueError(
-                    f"part {part} of {parts} of the stream has {read} rows and no usable one{examples}. Use fewer "
-                    "dataloader workers or processes, or more data"
-                )
+                raise ValueError(_nothing_usable(part, parts, read, skipped))
 
     def _decode(self, row: dict, key: str) -> dict:
+        if DROPPED in row:
+            raise UnusableRowError(row[DROPPED])
         missing = [name for name in (self.image_column, *self.caption_columns) if name not in row]
         if missing:
             raise UnusableRowError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
@@ -146,6 +151,16 @@ class ImageTextStream(IterableDataset):
         if self.image_processor is None:
             return {"image": image, "caption": caption}
         return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption}
+
+
+def _nothing_usable(part: int, parts: int, read: int, skipped: Sequence[tuple[str, str]]) -> str:
+    """Why a part of a stream cannot be trained on."""
+    if read:
+        examples = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        return f"none of the {read} rows that were read is usable; the first of them: {examples}"
+    if parts == 1:
+        return "the stream has no rows"
+    return f"part {part} of {parts} of the stream has 0 rows. Use fewer dataloader workers or processes, or more data"
 
 
 def shuffled(rows: Iterable, size: int, seed: str) -> Iterator:
