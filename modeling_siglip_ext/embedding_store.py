@@ -133,9 +133,9 @@ def compute(
         settings = saved  # the parts that are there are cut in its way
     elif rank == 0:
         write_json(folder / SETTINGS, settings)
-    part_rows = settings["part_rows"]
-    firsts = range(0, count, part_rows)
-    parts = [(path, first, min(count, first + part_rows)) for path, first in zip(part_paths(folder, settings), firsts)]
+    rows = int(settings["part_rows"])
+    firsts = range(0, count, rows)
+    parts = [(path, first, min(count, first + rows)) for path, first in zip(part_paths(folder, settings), firsts)]
     missing = [part for part in parts[rank::world] if not part[0].exists()]
     total = sum(last - first for _, first, last in missing)
     with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:

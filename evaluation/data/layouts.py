@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
+from datasets.exceptions import DatasetGenerationError
 
 from .columns import IMAGE_COLUMNS, usual
 from .image_folder import metadata_files, read_folder
@@ -60,7 +61,7 @@ def named_errors(source: str) -> Generator[None]:
     """What `datasets` raises for files that it cannot read, as a ValueError that names the source."""
     try:
         yield
-    except datasets.exceptions.DatasetGenerationError as error:
+    except DatasetGenerationError as error:
         reason = error.__cause__ or error
         if "corresponds to no data" in str(reason):  # how `datasets` says that a file is empty
             raise ValueError(f"{source} has no rows") from error
@@ -143,7 +144,7 @@ def _load_files(files: Sequence[str], source: str, separator: str | None, image:
         parts = [_read_arrow(file, kind) for file in files]
     else:  # through a cache on disk, as these may be larger than memory
         escaped = [escape(str(Path(file).absolute())) for file in files]
-        parts = [cast(datasets.Dataset, datasets.load_dataset(kind, data_files=escaped, split="train"))]
+        parts = [datasets.load_dataset(kind, data_files=escaped, split="train")]
     if image is None or image not in parts[0].column_names:
         image = usual(parts[0].column_names, IMAGE_COLUMNS)
     if len(parts) > 1:

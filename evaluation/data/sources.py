@@ -165,16 +165,14 @@ def _why_absent(file: str) -> str | None:
 
 def shards_of(source: str, split: str | None = None) -> list[str]:
     """The tar files, or patterns of them, that a source is: by its name, or as a folder of them (of a split)."""
-    if kind_of(source) == "tar" and not Path(source).expanduser().is_dir():
-        return [source]
-    if "::" in source and not Path(source).exists():
+    folder = Path(source).expanduser()
+    if not folder.exists():
         parts = source.split("::")
         return parts if all(kind_of(part) == "tar" for part in parts) else []
-    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return [source] if kind_of(source) == "tar" else []
     if split is not None and (folder / split).is_dir():
         folder = folder / split
-    if not folder.is_dir():
-        return []
     found = sorted(path for path in folder.glob("*.t*") if kind_of(path) == "tar" and path.is_file())
     return [str(path) for path in found if not is_hidden(path.name)] if found and not has_images(folder) else []
 

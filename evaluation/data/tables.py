@@ -17,7 +17,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers.utils import logging
 
 from modeling_siglip_ext.embedding_store import fingerprint
@@ -31,7 +30,7 @@ logger = logging.get_logger(__name__)
 SEPARATORS = (",", ";", "\t", "|")
 CHUNK_ROWS = 10_000
 LONGEST_FIELD = 2**31 - 1  # an image in base64 is longer than what the csv module takes unasked
-INTEGERS = r"^(0|-?[1-9][0-9]{0,17})?$"
+INTEGERS = r"(0|-?[1-9][0-9]{0,17})?"
 UNFIT = (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError)
 
 
@@ -117,15 +116,12 @@ def _table(names: Sequence[str], values: Sequence[Sequence[str]]) -> pa.Table:
 def with_integers(table: pa.Table) -> pa.Table:
     """A table of text whose columns of whole numbers are integers; captions and images stay text."""
     for place, name in enumerate(table.column_names):
-        column = table[name]
-        if (
-            usual([name], (*CAPTION_COLUMNS, *IMAGE_COLUMNS))
-            or not pc.all(pc.match_substring_regex(column, INTEGERS)).as_py()
-        ):
+        if usual([name], (*CAPTION_COLUMNS, *IMAGE_COLUMNS)):
             continue
-        empty = pc.equal(column, "")
-        if not pc.all(empty).as_py():
-            table = table.set_column(place, name, pc.if_else(empty, None, column).cast(pa.int64()))
+        values = table[name].to_pylist()
+        if any(values) and all(re.fullmatch(INTEGERS, value) for value in values):
+            integers = pa.array([int(value) if value else None for value in values], pa.int64())
+            table = table.set_column(place, name, integers)
     return table
 
 
@@ -250,8 +246,8 @@ def with_images(rows: datasets.Dataset, name: str | None, source: str) -> datase
         logger.warning("%s: %d of %d images in %r are not there, %s", source, len(absent), len(placed), name, shown)
     mark = fingerprint({"rows": rows._fingerprint, "images": [about for _, about in placed]})
     images = [place for place, _ in placed]
-    found = rows.remove_columns(name).add_column(name, images, new_fingerprint=mark)  # ty: ignore[invalid-argument-type]
-    return found.cast_column(name, datasets.Image())
+    found = rows.remove_columns(name).add_column(name, images, new_fingerprint=mark)
+    return found.select_columns(rows.column_names).cast_column(name, datasets.Image())
 
 
 def image_place(value: str | None, folder: str) -> tuple[str | None, str | None]:

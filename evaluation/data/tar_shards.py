@@ -26,6 +26,10 @@ MOST_DROPPED = 0.5
 NAMED = 5
 
 
+class TooManyBadSamples(ValueError):
+    """More samples are bad than the limit allows."""
+
+
 class _Member(tarfile.TarInfo):
     """A header that must be there: `tarfile` takes a missing, cut or garbled one for the end of the archive."""
 
@@ -41,7 +45,7 @@ class _Member(tarfile.TarInfo):
     def _block(self, count: int) -> int:
         if count < 0:  # `tarfile` would go back, and on for ever
             raise ReadError("a member of negative size")
-        return super()._block(count)  # ty: ignore[unresolved-attribute]
+        return super()._block(count)  # ty: ignore[missing-attribute]
 
 
 def read_shard(url: str) -> Iterator[tuple[str, dict]]:
@@ -95,7 +99,7 @@ def checked(
         images_alone: whether an image with nothing beside it is of use.
 
     Raises:
-        ValueError: at the end, where more than `MOST_DROPPED` of them cannot; naming the first.
+        TooManyBadSamples: at the end, where more than `MOST_DROPPED` of them cannot; naming the first.
     """
     total, bad = 0, []
     for name, row in samples:
@@ -106,7 +110,7 @@ def checked(
                 bad.append(f"{name.removeprefix(url + ': ')}: {reason}" if len(bad) < NAMED else "")
         yield name, row
     if len(bad) > MOST_DROPPED * total:
-        raise ValueError(
+        raise TooManyBadSamples(
             f"{url}: {len(bad)} of {total} samples cannot be used. A sample is an image and its .txt or .json, of one "
             f"name and near each other (tar --sort=name). The first: {'; '.join(filter(None, bad))}"
         )

@@ -18,7 +18,7 @@ from modeling_siglip_ext.evaluation.data.samples_of_members import DROPPED
 from modeling_siglip_ext.images import load_image
 
 from .pixels import fixed_size, resized_uint8
-from .samples import BAD_SAMPLE, UnusableRowError, as_captions, drawn
+from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_captions, drawn
 
 
 # So many unusable rows in a row are no accident: a pass over all of them may take hours.
@@ -130,14 +130,14 @@ class ImageTextStream(IterableDataset):
                 except BAD_SAMPLE as error:
                     skipped.append((name, str(error)))
                     if len(skipped) >= MOST_SKIPPED and not good and not (order == first and already_read):
-                        raise ValueError(_nothing_usable(part, parts, len(skipped), skipped)) from error
+                        raise TooManyBadSamples(_nothing_usable(part, parts, len(skipped), skipped)) from error
                     continue
                 good += 1
                 note = {"name": name, "read": 1 + len(skipped), "skipped": skipped}
                 skipped = []
                 yield {**sample, "sample": {**note, "position": (worker, order, read)}}
             if not good and not (order == first and already_read):
-                raise ValueError(_nothing_usable(part, parts, read, skipped))
+                raise TooManyBadSamples(_nothing_usable(part, parts, read, skipped))
 
     def _decode(self, row: dict, key: str) -> dict:
         if DROPPED in row:

@@ -32,7 +32,7 @@ class TarShards:
     def rows(self, part: int, parts: int, order: int) -> Iterator[tuple[str, dict]]:
         """
         Raises:
-            ValueError: a shard of which most cannot be used.
+            TooManyBadSamples: a shard of which most cannot be used.
         """
         own = self.shards[part::parts] if len(self.shards) >= parts else list(self.shards)
         random.Random(f"{self.seed}/{order}/shards").shuffle(own)

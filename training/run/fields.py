@@ -128,12 +128,7 @@ class DataArguments:
     @property
     def is_stream(self) -> bool:
         """Whether the data is read in order and has no length."""
-        return self.streaming or bool(self.shards)
-
-    @property
-    def shards(self) -> list[str]:
-        """The tar shards that the dataset is, not looked for yet; none where it is none."""
-        return shards_of(self.dataset, self.train_split)
+        return self.streaming or bool(shards_of(self.dataset, self.train_split))
 
 
 def as_mapping(name: str, value: dict | str | None) -> dict | None:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from modeling_siglip_ext.evaluation.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, member, usual
 from modeling_siglip_ext.evaluation.data.layouts import is_local, load, named_errors, splits_in
-from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, short_name
+from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, shards_of, short_name
 
 from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.emoji.about import ABOUT as EMOJI
@@ -53,8 +53,9 @@ def load_rows(data: DataArguments, seed: int) -> Rows:
         FileNotFoundError: a file or folder that is not there, or a folder without images.
         ValueError: a split or column that is not there, a file that cannot be read.
     """
-    if data.shards:
-        return Rows(_shards(data, seed), None, facts_of_dataset(data.dataset))
+    shards = shards_of(data.dataset, data.train_split)
+    if shards:
+        return Rows(_shards(data, shards, seed), None, facts_of_dataset(data.dataset))
     rows, held_out = _read(data)
     about = facts_of_dataset(data.dataset)
     if isinstance(rows, IterableDataset) or data.is_stream:
@@ -69,13 +70,13 @@ def load_rows(data: DataArguments, seed: int) -> Rows:
     return Rows(rows, held_out, about)
 
 
-def _shards(data: DataArguments, seed: int) -> TarShards:
+def _shards(data: DataArguments, shards: list[str], seed: int) -> TarShards:
     if data.eval_split is not None:
         raise ValueError("eval_split: shards have no splits; unset it")
     for setting in ("separator", "dataset_config"):
         if getattr(data, setting) is not None:
             raise ValueError(f"{setting} means nothing for tar shards; unset it")
-    return TarShards(data.shards, seed)
+    return TarShards(shards, seed)
 
 
 def facts_of_dataset(name: str) -> DatasetFacts:
