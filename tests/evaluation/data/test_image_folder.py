@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.encoding import image_files
@@ -126,6 +126,7 @@ CONTENTS = st.sampled_from(
 
 
 @given(files=st.dictionaries(st.tuples(NAMES, SUFFIXES).map("".join), CONTENTS, max_size=8))
+@settings(max_examples=30)
 def test_any_folder_is_read_or_named(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     fill(folder, files)

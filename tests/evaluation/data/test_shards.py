@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.evaluation.data import columns, load, samples_of_members
@@ -234,6 +234,7 @@ def is_image(name: str) -> bool:
 
 
 @given(members=archives(), mode=st.sampled_from(["w", "w:gz"]))
+@settings(max_examples=25)
 def test_every_image_is_given_once_or_named(members, mode, tmp_path_factory):
     path = write_tar(tmp_path_factory.mktemp("fuzz") / "0.tar", members, mode)
     given_images, named = [], set()
@@ -262,6 +263,7 @@ def test_every_image_is_given_once_or_named(members, mode, tmp_path_factory):
     cut=st.floats(0, 1),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
 )
+@settings(max_examples=25)
 def test_a_damaged_shard_ends_with_its_reason(members, mode, cut, changes, tmp_path_factory):
     packed = bytearray(tar_of(members, mode))
     for place, value in changes:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import datasets
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.evaluation.data import columns, load
@@ -188,6 +188,7 @@ KINDS = st.sampled_from(["csv", "tsv", "semicolons", "json", "jsonl", "wrapped"]
 
 @given(rows=ROWS, kind=KINDS, encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
 @example(rows=[{"name": "", "caption": "\u2028"}], kind="jsonl", encoding="utf-8")
+@settings(max_examples=25)
 def test_what_was_written_is_read(rows, kind, encoding, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / f"x.{kind if kind in ('csv', 'tsv', 'jsonl') else 'txt'}"
     path.write_bytes(written(kind, rows).encode(encoding))
@@ -214,6 +215,7 @@ def _texts(table, name: str) -> list[str]:
     cut=st.floats(0, 1),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
 )
+@settings(max_examples=25)
 def test_a_damaged_table_is_read_or_named(rows, kind, cut, changes, tmp_path_factory):
     content = bytearray(written(kind, rows).encode())
     for place, value in changes:

@@ -47,6 +47,7 @@ def nothing_runs():
 
 
 @given(recipe=st.dictionaries(st.sampled_from([*NAMES, "learning_rat", ""]) | ODD, VALUES, max_size=4))
+@settings(max_examples=25)
 def test_any_recipe_is_read_or_refused(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     path = folder / "mine.yaml"
@@ -57,6 +58,7 @@ def test_any_recipe_is_read_or_refused(recipe, tmp_path_factory):
 
 
 @given(content=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@settings(max_examples=25)
 def test_any_file_is_a_recipe_or_refused(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "mine.yaml"
     path.write_bytes(content)
@@ -71,7 +73,7 @@ WORDS = st.lists(
 
 
 @given(words=WORDS, name=st.sampled_from([*bundled_recipes()[:3], "precompute", "study", "emoij", "nothing.yaml"]))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_words_are_taken_or_refused(words, name, nothing_runs, status, capsys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
