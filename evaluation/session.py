@@ -49,6 +49,13 @@ class Settings:
     cache_dir: str = "results/embeddings"
     central_crop: bool = False
 
+    def __post_init__(self) -> None:
+        store.check_part_rows(self.part_rows)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -10,6 +10,7 @@ import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import dropwhile
 from typing import Any, NoReturn, Protocol
 
 
@@ -142,7 +143,17 @@ def say(prog: str, message: object, status: int = BAD_INPUT) -> int:
 def refused(prog: str, error: Exception) -> int:
     """`say` what an error says, and what a full disk means."""
     what = DISK.get(error.errno or 0) if isinstance(error, OSError) else None
-    return say(prog, error if what is None else f"{what}: {error}")
+    message = of_worker(str(error))
+    return say(prog, message if what is None else f"{what}: {message}")
+
+
+def of_worker(message: str) -> str:
+    """What was raised in a worker of a DataLoader, without the traceback that torch puts before it."""
+    _, traceback, rest = message.rpartition("Traceback (most recent call last):\n")
+    if not traceback or not message.startswith("Caught "):
+        return message
+    lines = dropwhile(lambda line: line.startswith(" "), rest.split("\n"))
+    return "\n".join(lines).partition(": ")[2]
 
 
 def main(parser: Parser, argv: Sequence[str] | None = None) -> int:

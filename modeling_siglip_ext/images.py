@@ -44,8 +44,9 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_file(path: str | os.PathLike) -> bool:
-    """Whether a file's name says that it is an image."""
-    return os.path.splitext(os.fspath(path))[1].lower() in image_suffixes()
+    """Whether a file's name says that it is an image; not one that a Mac put beside it (`._im.jpg`)."""
+    name = os.path.basename(os.fspath(path))
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:

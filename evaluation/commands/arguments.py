@@ -46,7 +46,7 @@ def add_model(parser: Parser) -> None:
 
 def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", help="name on the Hub, file or folder; with --benchmark, where its copy is")
+    group.add_argument("--dataset", help="name on the Hub, file, URL or folder; with --benchmark, where its copy is")
     parser.set_defaults(benchmark=None)
     if benchmarks:
         group.add_argument("--benchmark", metavar="NAME", help=f"known ones: {', '.join(benchmarks)}")
@@ -58,6 +58,7 @@ def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:
 def add_columns(group: Group) -> None:
     group.add_argument("--config", help="configuration of a dataset on the Hub")
     group.add_argument("--split", help="part of the dataset (default: test where there are several)")
+    group.add_argument("--separator", metavar="CHARACTER", help="of a CSV file (default: as in its first line)")
     group.add_argument("--image_column", metavar="NAME", help="column with images")
 
 
@@ -81,7 +82,8 @@ def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData
     """
     if arguments.dataset is not None and Path(arguments.dataset).exists():
         refuse_unused(arguments, ["config"], "with a file or a folder")
-    shared = ("benchmark", "config", "split", "limit", "image_column", "caption_column", "label_column")
+    shared = ("benchmark", "config", "split", "separator", "limit", "image_column")
+    shared += ("caption_column", "label_column")
     given = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
     return select(arguments.dataset, **{"task": arguments.command, **given, **options})
 

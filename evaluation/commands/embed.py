@@ -53,7 +53,8 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
     if arguments.texts:
         texts = read_lines_or_json(arguments.texts)
         return Inputs("text", texts, store.fingerprint({"items": texts}))
-    rows = load(arguments.dataset, config=arguments.config, split=arguments.split)
+    about = {name: getattr(arguments, name) for name in ("config", "split", "separator", "image_column")}
+    rows = load(arguments.dataset, **about)
     if arguments.caption_column:
         column = columns.column(rows, arguments.caption_column, (), "caption")
         return Inputs("text", [own[0] for own in columns.captions(rows, column)], rows._fingerprint)

@@ -6,7 +6,7 @@ and counted (`samples.py`).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from datasets import Dataset
@@ -20,7 +20,7 @@ from modeling_siglip_ext.inputs import undecoded
 
 from .folder import check_columns
 from .pixels import fixed_size, resized_uint8
-from .samples import BAD_SAMPLE, SkipCounter, UnusableRowError, as_captions, drawn
+from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
 
 class CaptionedRows(torch.utils.data.Dataset):
@@ -62,9 +62,13 @@ class CaptionedRows(torch.utils.data.Dataset):
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
-                self.left_out.append((self._name(row), str(error)))
+                self.left_out.append((self._name(row), f"{error}{self._of(row)}"))
         # In shared memory, so that persistent dataloader workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _of(self, row: int) -> str:
+        """What a reason says of the row behind it."""
+        return ""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the captions of another epoch."""
@@ -138,11 +142,11 @@ class ImageTextDataset(CaptionedRows):
         check_columns(dataset.column_names, "image_column", [image_column])
         if shuffle_captions and pair_column is not None:
             raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
+        self.images = undecoded(dataset.select_columns([image_column]), image_column)
+        self.image_column = image_column
         super().__init__(dataset, caption_column, seed, called=called, numbers=numbers, pair_column=pair_column)
         if group_column is not None:
             check_columns(dataset.column_names, "group_column", [group_column])
-        self.images = undecoded(dataset.select_columns([image_column]), image_column)
-        self.image_column = image_column
         self.skips = skips or SkipCounter(max_bad_fraction, grace=len(dataset))
         self._every_image_is_good = self.skips.limit == 0  # or must be
         self.skips.add(len(dataset), self.left_out)
@@ -159,6 +163,13 @@ class ImageTextDataset(CaptionedRows):
         if group_column is not None:
             groups = dataset[group_column]
             self.groups = [groups[row] for row in self.rows]
+
+    def _of(self, row: int) -> str:
+        if len(self.left_out) >= LISTED:
+            return ""
+        image = self.images[row][self.image_column]
+        path = image.get("path") if isinstance(image, Mapping) else image
+        return f", of {path}" if isinstance(path, str) else ""
 
     def leave_out_unreadable(self, part: int = 0, parts: int = 1) -> None:
         """Read every image once, and leave out the examples whose image cannot be decoded.

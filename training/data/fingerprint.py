@@ -88,7 +88,7 @@ def _image_identity(image: dict | None) -> bytes:
     if content is not None:
         size = len(content)
     else:  # a file that is not there is left out and counted where the images are read
-        size = os.path.getsize(path) if path and os.path.exists(path) else -1
+        size = os.path.getsize(path) if path and os.path.isfile(path) else -1
     return f"{Path(path).name if path else ''} {size}".encode()
 
 

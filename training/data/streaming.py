@@ -13,11 +13,16 @@ from datasets import IterableDataset as HubIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
+from modeling_siglip_ext.evaluation.data.samples_of_members import DROPPED
 from modeling_siglip_ext.images import load_image
 from modeling_siglip_ext.inputs import undecoded
 
 from .pixels import fixed_size, resized_uint8
-from .samples import BAD_SAMPLE, UnusableRowError, as_captions, drawn
+from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_captions, drawn
+
+
+# So many unusable rows in a row are no accident: a pass over all of them may take hours.
+MOST_SKIPPED = 1000
 
 
 class Source(Protocol):
@@ -127,19 +132,19 @@ class ImageTextStream(IterableDataset):
                     sample = self._decode(row, f"{self.seed}/{order}/{name}")
                 except BAD_SAMPLE as error:
                     skipped.append((name, str(error)))
+                    if len(skipped) >= MOST_SKIPPED and not good and not (order == first and already_read):
+                        raise TooManyBadSamples(_nothing_usable(part, parts, len(skipped), skipped)) from error
                     continue
                 good += 1
                 note = {"name": name, "read": 1 + len(skipped), "skipped": skipped}
                 skipped = []
                 yield {**sample, "sample": {**note, "position": (worker, order, read)}}
             if not good and not (order == first and already_read):
-                examples = f"; the first of them: {skipped[0]}" if skipped else ""
-                raise ValueError(
-                    f"part {part} of {parts} of the stream has {read} rows and no usable one{examples}. Use fewer "
-                    "dataloader workers or processes, or more data"
-                )
+                raise TooManyBadSamples(_nothing_usable(part, parts, read, skipped))
 
     def _decode(self, row: dict, key: str) -> dict:
+        if DROPPED in row:
+            raise UnusableRowError(row[DROPPED])
         names = (self.image_column, *self.caption_columns, self.pair_column)
         missing = [name for name in names if name is not None and name not in row]
         if missing:
@@ -153,6 +158,16 @@ class ImageTextStream(IterableDataset):
         if self.image_processor is None:
             return {"image": image, **sample}
         return {"pixels": resized_uint8([image], self.image_processor)[0], **sample}
+
+
+def _nothing_usable(part: int, parts: int, read: int, skipped: Sequence[tuple[str, str]]) -> str:
+    """Why a part of a stream cannot be trained on."""
+    if read:
+        examples = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        return f"none of the {read} rows that were read is usable; the first of them: {examples}"
+    if parts == 1:
+        return "the stream has no rows"
+    return f"part {part} of {parts} of the stream has 0 rows. Use fewer dataloader workers or processes, or more data"
 
 
 def shuffled(rows: Iterable, size: int, seed: str) -> Iterator:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..arguments import option
 
@@ -99,8 +100,11 @@ class DataArguments:
 
     dataset: str = option(
         BUNDLED,
-        "`emoji` (bundled), a folder of images with captions, the Hub name of a dataset, or WebDataset "
-        "shards: `data/train-{0000..0127}.tar`, a glob, or any fsspec URL.",
+        "`emoji` (bundled), a folder of images with captions, a Parquet, CSV, TSV, JSON or JSON lines file, the Hub "
+        "name of a dataset, or WebDataset shards: `data/train-{0000..0127}.tar`, a glob, a folder, any fsspec URL.",
+    )
+    separator: str | None = option(
+        None, "Of the values in a CSV file, such as `;`. Without it: the one found in its first line."
     )
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     train_split: str = option("train", "Split of a Hub dataset to train on.")
@@ -158,7 +162,7 @@ class DataArguments:
     @property
     def is_stream(self) -> bool:
         """Whether the data is read in order and has no length."""
-        return self.streaming or self.dataset.endswith(".tar")
+        return self.streaming or bool(shards_of(self.dataset, self.train_split))
 
 
 def check_number(name: str, value: float | None, least: float = -math.inf) -> None:

@@ -32,6 +32,12 @@ DEFAULTS = {
     for part in PARTS
     for field in fields(part)
 }
+# Of YAML's values the parser checks single ones only.
+KINDS = {
+    field.name: f"{field.type} {'None' if field.default is None else ''}".lower().replace("optional", "none")
+    for part in PARTS
+    for field in fields(part)
+}
 MAPPINGS = ("vision_config", "text_config")
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
@@ -119,8 +125,9 @@ def parse_recipe(
         ValueError: unknown field (naming the nearest one), a value of the wrong type, or a field without effect.
     """
     values = read_recipe(name_or_path)
-    for name in values:
+    for name, value in values.items():
         check_field(name, FIELDS, name_or_path)
+        check_kind(name, value, name_or_path)
     if change is not None:
         values = change(values)
     words, unset = take_out_unset(underscored(overrides), OPTIONAL)
@@ -209,6 +216,17 @@ def check_field(name: str, known: Iterable[str], where: str) -> None:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "see `siglip-ext-train RECIPE --help` for all fields"
         raise ValueError(f"{where}: unknown field {name!r}; {hint}")
+
+
+def check_kind(name: str, value: Any, where: str) -> None:
+    """
+    Raises:
+        ValueError: a list, a mapping or nothing for a field that takes none.
+    """
+    for kind, holds in (("list", isinstance(value, list)), ("dict", isinstance(value, dict)), ("none", value is None)):
+        if holds and kind not in KINDS[name]:
+            what = {"list": "a list", "dict": "a mapping", "none": "empty"}[kind]
+            raise ValueError(f"{where}: {name} must be a single value, and is {what}")
 
 
 def split_nested(words: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

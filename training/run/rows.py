@@ -9,12 +9,17 @@ from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, concatenate_datasets, load_dataset
 from transformers import BaseImageProcessor
+from transformers.utils import logging
+
+from modeling_siglip_ext.evaluation.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, member, usual
+from modeling_siglip_ext.evaluation.data.layouts import is_local, load, named_errors, splits_in
+from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, shards_of, short_name
 
 from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
 from ..data.emoji.about import ABOUT as EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
-from ..data.folder import check_columns, load_image_folder
+from ..data.folder import check_captions, check_columns
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from ..data.samples import GRACE, SkipCounter
 from ..data.streaming import ImageTextStream
@@ -23,6 +28,7 @@ from .fields import BUNDLED, DataArguments
 from .recipe import Recipe
 
 
+logger = logging.get_logger(__name__)
 # A row of the whole dataset knows its place, so that embeddings are found after the split, and bad rows are named.
 PLACE = "__place__"
 
@@ -63,13 +69,12 @@ class Rows:
 def load_rows(data: DataArguments, seed: int) -> Rows:
     """
     Raises:
-        FileNotFoundError: no such folder, or a folder without images.
-        ValueError: a split or column that is not there.
+        FileNotFoundError: a file or folder that is not there, or a folder without images.
+        ValueError: a split or column that is not there, a file that cannot be read.
     """
-    if data.dataset.endswith(".tar"):
-        if data.eval_split is not None:
-            raise ValueError("eval_split: shards have no splits; unset it")
-        return Rows(TarShards(data.dataset, seed), None, facts_of_dataset(data.dataset))
+    shards = shards_of(data.dataset, data.train_split)
+    if shards:
+        return Rows(_shards(data, shards, seed), None, facts_of_dataset(data.dataset))
     rows, held_out = _read(data)
     about = facts_of_dataset(data.dataset)
     if isinstance(rows, IterableDataset) or data.is_stream:
@@ -89,12 +94,24 @@ def load_rows(data: DataArguments, seed: int) -> Rows:
     return Rows(rows, held_out, about)
 
 
+def _shards(data: DataArguments, shards: list[str], seed: int) -> TarShards:
+    if data.eval_split is not None:
+        raise ValueError("eval_split: shards have no splits; unset it")
+    for setting in ("separator", "dataset_config"):
+        if getattr(data, setting) is not None:
+            raise ValueError(f"{setting} means nothing for tar shards; unset it")
+    return TarShards(shards, seed)
+
+
 def facts_of_dataset(name: str) -> DatasetFacts:
-    """What is known of the dataset that a recipe names: a path of this machine says nothing elsewhere."""
+    """What is known of the dataset that a recipe names: a path of this machine says nothing elsewhere, and a URL may
+    hold a signature.
+    """
     if name == BUNDLED:
         return EMOJI
-    if name.endswith(".tar") or Path(name).exists():  # of shards, which may be a pattern, too
-        last = Path(name).resolve().name
+    path = Path(name).expanduser()
+    if path.exists() or is_url(name) or names_many(name) or kind_of(name) is not None:
+        last = path.resolve().name if path.exists() else short_name(name)
         return DatasetFacts(last, re.sub(r"[^\w.-]+", "-", last))
     return DatasetFacts(name, name)
 
@@ -112,22 +129,59 @@ def every_row(data: DataArguments) -> Dataset:
 
 
 def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    held_out = None
     if data.dataset == BUNDLED:
-        rows, held_out = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
-    elif Path(data.dataset).is_dir():
-        rows = load_image_folder(data.dataset)
-    else:
-        rows, held_out = _from_hub(data)
-    columns = rows.column_names or list(next(iter(rows)))
-    check_columns(columns, "image_column", [data.image_column])
-    check_columns(columns, "caption_column", data.caption_column)
-    check_columns(columns, "pair_column", [] if data.pair_column is None else [data.pair_column])
-    return rows, held_out
+        if data.separator is not None or data.dataset_config is not None:
+            raise ValueError("separator and dataset_config mean nothing for the bundled emoji; unset them")
+        train, test = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
+        return _with_columns(train, data), _with_columns(test, data)
+    rows, held_out = _from_files(data) if is_local(data.dataset) else _from_hub(data)
+    return _with_columns(rows, data), None if held_out is None else _with_columns(held_out, data)
+
+
+def _with_columns(rows: Any, data: DataArguments) -> Any:
+    """Rows whose columns have the names of the settings: those are the usual ones unless they were set.
+
+    Raises:
+        ValueError: a column that is not there.
+    """
+    present = rows.column_names or list(next(iter(rows)))
+    for setting, names in (("image_column", IMAGE_COLUMNS), ("caption_column", CAPTION_COLUMNS)):
+        wanted = [data.image_column] if setting == "image_column" else data.caption_column
+        found = usual(present, names)
+        if wanted == [names[0]] and names[0] not in present and found is not None:
+            logger.warning("%s: %r is taken, as there is no %r", setting, found, names[0])
+            rows = rows.rename_column(found, names[0])
+        else:
+            check_columns(present, setting, wanted)
+    check_columns(present, "pair_column", [] if data.pair_column is None else [data.pair_column])
+    return rows
+
+
+def _from_files(data: DataArguments) -> tuple[Dataset, Dataset | None]:
+    splits = splits_in(data.dataset)
+    if not splits and (data.eval_split is not None or data.train_split != "train"):
+        raise ValueError(f"{data.dataset} has no splits: unset train_split and eval_split")
+
+    def part(split: str | None) -> Dataset:
+        return load(
+            data.dataset,
+            config=data.dataset_config,
+            split=split,
+            separator=data.separator,
+            image_column=data.image_column,
+        )
+
+    rows = part(data.train_split if splits else None)
+    if Path(data.dataset).expanduser().is_dir() and set(rows.column_names) <= {"image", "label", "caption"}:
+        check_captions(rows, data.dataset)
+    return rows, None if data.eval_split is None else part(data.eval_split)
 
 
 def _from_hub(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    splits = load_dataset(data.dataset, data.dataset_config, streaming=data.streaming)
+    if data.separator is not None:
+        raise ValueError(f"separator is of CSV files; {data.dataset} is a name on the Hub")
+    with named_errors(data.dataset):
+        splits = load_dataset(data.dataset, data.dataset_config, streaming=data.streaming)
     assert isinstance(splits, (DatasetDict, IterableDatasetDict))  # as no split was asked for
     for setting, split in (("train_split", data.train_split), ("eval_split", data.eval_split)):
         if split is not None and split not in splits:
@@ -173,10 +227,13 @@ def training_data(
     if not isinstance(rows.train, Dataset):
         if data.shuffle_captions or data.group_column is not None:
             raise ValueError("shuffle_captions and group_column need a dataset with an index, not a stream")
+        image, captions = data.image_column, data.caption_column
+        if isinstance(rows.train, TarShards):
+            image, captions = member(image, "image"), [member(name, "caption") for name in captions]
         stream = ImageTextStream(
             rows.train,
-            data.image_column,
-            data.caption_column,
+            image,
+            captions,
             image_processor=image_processor,
             shuffle_buffer=data.shuffle_buffer,
             seed=args.seed,

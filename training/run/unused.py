@@ -6,7 +6,6 @@ command line has made void, are left out and named instead: a recipe is written 
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..optimizers import OPTIMIZERS, takes_betas
@@ -64,10 +63,6 @@ def streams(n: Any) -> bool:
     return prop(n)
 
 
-def of_the_hub(n: Any) -> bool:
-    return n.dataset != BUNDLED and not n.dataset.endswith(".tar") and not Path(n.dataset).exists()
-
-
 def nothing_held_out(n: Any) -> bool:
     return n.eval_split is None and (streams(n) or (n.dataset != BUNDLED and n.eval_fraction == 0))
 
@@ -120,11 +115,9 @@ RULES = (
         "without text_name_or_path; a SigLIP tower from scratch has text_config.max_position_embeddings",
     ),
     # the data
+    # what else of these a dataset has, only reading it tells
     Unused(
-        "dataset_config train_split eval_split",
-        lambda n: not of_the_hub(n),
-        "dataset",
-        "with a dataset that is not of the Hub",
+        "dataset_config separator train_split eval_split", is_any("dataset", BUNDLED), "dataset", f"with {BUNDLED}"
     ),
     Unused(
         "eval_fraction",
