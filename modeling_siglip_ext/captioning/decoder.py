@@ -15,13 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..modeling_siglip_ext import lecun_normal_
 from .configuration import CaptionDecoderConfig
-
-
-def lecun_normal_(kernel: torch.Tensor) -> None:
-    """flax's: a normal distribution cut at two standard deviations; transformers cuts at 2, which is 14 % wider."""
-    std = kernel.shape[1] ** -0.5 / 0.87962566103423978
-    nn.init.trunc_normal_(kernel, std=std, a=-2 * std, b=2 * std)
 
 
 @dataclass
