@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from modeling_siglip_ext.command_line import command_line
 from modeling_siglip_ext.command_line import main as run_command
 
-from .commands import card, duplicates, embed, probe, report, retrieval, threshold, zero_shot
+from .commands import caption, card, duplicates, embed, locate, probe, report, retrieval, threshold, zero_shot
 
 
-COMMANDS = (zero_shot, retrieval, probe, threshold, embed, duplicates, card, report)
+COMMANDS = (zero_shot, retrieval, probe, threshold, caption, locate, embed, duplicates, card, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

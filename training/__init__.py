@@ -10,8 +10,10 @@ from .data.collator import ImageTextCollator
 from .data.dataset import ImageTextDataset
 from .data.folder import load_image_folder
 from .data.image_embeddings import load_embeddings
+from .data.locca import CaptioningCollator, CaptionTargets, CaptionTasks
 from .data.streaming import ImageTextStream
 from .data.tar_shards import TarShards
+from .objectives.captioning import Captioning
 from .run.precompute import precompute
 from .run.prepare import prepare
 from .run.recipe import parse_recipe
@@ -20,6 +22,10 @@ from .trainer import SiglipExtTrainer
 
 
 __all__ = [
+    "CaptionTargets",
+    "CaptionTasks",
+    "Captioning",
+    "CaptioningCollator",
     "ImageTextCollator",
     "ImageTextDataset",
     "ImageTextStream",

@@ -30,7 +30,8 @@ def evaluation_command(commands: Subparsers, name: str, run: Run, summary: str) 
     return data, own
 
 
-def add_model(parser: Parser) -> None:
+def add_model(parser: Parser, *, embeddings: bool = True) -> None:
+    """The options of a model; with those for many embeddings, unless a command makes none."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=True, help="name on the Hub or folder")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -38,6 +39,8 @@ def add_model(parser: Parser) -> None:
     group.add_argument("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
     group.add_argument("--batch_size", type=int, default=64, metavar="N", help="inputs in one forward pass")
+    if not embeddings:
+        return
     group.add_argument(
         "--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)"
     )

@@ -6,7 +6,7 @@ it twice, and leaves (B, D) gradients to keep instead of (B, B) logits. The back
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch._C import _autograd
@@ -14,25 +14,30 @@ from torch._C import _autograd
 from .tiles import accumulator_dtype
 
 
-def register_gradients(operator: torch.library.CustomOpDef, arguments: int) -> None:
+def register_gradients(
+    operator: torch.library.CustomOpDef,
+    arguments: int,
+    further: Callable[..., tuple[torch.Tensor, ...]] = lambda *inputs: (),
+) -> None:
     """Fake tensors and autograd for an operator that returns its loss and the gradients of its first arguments.
 
-    The operator is `op(*arguments, pair_ids, needs, ...) -> (loss, *gradients)`, where `needs` says for each argument
-    whether to compute its gradient (the others come back empty). Ask `needed` for it before the call: inside, autograd
-    no longer tells.
+    The operator is `op(*arguments, labels, needs, ...) -> (loss, *gradients, *further)`, where `needs` says for each
+    argument whether to compute its gradient (the others come back empty). Ask `needed` for it before the call: inside,
+    autograd no longer tells. `further` gives fake tensors for results that no gradient goes through.
     """
 
     def fake(*inputs):
         loss = inputs[0].new_empty((), dtype=accumulator_dtype(inputs[0].dtype))
         needs = inputs[arguments + 1]
-        return loss, *(loss.new_empty(x.shape if need else (0,)) for x, need in zip(inputs, needs))
+        gradients = (loss.new_empty(x.shape if need else (0,)) for x, need in zip(inputs, needs))
+        return loss, *gradients, *further(*inputs)
 
     def save(ctx, inputs, output):
         ctx.set_materialize_grads(False)
         ctx.needs = inputs[arguments + 1]
         ctx.dtypes = [argument.dtype for argument in inputs[:arguments]]
         ctx.other_inputs = [None] * (len(inputs) - arguments)
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(*output[1 : arguments + 1])
 
     def backward(ctx, grad_loss, *grad_gradients):
         if any(grad is not None for grad in grad_gradients):

@@ -38,6 +38,7 @@ ARROWS = {
         "losses": set(),
         "losses.xla": {"losses"},
         "top": {"losses"},
+        "captioning": {"top", "losses"},
         "hub": {"top"},
     },
     "evaluation": {

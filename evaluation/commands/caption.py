@@ -1,0 +1,73 @@
+"""`caption`: what a decoder writes to images, in a JSON file and on a sheet."""
+
+import argparse
+from pathlib import Path
+
+from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
+from modeling_siglip_ext.command_line import Subparsers, add_command
+from modeling_siglip_ext.encoding import image_files
+from modeling_siglip_ext.files import write_json
+
+from .arguments import add_model, open_session
+
+
+def register(commands: Subparsers) -> None:
+    summary = "Captions of images by a decoder that was trained on the model's image tower."
+    parser = add_command(commands, "caption", run, summary=summary)
+    parser.usage = "%(prog)s --model MODEL --decoder FOLDER --images PATH [PATH ...] [options]"
+    add_model(parser, embeddings=False)
+    parser.add_argument("--decoder", required=True, metavar="FOLDER", help="written by save_decoder")
+    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="images, and folders of them")
+    own = parser.add_argument_group("drawing words, instead of taking the likeliest")
+    own.add_argument("--temperature", type=float, help="below 1 likely words become likelier")
+    own.add_argument("--top_k", type=int, metavar="N", help="draw among this many likeliest words")
+    own.add_argument("--top_p", type=float, help="draw among the likeliest words that add up to this probability")
+    own.add_argument("--seed", type=int, default=0, help="of the draws")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output_dir", default="captions", metavar="FOLDER", help="for captions.json and captions.png"
+    )
+    output.add_argument("--shown", type=int, default=24, metavar="N", help="images on the sheet")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..pictures.boxes import box_sheet
+
+    sampling = sampling_of(arguments)
+    paths = [path for name in arguments.images for path in paths_in(name)]
+    decoder, session = load_decoder(arguments.decoder), open_session(arguments)
+    if not session.first:
+        return
+    decoder.to(session.model.device, session.model.dtype)
+    found = caption(
+        session.model, decoder, session.processor, paths, batch_size=arguments.batch_size, sampling=sampling
+    )
+    folder = Path(arguments.output_dir)
+    write_json(folder / "captions.json", [{"image": str(path), "caption": text} for path, text in zip(paths, found)])
+    if arguments.shown > 0:
+        shown = paths[: arguments.shown]
+        box_sheet(folder / "captions.png", shown, found[: len(shown)], [[]] * len(shown), title="Captions")
+    for path, text in zip(paths, found):
+        print(f"{path}: {text}")
+
+
+def paths_in(name: str) -> list[Path]:
+    """An image, or the images of a folder.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return image_files(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--images: there is no {name}")
+    return [path]
+
+
+def sampling_of(arguments: argparse.Namespace) -> Sampling | None:
+    """How words are drawn; None where no option asks for it."""
+    if arguments.temperature is None and arguments.top_k is None and arguments.top_p is None:
+        return None
+    temperature = 1.0 if arguments.temperature is None else arguments.temperature
+    return Sampling(temperature, arguments.top_k, arguments.top_p, arguments.seed)

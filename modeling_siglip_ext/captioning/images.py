@@ -1,0 +1,206 @@
+"""Captions of images, and the places of phrases in them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..encoding import batches_of, evaluating, items_of, undecoded
+from ..images import load_image
+from .decoder import CaptionDecoder
+from .generation import Sampling, generate, log_likelihoods
+from .targets import TargetWriter, padded
+from .texts import Box
+
+
+def image_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The tokens of images that a decoder reads, (B, N, E), after the image tower's last norm and before its pooling.
+
+    Args:
+        model: a dual model or an image tower, ours or stock.
+        inputs: what an image processor makes of images.
+
+    Returns:
+        The tokens, and for NaFlex which of them are the image's, (B, N) bool.
+    """
+    first = next(model.parameters())
+    moved = {
+        name: tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+    }
+    outputs = getattr(model, "get_image_features", model)(**moved)
+    mask = moved.get("pixel_attention_mask")
+    return outputs.last_hidden_state, None if mask is None else mask.bool()
+
+
+def encoded_batches(
+    model: PreTrainedModel, processor: ProcessorMixin, images: Iterable[Image.Image], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, list[tuple[int, int]]]]:
+    """For each batch its tokens, their mask, and the widths and heights of the images in pixels."""
+    image_processor = getattr(processor, "image_processor", processor)
+    for batch in batches_of(images, batch_size):
+        inputs = [dict(image_processor(images=[image], return_tensors="pt")) for image in batch]
+        together = {name: pad_sequence([row[name][0] for row in inputs], batch_first=True) for name in inputs[0]}
+        yield *image_tokens(model, together), [image.size for image in batch]
+
+
+def caption(
+    model: PreTrainedModel,
+    decoder: CaptionDecoder,
+    processor: ProcessorMixin,
+    images: Any,
+    *,
+    column: str | None = None,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """A caption of each image.
+
+    Args:
+        model: the dual model or image tower that the decoder was trained on.
+        decoder: see `load_decoder`.
+        processor: of the model.
+        images: as for `encode_images`: a list of paths, URLs, PIL images, bytes and arrays, a folder, or a dataset.
+        column: the images' column in a dataset, "image" by default.
+        batch_size: images in one forward pass.
+        max_length: of a caption in tokens, prefix included; the decoder's unless given.
+        sampling: draw words, differently for each image; by default the likeliest is taken.
+
+    Raises:
+        ValueError: an image that cannot be read, or an unknown column.
+    """
+    items, _ = items_of(undecoded(images, column or "image"), column, "image")
+    writer, found = _writer(decoder, processor), []
+    with evaluating(model), evaluating(decoder):
+        for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
+            prompts = [writer.prefixes["caption"]] * len(tokens)
+            texts = generate(
+                decoder,
+                tokens,
+                prompts,
+                encoded_mask=mask,
+                max_length=max_length,
+                sampling=_moved(sampling, len(found)),
+            )
+            found += [_text(writer.tokenizer, ids) for ids in texts]
+    return found
+
+
+def locate(
+    model: PreTrainedModel, decoder: CaptionDecoder, processor: ProcessorMixin, image: Any, phrase: str
+) -> Box | None:
+    """The box of what a phrase refers to: left, top, right, bottom in pixels of the image, upright.
+
+    None where the decoder wrote no box, as an untrained one does. Arguments and errors as for `locate_all`.
+    """
+    return locate_all(model, decoder, processor, [image], [phrase])[0]
+
+
+def locate_all(
+    model: PreTrainedModel,
+    decoder: CaptionDecoder,
+    processor: ProcessorMixin,
+    images: Sequence[Any],
+    phrases: Sequence[str],
+    *,
+    batch_size: int = 32,
+) -> list[Box | None]:
+    """`locate` for many images, with a phrase for each; an image may come again with another phrase.
+
+    Args:
+        model, decoder, processor, batch_size: as for `caption`.
+        images: paths, URLs, PIL images, bytes or arrays.
+        phrases: as many.
+
+    Raises:
+        ValueError: lengths that differ, or an image that cannot be read.
+    """
+    if len(images) != len(phrases):
+        raise ValueError(f"{len(images)} images need as many phrases, got {len(phrases)}")
+    writer, form = _writer(decoder, processor), decoder.config.text_format
+    found: list[Box | None] = []
+    with evaluating(model), evaluating(decoder):
+        for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size):
+            own = phrases[len(found) : len(found) + len(tokens)]
+            prompts = [writer.referring_prompt(phrase) for phrase in own]
+            texts = generate(decoder, tokens, prompts, encoded_mask=mask)
+            boxes = [form.read_box(_text(writer.tokenizer, ids)) for ids in texts]
+            found += [in_pixels(box, size) for box, size in zip(boxes, sizes)]
+    return found
+
+
+def score_captions(
+    model: PreTrainedModel,
+    decoder: CaptionDecoder,
+    processor: ProcessorMixin,
+    images: Any,
+    captions: Sequence[str],
+    *,
+    column: str | None = None,
+    batch_size: int = 8,
+) -> torch.Tensor:
+    """Log-likelihood of every caption given every image, summed over tokens: CapPa as a zero-shot classifier.
+
+    Args:
+        model, decoder, processor, images, column, batch_size: as for `caption`.
+        captions: the same for all images, one a class.
+
+    Returns:
+        (images, captions) float32, on the CPU.
+
+    Raises:
+        ValueError: no captions or no images, and as `caption`.
+    """
+    if not captions:
+        raise ValueError("nothing to score: there are no captions")
+    items, _ = items_of(undecoded(images, column or "image"), column, "image")
+    writer = _writer(decoder, processor)
+    labels, weights = padded([writer.caption(text) for text in captions], decoder.config)
+    rows = []
+    with evaluating(model), evaluating(decoder):
+        for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
+            parts = [
+                log_likelihoods(
+                    decoder,
+                    tokens,
+                    some.to(tokens.device).expand(len(tokens), -1, -1),
+                    own.to(tokens.device).expand(len(tokens), -1, -1),
+                    encoded_mask=mask,
+                )
+                for some, own in zip(labels.split(64), weights.split(64))
+            ]
+            rows.append(torch.cat(parts, dim=1).float().cpu())
+    if not rows:
+        raise ValueError("nothing to score: there are no images")
+    return torch.cat(rows)
+
+
+def in_pixels(box: Box | None, size: tuple[int, int]) -> Box | None:
+    """A box of shares in pixels of an image of that width and height."""
+    if box is None:
+        return None
+    (left, top, right, bottom), (width, height) = box, size
+    return left * width, top * height, right * width, bottom * height
+
+
+def _writer(decoder: CaptionDecoder, processor: ProcessorMixin) -> TargetWriter:
+    return TargetWriter(processor.tokenizer, decoder.config)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text.strip()
+
+
+def _moved(sampling: Sampling | None, start: int) -> Sampling | None:
+    """Other draws for each batch."""
+    return (
+        None
+        if sampling is None
+        else Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed + start)
+    )

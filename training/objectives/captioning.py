@@ -1,0 +1,153 @@
+"""Captioning: a decoder on the image tower's tokens learns to write each image's texts (CapPa, LocCa, SigLIP 2).
+
+The loss of a text is the mean over its weighted tokens, as in big_vision; that of an example the mean over tasks; that
+of a batch the mean over examples, to which a text without weight adds nothing. So it is separable over examples, and a
+batch may be cut into chunks. Facts: `utils.weighted_softmax_xent` and `trainers/proj/cappa` in big_vision.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from modeling_siglip_ext.captioning import CaptionDecoder, decoder_inputs
+from modeling_siglip_ext.losses.vocabulary import vocabulary_loss
+
+
+@dataclass(frozen=True)
+class CaptionLossSettings:
+    """
+    Args:
+        task_weights: of the tasks, in their order in the batch; by default their mean, so that captioning weighs as
+            much as another loss.
+        label_smoothing: this much of each target is shared by the other words.
+        chunk_tokens: tokens whose logits exist at once, see `vocabulary_loss`.
+
+    Raises:
+        ValueError: settings out of range.
+    """
+
+    task_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    chunk_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.task_weights is not None and min(self.task_weights, default=0) < 0:
+            raise ValueError(f"task_weights must not be negative, got {list(self.task_weights)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, got {self.chunk_tokens}")
+
+
+class CaptionLoss(NamedTuple):
+    loss: torch.Tensor
+    """Scalar: the mean over examples of the weighted sum over tasks."""
+    by_text: torch.Tensor
+    """(B, T), the mean loss of each text's tokens, without graph; 0 for texts without weight."""
+
+
+PLAIN = CaptionLossSettings()
+
+
+def caption_loss(
+    decoder: CaptionDecoder,
+    encoded: torch.Tensor,
+    labels: torch.Tensor,
+    token_weights: torch.Tensor | None = None,
+    parallel: torch.Tensor | None = None,
+    *,
+    encoded_mask: torch.Tensor | None = None,
+    settings: CaptionLossSettings = PLAIN,
+) -> CaptionLoss:
+    """The loss of T texts for each image.
+
+    Args:
+        encoded: the image tower's tokens after its last norm, (B, N, E).
+        labels: (B, T, L) int64, padded.
+        token_weights: of the labels, 0 for prefixes and padding; by default 1 for all but padding.
+        parallel: which texts are predicted in parallel, (B, T) bool; none by default.
+        encoded_mask: True for tokens of the image, (B, N).
+        settings: weights of the tasks and more.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    batch, texts, _ = labels.shape
+    if token_weights is None:
+        token_weights = labels != decoder.config.pad_token_id
+    if len(encoded) != batch or token_weights.shape != labels.shape:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} need as many weights and images, got {tuple(token_weights.shape)} and "
+            f"{len(encoded)}"
+        )
+    task_weights = settings.task_weights or (1 / texts,) * texts
+    if len(task_weights) != texts:
+        raise ValueError(f"{len(task_weights)} task_weights for {texts} tasks")
+    rows = labels.flatten(0, 1)
+    row_parallel = None if parallel is None else parallel.flatten()
+    inputs = decoder_inputs(rows, decoder.config, row_parallel)
+    states = decoder(inputs, encoded, row_parallel, encoded_mask)
+
+    weights = token_weights.to(torch.promote_types(states.dtype, torch.float32))
+    means = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    shares = means * weights.new_tensor(task_weights)[:, None] / batch
+    output = decoder.output
+    loss, token_losses = vocabulary_loss(
+        states.flatten(0, 1),
+        output.weight,
+        output.bias,
+        rows.flatten(),
+        shares.flatten(),
+        label_smoothing=settings.label_smoothing,
+        chunk_tokens=settings.chunk_tokens,
+    )
+    return CaptionLoss(loss, (token_losses.view(labels.shape) * means).sum(-1))
+
+
+class Captioning(nn.Module):
+    """The objective, and the module that owns its parameters: called as any objective, within the model's forward.
+
+    It needs batches with `caption_labels`, `caption_weights` and `caption_parallel`, see `CaptioningCollator`.
+
+    Args:
+        decoder: see `CaptionDecoder`.
+        settings: weights of the tasks and more.
+    """
+
+    def __init__(self, decoder: CaptionDecoder, settings: CaptionLossSettings = PLAIN):
+        super().__init__()
+        self.decoder = decoder
+        self.settings = settings
+
+    def forward(self, outputs: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The loss of a batch, a mean over its examples; see `losses`."""
+        return self.losses(outputs, inputs).loss
+
+    def losses(self, outputs: Any, inputs: Mapping[str, Any]) -> CaptionLoss:
+        """The loss, and that of every text for the logs.
+
+        Args:
+            outputs: of the dual model, or of an image tower alone.
+            inputs: the batch.
+
+        Raises:
+            ValueError: the batch has no captions for a decoder, or the outputs no tokens of images.
+        """
+        if "caption_labels" not in inputs:
+            raise ValueError("the batch has no caption_labels: wrap the data collator in a CaptioningCollator")
+        tower = getattr(outputs, "vision_model_output", outputs)
+        tokens = getattr(tower, "last_hidden_state", None)
+        if tokens is None or tokens.ndim != 3:
+            raise ValueError("captioning reads the image tower's tokens, and the outputs have none")
+        return caption_loss(
+            self.decoder,
+            tokens,
+            inputs["caption_labels"],
+            inputs["caption_weights"],
+            inputs["caption_parallel"],
+            encoded_mask=inputs.get("pixel_attention_mask"),
+            settings=self.settings,
+        )
