@@ -11,6 +11,7 @@ from modeling_siglip_ext.texts import NO_LENGTH
 
 from .folder import check_columns
 from .pixels import normalized, resized_uint8
+from .samples import as_captions
 
 
 def stacked(images: list[torch.Tensor]) -> torch.Tensor:
@@ -38,7 +39,7 @@ class ImageTextCollator:
             `mini_batch_size` chunk by chunk.
 
     Raises:
-        ValueError: if no length is known, or (on call) if a row lacks a column.
+        ValueError: if no length is known, or (on call) if a row lacks a column or a caption.
     """
 
     def __init__(
@@ -94,4 +95,5 @@ class ImageTextCollator:
         value = self._column(example, "caption", "caption_column", self.caption_column)
         if isinstance(value, str):
             return value
-        return value[torch.randint(len(value), ()).item()]
+        captions = as_captions(value)
+        return captions[int(torch.randint(len(captions), ()))]
