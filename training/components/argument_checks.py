@@ -56,6 +56,12 @@ OF_A_TRACKER = {
     "trackio_static_space_id": ("trackio",),
 }
 AVAILABLE_AS = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# Two of transformers, the others of torch.utils.checkpoint.checkpoint.
+CHECKPOINTING = (
+    "every_n_layers", "offload", "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop",
+    "context_fn",
+)  # fmt: skip
 WITH_OPTIMIZER = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 # Optimisers of transformers that choose among the model's modules, and need it.
 NEED_A_MODEL = ("galore", "apollo", "lomo")
@@ -160,6 +166,8 @@ def check_environment(args: Any) -> None:
         OSError: `output_dir` is no folder, or not to be written to.
     """
     _check_devices(args)
+    _check_compiling(args)
+    _check_checkpointing(args)
     _check_trackers(args)
     _check_schedule(args)
     _check_loader(args)
@@ -175,6 +183,25 @@ def _check_devices(args: Any) -> None:
     axes = [f"{kind}_size" for kind in ("tp", "cp", "sp") if getattr(args.parallelism_config, f"{kind}_size", 1) > 1]
     if axes:
         raise ValueError(f"parallelism_config: {axes[0]} splits examples, and the loss is of whole ones: leave it 1")
+
+
+def _check_compiling(args: Any) -> None:
+    if args.torch_compile and args.torch_compile_backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"torch_compile_backend={args.torch_compile_backend!r}: choose from {known}")
+    if args.torch_compile_mode not in (None, *COMPILE_MODES):
+        raise ValueError(f"torch_compile_mode={args.torch_compile_mode!r}: choose from {', '.join(COMPILE_MODES)}")
+
+
+def _check_checkpointing(args: Any) -> None:
+    given = args.activation_checkpointing_kwargs or {}
+    if given and not args.activation_checkpointing:
+        raise ValueError("activation_checkpointing_kwargs do nothing without activation_checkpointing: set it, too")
+    unknown = [name for name in given if name not in CHECKPOINTING]
+    if unknown:
+        raise ValueError(
+            f"activation_checkpointing_kwargs: unknown setting {unknown[0]!r}; known: {', '.join(CHECKPOINTING)}"
+        )
 
 
 def _check_trackers(args: Any) -> None:

@@ -18,6 +18,7 @@ from ..arguments import SiglipExtTrainingArguments
 from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.samples import TooManyBadSamples
 from .checkpoint import AtomicCheckpoints
+from .devices import share_of_the_host
 from .run_folder import STATE, check_unused, checkpoint_to_resume
 from .run_identity import run_identity
 
@@ -73,16 +74,17 @@ class CheckedRun(AtomicCheckpoints):
         prefixes = [f"{name}_" if name else "" for name in parts]
         if names is not None:
             check_metric(args, [f"{prefix}{name}" for prefix in prefixes for name in names], prefixes)
-        elif not is_known(args, prefixes):  # only a call can tell what a function gives
+        elif not (is_known(args, prefixes) or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Only a call can tell what a function gives, and these make a model ready for it in training alone.
             found = self.evaluate()
             check_metric(args, [name.removeprefix("eval_") for name in found], prefixes)
 
     def _check_readable(self, part: Any) -> None:
         args = self.args
         if isinstance(part, ImageTextDataset):
-            part.leave_out_unreadable(args.process_index, args.world_size)
+            part.leave_out_unreadable(*share_of_the_host(args.device))
             if not len(part):
-                raise ValueError(f"no evaluation example is left; the first was bad because: {part.left_out[0][1]}")
+                raise ValueError(f"the evaluation data has no example that can be used{part.first_left_out()}")
         elif not isinstance(part, CaptionedRows) and isinstance(part, Sized) and hasattr(part, "__getitem__"):
             own = range(args.process_index, len(part), args.world_size)
             collate = cast(Any, self.data_collator)

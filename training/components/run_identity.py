@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Image
 from torch import nn
 
 from ..arguments import SiglipExtTrainingArguments
@@ -104,7 +105,9 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
     if isinstance(data, CaptionedRows):
         identity["captions"] = _digest("\0".join(captions) for captions in data.captions)
     if isinstance(data, ImageTextDataset):
-        identity["images"] = images_digest(data.images, data.image_column)
+        feature = data.images.features[data.image_column]
+        if isinstance(feature, Image) or getattr(feature, "dtype", None) in ("string", "large_string", "binary"):
+            identity["images"] = images_digest(data.images, data.image_column)
         if data.groups is not None:
             identity["groups"] = _digest(map(str, data.groups))
     if isinstance(data, EmbeddingTextDataset):

@@ -12,6 +12,7 @@ from modeling_siglip_ext.texts import NO_LENGTH
 from .folder import check_columns
 from .pair_ids import ids_of_texts, ids_of_values
 from .pixels import normalized, resized_uint8
+from .samples import as_captions
 
 
 def stacked(images: list[torch.Tensor]) -> torch.Tensor:
@@ -42,7 +43,7 @@ class ImageTextCollator:
             `mini_batch_size` chunk by chunk.
 
     Raises:
-        ValueError: if no length is known, or (on call) if a row lacks a column.
+        ValueError: if no length is known, or (on call) if a row lacks a column or a caption.
     """
 
     def __init__(
@@ -110,4 +111,5 @@ class ImageTextCollator:
         value = self._column(example, "caption", "caption_column", self.caption_column)
         if isinstance(value, str):
             return value
-        return value[torch.randint(len(value), ()).item()]
+        captions = as_captions(value)
+        return captions[int(torch.randint(len(captions), ()))]

@@ -77,6 +77,10 @@ class CaptionedRows(torch.utils.data.Dataset):
     def _name(self, row: int) -> str:
         return f"{self._called} {row if self._numbers is None else self._numbers[row]}"
 
+    def first_left_out(self) -> str:
+        """The first row that is left out and why, for the end of a message; nothing where there is none."""
+        return "" if not self.left_out else f"; {self.left_out[0][0]}: {self.left_out[0][1]}"
+
     def __len__(self) -> int:
         return len(self.captions)
 
@@ -188,8 +192,9 @@ class ImageTextDataset(CaptionedRows):
             own = range(part, len(self), parts)
             images = (self.images[index][self.image_column] for index in own)
             workers = min(8, os.cpu_count() or 1)
-            reasons = zip(own, ahead(_unreadable, images, workers, 4 * workers))
-            bad = {index: reason for index, reason in reasons if reason is not None}
+            reasons = ahead(_unreadable, images, workers, 4 * workers)
+            reasons = tqdm(reasons, total=len(own), desc="reading held-out images", leave=False)
+            bad = {index: reason for index, reason in zip(own, reasons) if reason is not None}
             if parts > 1:
                 found: list[dict[int, str]] = [{}] * parts
                 torch.distributed.all_gather_object(found, bad)

@@ -126,9 +126,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, ValueError: naming what is wrong and the remedy.
     """
-    for name in ("batch_size", "part_rows"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
+    for name, least in (("batch_size", 1), ("part_rows", 1), ("workers", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     options = {name: value for name, value in vars(arguments).items() if name in DATA}
     data, given = DataArguments(**options), {name for name, value in options.items() if value != DEFAULTS[name]}
     for name, rule in find_unused(argparse.Namespace(**{**DEFAULTS, **options}), given, DEFAULTS).items():

@@ -15,6 +15,7 @@ from modeling_siglip_ext.evaluation.data.columns import CAPTION_COLUMNS, IMAGE_C
 from modeling_siglip_ext.evaluation.data.layouts import is_local, load, named_errors, splits_in
 from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, shards_of, short_name
 
+from ..components.devices import share_of_the_host
 from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
 from ..data.emoji.about import ABOUT as EMOJI
 from ..data.emoji.loader import load_emoji
@@ -54,8 +55,8 @@ class Rows:
         assert self.held_out is not None
         if not len(kept):
             raise ValueError(
-                f"none of the {len(self.held_out)} held-out rows can be used; of the first: {kept.left_out[0][1]}. "
-                "Repair them, or set eval_fraction 0 and eval_strategy no"
+                f"none of the {len(self.held_out)} held-out rows can be used{kept.first_left_out()}. Repair them, or "
+                "set eval_fraction 0 and eval_strategy no"
             )
         return replace(self, held_out=self.held_out.select(kept.rows))
 
@@ -221,7 +222,7 @@ def training_data(
         if rows.held_out is None:
             return None
         held_out = with_images(rows.held_out, caption_column=data.caption_column[:1], called="held-out example")
-        held_out.leave_out_unreadable(args.process_index, args.world_size)
+        held_out.leave_out_unreadable(*share_of_the_host(args.device))
         return held_out
 
     if not isinstance(rows.train, Dataset):

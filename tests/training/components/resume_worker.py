@@ -2,7 +2,8 @@
 
 Usage: resume_worker.py FOLDER STEPS KIND [CHECKPOINT]
 
-KIND is "map" or "stream". `FOLDER/batches_RANK.json` has the names of the examples of each step of this process,
+KIND is "map", "stream", or "judged": a map-style dataset, evaluated, with a broken image.
+`FOLDER/batches_RANK.json` has the names of the examples of each step of this process,
 `FOLDER/final.safetensors` the weights, their average, and the logged losses.
 """
 
@@ -23,6 +24,7 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
+from modeling_siglip_ext.encoding import undecoded
 from modeling_siglip_ext.training import (
     ImageTextCollator,
     ImageTextDataset,
@@ -67,6 +69,12 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
     config = SiglipExtConfig(vision_config={**width, "image_size": 16, "patch_size": 8}, text_config=text)
     rows = Dataset.from_dict({"image": [image(n) for n in range(ROWS)], "caption": [[t, f"a {t}"] for t in texts]})
     settings = {"image_processor": processor.image_processor}
+    judged = {"eval_strategy": "steps", "eval_steps": 3} if kind == "judged" else {}
+    broken = [
+        {"path": None, "bytes": b"no image"} if n == 5 else row
+        for n, row in enumerate(undecoded(rows, "image")["image"])
+    ]
+    held_out = Dataset.from_dict({"image": broken, "caption": rows["caption"]})
     trainer = Recorder(
         model=SiglipExtModel(config).double(),
         args=SiglipExtTrainingArguments(
@@ -83,7 +91,9 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
             save_steps=3,
             use_cpu=True,
             disable_tqdm=True,
+            **judged,
         ),
+        eval_dataset=ImageTextDataset(held_out, max_bad_fraction=0.1) if judged else None,
         train_dataset=ImageTextStream(Rows(), **settings) if kind == "stream" else ImageTextDataset(rows, **settings),
         data_collator=ImageTextCollator(processor, uint8=True),
         processing_class=processor,
@@ -91,6 +101,10 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
     trainer.batches = []
     trainer.train(resume_from_checkpoint=checkpoint)
     (folder / f"batches_{trainer.args.process_index}.json").write_text(json.dumps(trainer.batches))
+    if judged:
+        assert len(trainer.eval_dataset.rows) == ROWS - 1
+        assert 5 not in trainer.eval_dataset.rows
+        assert [entry["eval_loss_pairs"] for entry in trainer.state.log_history if "eval_loss" in entry] == [ROWS - 1]
     if trainer.is_world_process_zero():
         state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
         logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -91,6 +91,13 @@ def test_bad_numbers(arguments, field):
         ({"fsdp": "full_shard"}, "fsdp needs several processes"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint", "hub_token": "x"}, "optimiser state"),
         ({"push_to_hub": True, "hub_model_id": "a/b/c", "hub_token": "x"}, "a/b/c"),
+        ({"torch_compile": True, "torch_compile_backend": "nonsense"}, "torch_compile_backend='nonsense': choose"),
+        ({"torch_compile_mode": "nonsense"}, "torch_compile_mode='nonsense': choose"),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "do nothing without activation_checkp"),
+        (
+            {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"nonsense": 1}},
+            "unknown setting 'nonsense'",
+        ),
         ({"output_dir": ""}, "output_dir is empty"),
     ],
 )

@@ -68,6 +68,14 @@ def test_rows_of_other_datasets_are_read_before_the_first_step(make, broken):
     assert trainer.state.global_step == 0
 
 
+def test_evaluation_data_without_captions_or_examples(make, rows):
+    nameless = Dataset.from_dict({"image": rows["image"][:2], "caption": ["a", None]})
+    with pytest.raises(ValueError, match="evaluation example 1 cannot be used: no caption"):
+        make(nameless, **EACH_STEP).train()
+    with pytest.raises(ValueError, match="the evaluation data has no example that can be used"):
+        make(ImageTextDataset(rows.select([])), **EACH_STEP).train()
+
+
 def test_reading_the_evaluation_data_leaves_the_random_state(make, rows):
     weights = []
     for evaluation in (None, rows):

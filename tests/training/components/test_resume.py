@@ -58,6 +58,11 @@ def test_a_stream_keeps_its_processes(tmp_path):
         run_worker(WORKER, tmp_path, 6, "stream", tmp_path / "checkpoint-3")
 
 
+@pytest.mark.slow
+def test_processes_share_the_check_of_the_evaluation_images(tmp_path):
+    run_worker(WORKER, tmp_path, 3, "judged", processes=2)
+
+
 def test_what_processes_counted_is_merged():
     sums = LossSums(dict, lambda sums: None)
     states = [{"loss_sum": 1.0, "last_logged": 2}, {"loss_sum": 3.0, "last_logged": 2}]
