@@ -14,9 +14,12 @@ FIGURES = ("positive_logit", "negative_logit", "grad_norm_vision", "examples_see
 QUICK = {
     "stock-default": "stock-default",
     "ours-cache": "ours-zero_bias",
+    "ours-pairs-cache": "ours-pairs",
+    "stock-pairs": "stock-pairs",
     "fsdp-cache": "fsdp-plain",
 }
 MORE = {
+    "ours-pairs": "ours-pairs",
     "ours-zero_bias": "ours-zero_bias",
     "ours-accumulation-cache": "ours-accumulation",
     "fsdp-plain": "fsdp-plain",

@@ -219,13 +219,12 @@ RULES = (
     ),
     # evaluation
     Unused(
-        "per_device_eval_batch_size eval_contrastive_batch_size eval_accumulation_steps eval_on_start bf16_full_eval "
-        "fp16_full_eval load_best_model_at_end eval_delay eval_steps",
+        "per_device_eval_batch_size eval_contrastive_batch_size eval_accumulation_steps bf16_full_eval fp16_full_eval "
+        "load_best_model_at_end eval_delay eval_steps",
         nothing_held_out,
         HELD_OUT,
         NO_ROWS,
     ),
-    Unused("eval_strategy", lambda n: nothing_held_out(n) and is_none("eval_strategy", "no")(n), HELD_OUT, NO_ROWS),
     Unused("eval_steps", is_none("eval_strategy", "steps"), "eval_strategy", "without eval_strategy=steps"),
     Unused("eval_delay", is_any("eval_strategy", "no"), "eval_strategy", "with eval_strategy=no"),
     Unused(

@@ -23,7 +23,7 @@ batch_eval_metrics save_strategy push_to_hub full_determinism seed use_cpu accel
 dataloader_drop_last dataloader_num_workers dataloader_pin_memory remove_unused_columns ddp_find_unused_parameters
 ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp deepspeed debug
 skip_memory_metrics resume_from_checkpoint local_rank mini_batch_size lock_towers ema_decay
-max_bad_fraction xla_spmd max_seconds
+max_bad_fraction xla_spmd max_seconds eval_strategy eval_on_start
 """
 
 STREAM = {"dataset": "a.tar", "max_steps": 5}
@@ -93,8 +93,8 @@ SITUATIONS = [
     *((f"{kind}_checkpointing_kwargs", "{'use_reentrant': true}", {}) for kind in ("gradient", "activation")),
     *((name, value, where) for name, value in (
         ("per_device_eval_batch_size", 4), ("eval_contrastive_batch_size", 64), ("eval_accumulation_steps", 2),
-        ("eval_on_start", True), ("bf16_full_eval", True), ("fp16_full_eval", True), ("load_best_model_at_end", True),
-        ("eval_strategy", "steps"), ("eval_steps", 5), ("eval_delay", 5),
+        ("bf16_full_eval", True), ("fp16_full_eval", True), ("load_best_model_at_end", True),
+        ("eval_steps", 5), ("eval_delay", 5),
     ) for where in (STREAM, {**HUB, "eval_fraction": 0.0})),
     ("eval_steps", 5, {"eval_strategy": "epoch"}),
     ("eval_delay", 5, {"eval_strategy": "no"}),
@@ -177,13 +177,11 @@ def test_in_a_file_and_on_the_command_line(recipe_file, name, value, where):
 
 
 def test_what_the_command_line_makes_void_is_left_out_and_said(recipe_file, caplog):
-    path = recipe_file(num_train_epochs=3, eval_fraction=0.2, eval_strategy="epoch", per_device_eval_batch_size=4,
-                       dataset="user/set")  # fmt: skip
+    path = recipe_file(num_train_epochs=3, eval_fraction=0.2, per_device_eval_batch_size=4, dataset="user/set")
     with caplog.at_level(logging.WARNING):
         recipe = parse_recipe(path, ["--max_steps", "4", "--dataset", "a-{0..3}.tar"])
     assert set(recipe.given) == {"use_cpu", "output_dir", "dataset", "max_steps"}
     assert recipe.training.num_train_epochs == DEFAULTS["num_train_epochs"]
-    assert recipe.training.eval_strategy == "no"
     for name in ("num_train_epochs (with max_steps", "eval_fraction (with a stream", "per_device_eval_batch_size"):
         assert name in caplog.text
     with pytest.raises(ValueError, match="num_train_epochs has no effect"):
@@ -193,7 +191,6 @@ def test_what_the_command_line_makes_void_is_left_out_and_said(recipe_file, capl
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_bundled_recipes_with_other_data(name, tmp_path):
     recipe = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--dataset", "a.tar", "--max_steps", "9"])
-    assert recipe.training.eval_strategy == "no"
     assert recipe.training.max_steps == 9
     assert not {"max_examples", "num_train_epochs", "group_size", "eval_steps"} & recipe.given.keys()
 
