@@ -21,7 +21,8 @@ from .sources import is_hidden
 Member = TypeVar("Member", bound="_Member")
 # what a mark at the end raises
 _END_OF_ARCHIVE = tarfile.EOFHeaderError  # ty: ignore[missing-attribute]  # typeshed lacks it
-BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+# TypeError: where a gzip header ends early, `tarfile` takes no byte for one
+BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, TypeError)
 MOST_DROPPED = 0.5
 NAMED = 5
 

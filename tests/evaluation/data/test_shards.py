@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.evaluation.data import columns, load, samples_of_members
@@ -263,6 +263,7 @@ def test_every_image_is_given_once_or_named(members, mode, tmp_path_factory):
     cut=st.floats(0, 1),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
 )
+@example(members=[], mode="w:gz", cut=0.08, changes=[])
 @settings(max_examples=25)
 def test_a_damaged_shard_ends_with_its_reason(members, mode, cut, changes, tmp_path_factory):
     packed = bytearray(tar_of(members, mode))

@@ -12,6 +12,8 @@ from modeling_siglip_ext.training.run import precompute, recipe_command
 from modeling_siglip_ext.training.run.recipe import FIELDS, PARTS, bundled_recipes, parse_recipe
 
 
+# of transformers, about the older names of its own fields
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 # What parsing by itself would do elsewhere: start process groups, ask for devices or packages of other projects.
 ELSEWHERE = {"deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "debug", "output_dir"}
 NAMES = sorted(set(FIELDS) - ELSEWHERE)
