@@ -179,3 +179,20 @@ def test_a_missing_tokenizer_is_named_with_what_to_fetch():
     text = missing_tokenizer(tokenizers()["gemma"])
     assert "hf download google/siglip2-base-patch16-224 tokenizer.json" in text
     assert "256,000 tokens" in text
+
+
+def test_a_naflex_model_keeps_a_tokenizer_that_is_not_gemmas(checkpoints, tmp_path, capsys):
+    """Beside a model in stock form transformers would read it as Gemma's."""
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300, max_length=8)
+    tokenizer.save_pretrained(tmp_path / "own")
+    source = str(checkpoints / "siglip2_naflex" / "checkpoint.npz")
+    options = ["--tokenizer", str(tmp_path / "own"), "--text-rules", "v2"]
+    found = main(["from-jax", source, str(tmp_path / "native"), *options, "--format", "native"])
+    assert found == 2
+    if "beyond the model's vocabulary" in capsys.readouterr().err:
+        pytest.skip("the fixture's vocabulary is too small")
+    assert not (tmp_path / "native").exists()
+    assert main(["from-jax", source, str(tmp_path / "out"), *options]) == 0
+    assert json.loads((tmp_path / "out" / "conversion_report.json").read_text())["format"] == "ext"
+    rows = AutoProcessor.from_pretrained(tmp_path / "out")(text=TEXTS)["input_ids"]
+    assert rows == tokenizer(TEXTS, padding="max_length", truncation=True)["input_ids"]
