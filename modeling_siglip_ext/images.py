@@ -6,6 +6,7 @@ as PIL users expect: transparency is dropped, EXIF rotation applied.
 
 import base64
 import binascii
+import importlib
 import os
 import struct
 import zlib
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import get_session
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -24,9 +26,16 @@ class UnreadableImageError(ValueError):
     """An input is no image, or one that is broken, too large or out of reach; the message says which and why."""
 
 
+def client_errors() -> tuple[type[Exception], ...]:
+    """What the client behind `get_session` raises: httpx or its successor, by huggingface_hub's version."""
+    kinds = (kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
+    base = next(kind for kind in kinds if issubclass(kind, Exception))
+    return base, importlib.import_module(base.__module__.partition(".")[0]).InvalidURL
+
+
 # what PIL's decoders raise for broken files, and what reading from disk and from the net does
 BROKEN = (SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, ArithmeticError)
-UNREADABLE = (*BROKEN, struct.error, zlib.error, OSError, MemoryError)
+UNREADABLE = (*BROKEN, struct.error, zlib.error, OSError, MemoryError, *client_errors())
 
 # of an image in an array, at one end of its shape
 CHANNELS = (1, 3, 4)
