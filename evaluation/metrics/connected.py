@@ -69,9 +69,9 @@ class Components:
     def groups(self) -> list[Group]:
         """Rows with a pair, by group."""
         self.merge()
-        order = np.argsort(self.label, kind="stable")
-        starts = np.flatnonzero(np.diff(self.label[order], prepend=-1))
-        parts = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+        connected = np.flatnonzero(np.bincount(self.label)[self.label] > 1)
+        order = connected[np.argsort(self.label[connected], kind="stable")]
+        parts = np.split(order, np.flatnonzero(np.diff(self.label[order])) + 1) if len(order) else []
         found = [
             Group(rows.tolist(), int(self.pairs[rows].sum()), min(1.0, float(self.least[rows].min())))
             for rows in parts

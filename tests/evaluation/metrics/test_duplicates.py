@@ -66,7 +66,7 @@ def test_the_bound_misses_nothing(count, threshold, noise, seed):
 
 
 def test_the_bound_is_used_where_it_pays_and_holds():
-    rows = normalize(torch.randn(400, 256), dim=1)
+    rows = normalize(torch.randn(600, 256), dim=1)
     bound = duplicates.choose_bound(rows, 0.95)
     assert bound.rotation is not None
     assert bound.rotation.shape[1] < 128
