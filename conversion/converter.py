@@ -63,11 +63,11 @@ class Result:
 def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, options: Options) -> str | None:
     """Write processor and tokenizer; returns what the user should know where there is no tokenizer."""
     vision, text = vision_of(config), getattr(config, "text_config", None)
-    wanted, resample = checkpoint.tokenizer, checkpoint.resample
+    wanted, images = checkpoint.tokenizer, checkpoint.images
     if text is None:
         if options.tokenizer is not None or options.rules is not None:
             raise CheckpointError("--tokenizer and --text_rules have no effect: this checkpoint is an image tower")
-        write_processor(folder, vision, None, resample)
+        write_processor(folder, vision, None, images)
         return None
     tokenizer, rules = None, options.rules or (wanted.rules if wanted else None)
     if options.tokenizer is not None:
@@ -82,10 +82,10 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
     if tokenizer is None and options.rules is not None:
         raise CheckpointError("--text_rules has no effect without a tokenizer: name one with --tokenizer")
     if tokenizer is None or rules is None:
-        write_processor(folder, vision, None, resample)
+        write_processor(folder, vision, None, images)
         return missing_tokenizer(wanted)
     length = checkpoint.text_length or text.max_position_embeddings
-    write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), resample)
+    write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), images)
     check_tokenizer(folder, rules, length, text.vocab_size)
     return None
 
@@ -140,7 +140,7 @@ def write_folder(
             tensors=differences,
         )
     write_report(folder, report)
-    write_card(folder, conversion_card(folder, name, report, checkpoint.resample))
+    write_card(folder, conversion_card(folder, name, report, checkpoint.images.resample))
     return report, remark
 
 
@@ -170,7 +170,7 @@ def convert(
         if name in str(error):
             raise
         raise type(error)(f"{name}: {error}") from error
-    remarks = [] if remark is None else [remark]
+    remarks = [*checkpoint.remarks, *([] if remark is None else [remark])]
     if options.zero_bias:
         remarks.append(
             "this model was trained with the softmax loss and now has a logit bias of 0: its logits and softmax "

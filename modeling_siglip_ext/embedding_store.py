@@ -201,6 +201,22 @@ def check_settings(folder: str | Path, expected: Mapping[str, Any], remedy: str,
         raise ValueError(f"{folder} holds embeddings with other {changes}: {remedy}")
 
 
+def damaged(path: Path, error: Exception, missing: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}): delete it, then {missing}")
+
+
+def located(folder: Path, missing: str) -> tuple[dict[str, Any], list[Path]]:
+    """The settings of a folder and its parts, which are all there; raises as `read`."""
+    settings = read_settings(folder, missing)
+    paths = part_paths(folder, settings)
+    absent = [path.name for path in paths if not path.exists()]
+    if absent:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(absent)} of {len(paths)} parts of its embeddings, e.g. {absent[0]}: {missing}"
+        )
+    return settings, paths
+
+
 def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, dict[int, str], list[str | None]]:
     """All embeddings of a folder (rows, D), why the unreadable ones are, and names (None where there are none).
 
@@ -213,20 +229,13 @@ def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, d
         FileNotFoundError: it holds none, or not all of them.
         ValueError: a file there is damaged.
     """
-    folder = Path(folder)
-    settings = read_settings(folder, missing)
-    paths = part_paths(folder, settings)
-    absent = [path.name for path in paths if not path.exists()]
-    if absent:
-        raise FileNotFoundError(
-            f"{folder} lacks {len(absent)} of {len(paths)} parts of its embeddings, e.g. {absent[0]}: {missing}"
-        )
+    settings, paths = located(Path(folder), missing)
     embeds, errors, names = [], {}, []
     for path in paths:
         try:
             part_embeds, part_errors, part_names = READERS[settings["form"]](path)
         except (SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, then {missing}") from error
+            raise damaged(path, error, missing) from error
         embeds.append(part_embeds)
         errors |= part_errors
         names += part_names or [None] * len(part_embeds)

@@ -19,6 +19,7 @@ from ..containers.sources import Source
 from ..errors import AnotherFileError
 from ..formats import check_known, fetched, read_checkpoint, source_at
 from ..model_folder.folder import choose_form, open_folder
+from ..open_clip.config import CONFIG as OPEN_CLIP
 from ..plan import AnyConfig, vision_of
 from .arguments import check_choices, choices, choices_arguments
 
@@ -103,7 +104,8 @@ def source_or_folder(path: str) -> Generator[Source | Path]:
                 yield Source(Path(name), name, read_npz(name, file))
                 return
     with fetched(path) as here:
-        yield here if (here / "config.json").is_file() else source_at(here)
+        described = (here / "config.json").is_file() and not (here / OPEN_CLIP).is_file()  # timm's is called so, too
+        yield here if described else source_at(here)
 
 
 def read_named(source: Source, arguments: argparse.Namespace) -> Checkpoint:
