@@ -1,4 +1,4 @@
-"""A model under evaluation is whole: a stock class would be loaded with random weights in the place of missing ones."""
+"""A model under evaluation is whole: a stock class would be loaded with random weights in place of missing ones."""
 
 import pytest
 from safetensors.torch import load_file, save_file
