@@ -147,8 +147,8 @@ def render(found: dict, note: str) -> list[str]:
         "",
         f"Written by `benchmarks/duplicates.py`. {machine()}.{f' {note}.' if note else ''}",
         f"Vectors of width {WIDTH} in float16 on disk, threshold {THRESHOLD}; 1 is the rate of the bare product of",
-        "whole vectors in float32, measured before and after. A million vectors were compared for as long as is shown,",
-        "and their whole run is extrapolated. Memory is the growth of the process, the vectors that are held included.",
+        "whole vectors in float32, measured before and after. A million vectors were compared for as long as is",
+        "shown, and their whole run is extrapolated. Memory is the growth of the process, the vectors included.",
         "",
         *table(COLUMNS, [cells(one) for one in found.values()]),
     ]

@@ -60,11 +60,11 @@ def prepare(recipe: Recipe) -> Run:
     """
     data, args = recipe.data, recipe.training
     args.check_for_training()
-    refuse_naflex(recipe.model, data.image_embeddings is not None)
     if data.is_stream and args.max_steps < 1:
         raise ValueError("a stream has no length: set max_steps or max_examples")
     check_folder(recipe)
     check_sources(recipe.model)
+    refuse_naflex(recipe.model, data.image_embeddings is not None)
     set_seed(args.seed)
     rows = load_rows(data, args.seed)
     check_rows(recipe, rows)

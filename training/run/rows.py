@@ -96,8 +96,6 @@ def load_rows(data: DataArguments, seed: int) -> Rows:
 
 
 def _shards(data: DataArguments, shards: list[str], seed: int) -> TarShards:
-    if data.eval_split is not None:
-        raise ValueError("eval_split: shards have no splits; unset it")
     for setting in ("separator", "dataset_config"):
         if getattr(data, setting) is not None:
             raise ValueError(f"{setting} means nothing for tar shards; unset it")
@@ -131,8 +129,6 @@ def every_row(data: DataArguments) -> Dataset:
 
 def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
     if data.dataset == BUNDLED:
-        if data.separator is not None or data.dataset_config is not None:
-            raise ValueError("separator and dataset_config mean nothing for the bundled emoji; unset them")
         train, test = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
         return _with_columns(train, data), _with_columns(test, data)
     rows, held_out = _from_files(data) if is_local(data.dataset) else _from_hub(data)

@@ -6,7 +6,10 @@ command line has made void, are left out and named instead: a recipe is written 
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..optimizers import OPTIMIZERS, takes_betas
 from .fields import BUNDLED, DataArguments
@@ -118,6 +121,13 @@ RULES = (
     # what else of these a dataset has, only reading it tells
     Unused(
         "dataset_config separator train_split eval_split", is_any("dataset", BUNDLED), "dataset", f"with {BUNDLED}"
+    ),
+    Unused("eval_split", lambda n: shards_of(n.dataset), "dataset", "with shards, which have no splits"),
+    Unused(
+        "train_split",
+        lambda n: shards_of(n.dataset, n.train_split) and not (Path(n.dataset).expanduser() / n.train_split).is_dir(),
+        "dataset",
+        "with shards that are no folder with this subfolder",
     ),
     Unused(
         "eval_fraction",

@@ -150,7 +150,7 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
     monkeypatch.setattr("modeling_siglip_ext.training.run.prepare.load_rows", unexpected)
     monkeypatch.setattr("modeling_siglip_ext.training.run.sources.AutoConfig.from_pretrained", no_such_model)
     (tmp_path / "file").write_text("x")
-    scratch = ("--vision_config", "{}", "--text_config", "{}", "--model_name_or_path")
+    scratch = ("--model_name_or_path",)  # which makes the towers of the file void
     for more, reason in (
         (("--output_dir", str(tmp_path / "file")), "is a file; choose another folder"),
         (("--resume_from_checkpoint", "true"), "there is no checkpoint in output_dir"),
@@ -166,9 +166,9 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
         (("--per_device_train_batch_size", "0"), "per_device_train_batch_size must be at least 1"),
         (("--learning_rate", "nan"), "learning_rate must be"),
         (("--no_dataloader_drop_last",), "dataloader_drop_last=False"),
-        (("--do_predict", "true"), "do_predict does nothing"),
-        (("--hub_model_id", "me/x"), "hub_model_id is for push_to_hub"),
-        (("--run_name", "first"), "run_name is for trackers"),
+        (("--do_predict", "true"), "do_predict has no effect"),
+        (("--hub_model_id", "me/x"), "hub_model_id has no effect without push_to_hub"),
+        (("--run_name", "first"), "run_name has no effect without report_to"),
         (("--cache_gib", "nan"), "cache_gib must be at least 0"),
         (("--shuffle_buffer", "0"), "shuffle_buffer must be at least 1"),
         (("--vocab_size", "-1"), "vocab_size must be at least 1"),

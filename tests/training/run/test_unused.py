@@ -51,6 +51,7 @@ SITUATIONS = [
     ("text_pooling", "mean", {"vision_name_or_path": "user/vit"}),
     ("text_length", 8, TUNED),
     ("dataset_config", "en", {}),
+    ("separator", ";", {}),
     ("train_split", "all", STREAM),
     ("eval_split", "test", {}),
     ("eval_split", "test", STREAM),
