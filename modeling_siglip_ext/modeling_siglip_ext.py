@@ -19,7 +19,7 @@ from transformers.conversion_mapping import PrefixChange, register_checkpoint_co
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -39,6 +39,9 @@ from .naflex import check_naflex_inputs, valid_patches
 from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
 from .positions import sincos2d
 from .sentence_embedding import save_settings
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -243,6 +246,11 @@ class SiglipExtTextModel(SiglipExtPreTrainedModel):
             raise ValueError(
                 f"input_ids has {input_ids.shape[-1]} tokens, this tower takes exactly {length} (SigLIP attends to "
                 f"its padding): tokenize with {padding}max_length={length}, truncation=True"
+            )
+        if self.training and attention_mask is not None and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "attention_mask has no effect on this tower, and stock classes would apply it: let the tokenizer give "
+                "none, with modeling_siglip_ext.fit_tokenizer(tokenizer, model.config.text_config)"
             )
         hidden_states = self.embeddings(input_ids, position_ids)
         hidden_states = self.final_layer_norm(self.encoder(hidden_states, **kwargs))

@@ -22,12 +22,16 @@ from modeling_siglip_ext import (
     SiglipExtImageProcessor,
     SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
+    SiglipExtTextConfig,
+    SiglipExtTextModel,
     apply_text_rules,
+    fit_tokenizer,
     train_tokenizer,
 )
 from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
 from support.images import noise
-from support.models import TINY
+from support.models import TINY, TINY_TEXT
+from support.tokenizers import KINDS
 
 
 CAPTIONS = ["A red square", "a blue circle", "two green triangles on a white ground"]
@@ -276,3 +280,21 @@ def test_texts_of_a_saved_processor_have_the_full_length_unasked(processor, tmp_
     assert torch.equal(auto(text=CAPTIONS, return_tensors="pt").input_ids, expected)
     assert torch.equal(auto(text=CAPTIONS, padding="max_length", return_tensors="pt").input_ids, expected)
     assert len(auto(text=["a"], padding=False).input_ids[0]) == 2
+
+
+def test_a_tokenizer_is_put_in_order_for_a_tower(tmp_path, fresh_warnings, caplog):
+    """Without a mask, at the tower's length and on its own side, also after saving; a mask in training is said."""
+    tokenizer = KINDS["on_the_left"]()
+    config = SiglipExtTextConfig(**TINY_TEXT | {"vocab_size": 120, "max_position_embeddings": 6, "pooling": "mean"})
+    masked = tokenizer("a red square", padding="max_length", max_length=6, truncation=True, return_tensors="pt")
+    tower = SiglipExtTextModel(config)
+    with caplog.at_level(logging.WARNING):
+        tower.train()(**{name: masked[name] for name in ("input_ids", "attention_mask")})
+    assert "attention_mask has no effect" in caplog.text
+    fit_tokenizer(tokenizer, config)
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert dict(one("a red square", padding="max_length", truncation=True)).keys() == {"input_ids"}
+        assert one("a red", padding="max_length", truncation=True)["input_ids"][:2] == [0, 0]
+        assert (one.model_max_length, one.truncation_side) == (6, "left")
+    assert config.pad_token_id == 0

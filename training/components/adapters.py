@@ -77,7 +77,7 @@ def _take_out_unused(core: nn.Module) -> list[str]:
 
 def _exclude(config: Any, name: str) -> None:
     """Let whoever loads the adapter leave out the same layer."""
-    before = config.exclude_modules
+    before = getattr(config, "exclude_modules", None)
     if isinstance(before, str):
         config.exclude_modules = f"({before})|(.*\\.)?{name.replace('.', '[.]')}"
     else:

@@ -54,11 +54,16 @@ ALL = {"target_modules": "all-linear", "modules_to_save": ["logit_scale", "logit
     [
         (SiglipExtModel, ALL),
         (SiglipModel, ALL),
-        (SiglipExtModel, {"target_modules": ["q_proj", "out_proj"], "modules_to_save": ["logit_scale"]}),
         (SiglipModel, {"target_modules": ["fc1"], "bias": "all"}),
-        (SiglipExtModel, {"target_modules": r".*\.out_proj", "exclude_modules": r"text_model\..*"}),
+        *(
+            pytest.param(SiglipExtModel, settings, marks=pytest.mark.slow)
+            for settings in (
+                {"target_modules": ["q_proj", "out_proj"], "modules_to_save": ["logit_scale"]},
+                {"target_modules": r".*\.out_proj", "exclude_modules": r"text_model\..*"},
+            )
+        ),
     ],
-    ids=["all", "all-stock", "suffixes", "biases", "pattern"],
+    ids=["all", "all-stock", "biases", "suffixes", "pattern"],
 )
 def test_trained_with_either_class_loaded_with_either(kind, settings, base, make, logits, tmp_path):
     model = get_peft_model(kind.from_pretrained(base), LoraConfig(r=2, **settings))

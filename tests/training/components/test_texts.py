@@ -105,7 +105,16 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning")
-@pytest.mark.parametrize("kind", [*KINDS, "sentencepiece"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("masked", "on_the_left", "gpt2", "slow", "sentencepiece"),
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("ours", "added", "bert", "cased", "limits_of_its_own")
+        ),
+    ],
+)
 def test_any_tokenizer_any_way(kind, train, rows, tmp_path):
     if kind == "sentencepiece":
         pytest.importorskip("sentencepiece")
