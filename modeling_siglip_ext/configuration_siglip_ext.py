@@ -12,9 +12,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .own_tokenizer import has_own_tokenizer
+from .own_tokenizer import has_own_tokenizer, reads_texts
 from .remote_code import add_remote_code
-from .stock import from_stock, native_config
+from .stock import from_stock, native_config, to_stock
 
 
 IMAGE_POOLINGS = ("map", "mean", "max", "first", "cls", "none")
@@ -88,7 +88,7 @@ class StockReadable(PreTrainedConfig):
                 `siglip_ext` form, None takes the stock form where possible.
         """
         native = self.__dict__.pop("save_native", native)
-        if native is not False and getattr(native_config(self), "model_type", "") == "siglip2":
+        if native is not False and reads_texts(to_stock(self.to_dict())):
             self.own_tokenizer = has_own_tokenizer(save_directory)
         stock = None if native is False else native_config(self)
         if stock is not None:

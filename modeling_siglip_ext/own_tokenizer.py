@@ -56,6 +56,13 @@ def steps(normalizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield from steps(part)
 
 
+def reads_texts(config: Mapping[str, Any] | None) -> bool:
+    """Whether it is the configuration of a NaFlex model in stock form that has texts; an image classifier has none."""
+    if config is None or config.get("model_type") != "siglip2":
+        return False
+    return "Siglip2ForImageClassification" not in (config.get("architectures") or ())
+
+
 def has_own_tokenizer(folder: str | Path) -> bool:
     """Whether a folder holds a tokenizer that transformers would read wrongly beside a "siglip2" model."""
     tokenizer, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"

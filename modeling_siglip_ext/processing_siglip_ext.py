@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .configuration_siglip_ext import SiglipExtConfig
 from .image_processing_siglip_ext import STOCK_PATCHES, patch_settings
-from .own_tokenizer import siglip2_reads
+from .own_tokenizer import reads_texts, siglip2_reads
 from .texts import NO_LENGTH, STOCK_TEXT_LENGTH
 from .tokenization_siglip_ext import set_text_length, without_mask
 
@@ -121,7 +121,7 @@ def keep_tokenizer(folder: Path) -> None:
     Names and shapes of the weights are the same in both forms, so the configuration is all that changes.
     """
     file = folder / "config.json"
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")).get("model_type") != "siglip2":
+    if not file.is_file() or not reads_texts(json.loads(file.read_text(encoding="utf-8"))):
         return  # a model that is saved here later looks for the tokenizer itself
     config = SiglipExtConfig.from_pretrained(folder)
     config.own_tokenizer = True

@@ -1,4 +1,4 @@
-"""A model under evaluation is whole: a stock class would be loaded with random weights in place of missing ones."""
+"""A model under evaluation is whole: in a stock class weights that are missing would be random, with figures."""
 
 import pytest
 from safetensors.torch import load_file, save_file

@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast, Siglip2Tokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Siglip2ForImageClassification,
+    Siglip2Tokenizer,
+)
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
+    SiglipExtForImageClassification,
     SiglipExtModel,
     SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
@@ -118,3 +127,13 @@ def test_what_counts_as_gemmas_is_what_the_stock_class_reads_alike(tmp_path):
     assert not has_own_tokenizer(tmp_path)
     Siglip2Tokenizer.from_pretrained(tmp_path / "2").save_pretrained(tmp_path / "theirs")
     assert not has_own_tokenizer(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("first", ["model", "processor"])
+def test_a_classifier_has_no_texts_and_stays_in_stock_form(first, tmp_path):
+    _, processor = build(OWN["trained"]())
+    config = SiglipExtConfig(vision_config={**TINY_NAFLEX, "pooling": "mean"}, num_labels=3)
+    parts = [SiglipExtForImageClassification(config), processor]
+    for part in parts if first == "model" else parts[::-1]:
+        part.save_pretrained(tmp_path)
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is Siglip2ForImageClassification

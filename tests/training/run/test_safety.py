@@ -170,7 +170,7 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
         (("--hub_model_id", "me/x"), "hub_model_id has no effect without push_to_hub"),
         (("--run_name", "first"), "run_name has no effect without report_to"),
         (("--cache_gib", "nan"), "cache_gib must be at least 0"),
-        (("--shuffle_buffer", "0"), "shuffle_buffer must be at least 1"),
+        (("--shuffle_buffer", "0", "--streaming", "true"), "shuffle_buffer must be at least 1"),
         (("--vocab_size", "-1"), "vocab_size must be at least 1"),
         (("--logit_bias_init", "nan"), "logit_bias_init must be a number"),
         (("--max_seconds", "5", "--lr_scheduler_type", "polynomial"), "cannot be combined with max_seconds"),
