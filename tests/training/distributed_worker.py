@@ -116,6 +116,8 @@ def main(global_batch: int, output: Path, cases: list[str]) -> None:
     sharded = [name for name in cases if name in fsdp_worker.CASES]
     data = examples(5 * global_batch)
     fsdp_worker.run(sharded, lambda: build("ours", "zero_bias"), data, collate, global_batch, output)
+    # Sharded modules and their mesh are in reference circles: they go while the group and its threads are there.
+    gc.collect()
     trainer.end()
     # A wrapper that outlives the process group can deadlock with gloo's thread when it is freed (see `end`).
     assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
