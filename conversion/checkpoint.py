@@ -34,6 +34,7 @@ class Choices:
     text_pooling: str | None = None
     text_heads: int | None = None
     image_heads: int | None = None
+    image_act: str | None = None
 
 
 def choices_of(config: AnyConfig) -> Choices:
@@ -47,6 +48,7 @@ def choices_of(config: AnyConfig) -> Choices:
         text_pooling=getattr(text, "pooling", None) if own else getattr(config, "text_pooling", None),
         text_heads=getattr(text, "num_attention_heads", None),
         image_heads=vision.num_attention_heads,
+        image_act=vision.hidden_act,
     )
 
 
@@ -70,6 +72,20 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared: resized to the tower's size and normalised.
+
+    Args:
+        resample: "bilinear", as every big_vision model was trained, or "bicubic".
+        mean, std: Of the channels, of values in [0, 1].
+    """
+
+    resample: str = "bilinear"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
 class Checkpoint(ABC):
     """A checkpoint of one format, opened; its arrays are read when they are asked for.
 
@@ -82,7 +98,8 @@ class Checkpoint(ABC):
         text_length: Tokens of a text, where the text tower takes any number.
         catalogue: The released file that it is.
         licence: The Hub's identifier, of the weights.
-        resample: Of the images, "bilinear" or "bicubic".
+        images: How they are prepared.
+        remarks: What the user should know of it.
     """
 
     source: Source
@@ -93,7 +110,8 @@ class Checkpoint(ABC):
     text_length: int | None = None
     catalogue: str | None = None
     licence: str | None = None
-    resample: str = "bilinear"
+    images: Preprocessing = Preprocessing()
+    remarks: tuple[str, ...] = ()
 
     @abstractmethod
     def plan(self, config: AnyConfig) -> Plan:

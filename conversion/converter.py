@@ -16,7 +16,7 @@ from .containers.arrays import DTYPES
 from .containers.safetensors_files import SafetensorsWriter
 from .containers.sources import sha256
 from .errors import CheckpointError
-from .model_folder.folder import choose_form, model_shapes, verify_folder, write_config
+from .model_folder.folder import choose_form, in_stock_form, model_shapes, verify_folder, write_config
 from .model_folder.processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
 from .model_folder.report import ConversionReport, Origin, write_report
 from .plan import AnyConfig, NewSizes, check_shapes, resized, vision_of
@@ -63,9 +63,11 @@ class Result:
 def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, options: Options) -> str | None:
     """Write processor and tokenizer; returns what the user should know where there is no tokenizer."""
     vision, text = vision_of(config), getattr(config, "text_config", None)
-    wanted, resample = checkpoint.tokenizer, checkpoint.resample
+    wanted, images = checkpoint.tokenizer, checkpoint.images
     if text is None:
-        write_processor(folder, vision, None, resample)
+        if options.tokenizer is not None or options.rules is not None:
+            raise CheckpointError("--tokenizer and --text_rules have no effect: this checkpoint is an image tower")
+        write_processor(folder, vision, None, images)
         return None
     tokenizer, rules = None, options.rules or (wanted.rules if wanted else None)
     if options.tokenizer is not None:
@@ -77,11 +79,13 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
             tokenizer = load_tokenizer(wanted.repo, local_only=True)
         except CheckpointError as error:
             logger.info("%s", error)
+    if tokenizer is None and options.rules is not None:
+        raise CheckpointError("--text_rules has no effect without a tokenizer: name one with --tokenizer")
     if tokenizer is None or rules is None:
-        write_processor(folder, vision, None, resample)
+        write_processor(folder, vision, None, images)
         return missing_tokenizer(wanted)
     length = checkpoint.text_length or text.max_position_embeddings
-    write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), resample)
+    write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), images)
     check_tokenizer(folder, rules, length, text.vocab_size)
     return None
 
@@ -105,14 +109,18 @@ def write_folder(
     plan = checkpoint.plan(config)
     with ThreadPoolExecutor(1) as pool:
         write_config(plan.config, folder, options.dtype, native, loss)
-        class_name, shapes = model_shapes(folder)
+        _, shapes = model_shapes(folder)
         check_shapes(plan, checkpoint.arrays, shapes)
         digest = pool.submit(sha256, checkpoint.source.path)  # reads beside the work; hashing leaves Python free
         with SafetensorsWriter(folder, shapes, DTYPES[options.dtype], options.max_shard_size) as writer:
             nonfinite = write_tensors(plan, checkpoint.arrays, writer, allow_nonfinite=options.allow_nonfinite)
         remark = add_processor(folder, plan.config, checkpoint, options)
+        if native and not in_stock_form(folder):  # beside its tokenizer, which stock form would lose
+            if options.form == "native":
+                raise CheckpointError("--format native would lose this NaFlex model's tokenizer: leave it out")
+            native = False
         files = {path.name: pool.submit(sha256, path) for path in sorted(folder.glob("*.safetensors"))}
-        differences, _ = verify_folder(folder, plan, checkpoint.arrays)
+        differences, class_name = verify_folder(folder, plan, checkpoint.arrays)
         report = ConversionReport(
             source=Origin(checkpoint.source.name, digest.result()),
             class_name=class_name,
@@ -132,7 +140,7 @@ def write_folder(
             tensors=differences,
         )
     write_report(folder, report)
-    write_card(folder, conversion_card(folder, name, report, checkpoint.resample))
+    write_card(folder, conversion_card(folder, name, report, checkpoint.images.resample))
     return report, remark
 
 
@@ -162,7 +170,7 @@ def convert(
         if name in str(error):
             raise
         raise type(error)(f"{name}: {error}") from error
-    remarks = [] if remark is None else [remark]
+    remarks = [*checkpoint.remarks, *([] if remark is None else [remark])]
     if options.zero_bias:
         remarks.append(
             "this model was trained with the softmax loss and now has a logit bias of 0: its logits and softmax "
@@ -171,7 +179,7 @@ def convert(
     text_length = getattr(getattr(config, "text_config", None), "max_position_embeddings", STOCK_TEXT_LENGTH)
     if report.format == "native" and text_length != STOCK_TEXT_LENGTH:
         remarks.append(
-            f"this model takes texts of {text_length} tokens. The zero-shot pipeline of transformers, and its "
-            f"Siglip2Processor, pad to {STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
+            f"this model takes texts of {text_length} tokens. The zero-shot pipeline of transformers pads to "
+            f"{STOCK_TEXT_LENGTH} unless told: pass max_length={text_length}"
         )
     return Result(report, remarks)

@@ -7,6 +7,7 @@ if __name__ == "evaluation":
 
 from .data import Classes, EvaluationData, select
 from .evaluate import evaluate
+from .metrics.duplicates import find_duplicates
 from .metrics.probes import few_shot_metrics, knn, linear_probe
 from .metrics.retrieval import retrieval_metrics
 from .metrics.zero_shot import ForcedChoiceTask, ZeroShotTask, class_embeddings, zero_shot_metrics
@@ -22,6 +23,7 @@ __all__ = [
     "class_embeddings",
     "evaluate",
     "few_shot_metrics",
+    "find_duplicates",
     "knn",
     "linear_probe",
     "retrieval_metrics",

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from modeling_siglip_ext.encoding import collect, encode_texts, items_of, stream_images, undecoded
+from modeling_siglip_ext.encoding import collect, encode_texts, stream_images
+from modeling_siglip_ext.inputs import inputs_of
 
 from .data import EvaluationData
 from .metrics import zero_shot
@@ -143,10 +144,9 @@ def embed_images(
     """Embeddings (rows, D) of the data's images, and why some are not readable; `options` as in `encode_images`."""
     if data.images is None:
         raise ValueError("the data have no images: give image_embeds")
-    source = undecoded(data.images, data.image_column or "image")
-    items, count = items_of(source, data.image_column, "image")
-    batches = stream_images(model, processor, items, **options)
-    embeds, errors, _ = collect(batches, count, "images", "report", progress, model)
+    found = inputs_of(data.images, data.image_column)
+    batches = stream_images(model, processor, found.items, **options)
+    embeds, errors, _ = collect(batches, found.count, "images", "report", progress, model)
     warn_of_unreadable(errors, len(embeds))
     return embeds, errors
 

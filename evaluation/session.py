@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTo
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
+from modeling_siglip_ext.loading import load_whole
 
 from .data import EvaluationData
 from .evaluate import evaluate, warn_of_unreadable
@@ -47,6 +48,13 @@ class Settings:
     part_rows: int = 4096
     cache_dir: str = "results/embeddings"
     central_crop: bool = False
+
+    def __post_init__(self) -> None:
+        store.check_part_rows(self.part_rows)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -84,14 +92,15 @@ class Session:
 
         Raises:
             FileNotFoundError: a folder that is not there.
-            ValueError: a device that torch cannot compute on, or a model that is not of images and texts.
+            ValueError: a device that torch cannot compute on, a model that is not of images and texts, or a checkpoint
+                without some of its weights.
         """
         started, name = time.monotonic(), settings.model
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
             raise FileNotFoundError(f"{name} is no folder")
         device = checked_device(settings.device or default_device())
         options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-        model = AutoModel.from_pretrained(name, dtype=getattr(torch, settings.dtype), **options).eval()
+        model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0].eval()
         if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
             raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
         processor = AutoProcessor.from_pretrained(name, **options)

@@ -31,7 +31,7 @@ from .pipeline_siglip_ext import SiglipExtZeroShotImageClassificationPipeline
 from .pooling import SiglipExtMultiheadAttentionPoolingHead
 from .processing_siglip_ext import SiglipExtProcessor
 from .stock import native_config
-from .tokenization_siglip_ext import apply_text_rules, train_tokenizer
+from .tokenization_siglip_ext import apply_text_rules, fit_tokenizer, train_tokenizer
 
 
 for config_class, model_class in (
@@ -67,6 +67,7 @@ __all__ = [
     "apply_text_rules",
     "encode_images",
     "encode_texts",
+    "fit_tokenizer",
     "native_config",
     "sigmoid_loss",
     "softmax_loss",

@@ -10,6 +10,7 @@ import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from itertools import dropwhile
 from typing import Any, NoReturn, Protocol
 
 
@@ -80,6 +81,21 @@ def unknown_word(word: str, known: Iterable[str], kind: str) -> str:
     return f"unknown {kind} {word!r}" + ("" if kind == "argument" else f"; known: {', '.join(names)}")
 
 
+def refuse_unused(arguments: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Options that somebody gave and nothing reads are no more ignored in silence than mistyped ones.
+
+    Args:
+        names: of options that are None unless given.
+        why: in words that follow "has no effect".
+
+    Raises:
+        ValueError: one was given.
+    """
+    for name in names:
+        if getattr(arguments, name, None) is not None:
+            raise ValueError(f"--{name} has no effect {why}: leave it out")
+
+
 def underscored(words: Iterable[str]) -> list[str]:
     """Words of a command line with the names of options in underscores: `--max-steps=3` is `--max_steps=3`."""
     result, options = [], True
@@ -127,7 +143,17 @@ def say(prog: str, message: object, status: int = BAD_INPUT) -> int:
 def refused(prog: str, error: Exception) -> int:
     """`say` what an error says, and what a full disk means."""
     what = DISK.get(error.errno or 0) if isinstance(error, OSError) else None
-    return say(prog, error if what is None else f"{what}: {error}")
+    message = of_worker(str(error))
+    return say(prog, message if what is None else f"{what}: {message}")
+
+
+def of_worker(message: str) -> str:
+    """What was raised in a worker of a DataLoader, without the traceback that torch puts before it."""
+    _, traceback, rest = message.rpartition("Traceback (most recent call last):\n")
+    if not traceback or not message.startswith("Caught "):
+        return message
+    lines = dropwhile(lambda line: line.startswith(" "), rest.split("\n"))
+    return "\n".join(lines).partition(": ")[2]
 
 
 def main(parser: Parser, argv: Sequence[str] | None = None) -> int:

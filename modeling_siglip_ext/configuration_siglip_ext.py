@@ -12,8 +12,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .own_tokenizer import has_own_tokenizer, reads_texts
 from .remote_code import add_remote_code
-from .stock import from_stock, native_config
+from .stock import from_stock, native_config, to_stock
 
 
 IMAGE_POOLINGS = ("map", "mean", "max", "first", "cls", "none")
@@ -87,11 +88,16 @@ class StockReadable(PreTrainedConfig):
                 `siglip_ext` form, None takes the stock form where possible.
         """
         native = self.__dict__.pop("save_native", native)
+        if native is not False and reads_texts(to_stock(self.to_dict())):
+            self.own_tokenizer = has_own_tokenizer(save_directory)
         stock = None if native is False else native_config(self)
         if stock is not None:
             stock.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         elif native:
-            raise ValueError("native=True, but the stock SigLIP classes cannot express this model; leave native out")
+            tokenizer = ", or would lose its tokenizer" if getattr(self, "own_tokenizer", False) else ""
+            raise ValueError(
+                f"native=True, but the stock SigLIP classes cannot express this model{tokenizer}; leave native out"
+            )
         else:
             add_remote_code(self, save_directory)
             super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -271,6 +277,8 @@ class SiglipExtConfig(StockReadable):
             (the class token), "last" (the last token that is not padding), "mean" or "max". "first" unless given.
         text_projection_size, vision_projection_size: For a tower from elsewhere only: width of a linear head on the
             pooled output; None for none.
+        own_tokenizer: For NaFlex only: the tokenizer is not of Gemma's kind. transformers would read it as Gemma's
+            beside a model in stock form, so the model is saved in ours. Set where model and processor are saved.
 
     Example:
 
@@ -295,6 +303,7 @@ class SiglipExtConfig(StockReadable):
     text_projection_size: int | None = None
     vision_pooling: str | None = None
     vision_projection_size: int | None = None
+    own_tokenizer: bool = False
 
     def __post_init__(self, **kwargs):
         check_choice("loss_type", self.loss_type, LOSSES)

@@ -28,6 +28,8 @@ from .files import new_file, read_json, write_json
 
 # readers of Parquet folders pass over names that begin so
 SETTINGS = "_settings.json"
+# Settings that say how the embeddings are kept and what people call their model, not what they are.
+NOT_CONTENT = ("part_rows", "model")
 MISSING = "run the command that writes them; it continues where it stopped"
 
 
@@ -113,22 +115,27 @@ def compute(
         encode: first and last row (exclusive) to the batches of embeddings between them.
         form: "safetensors" or "parquet".
         names: of the inputs, for people.
-        part_rows: rows in one file.
+        part_rows: rows in one file; a folder that was begun keeps its own number.
         what: the inputs in a word, for people.
         remedy: of the error, for people.
 
     Raises:
-        ValueError: the folder holds embeddings made with other settings.
+        ValueError: the folder holds embeddings made with other settings, or `part_rows` is no number of rows; then
+            nothing is written.
     """
+    check_part_rows(part_rows)
     settings = {**settings, "rows": count, "part_rows": part_rows, "form": form}
     rank, world = processes()
     if (folder / SETTINGS).exists():
-        saved = read_json(folder / SETTINGS, MISSING)
-        check_settings(folder, {**dict.fromkeys(saved), **settings}, remedy)
+        saved = read_settings(folder, MISSING)
+        expected = {**dict.fromkeys(saved), **settings}
+        check_settings(folder, {name: expected[name] for name in expected if name not in NOT_CONTENT}, remedy)
+        settings = saved  # the parts that are there are cut in its way
     elif rank == 0:
         write_json(folder / SETTINGS, settings)
-    firsts = range(0, count, part_rows)
-    parts = [(path, first, min(count, first + part_rows)) for path, first in zip(part_paths(folder, settings), firsts)]
+    rows = int(settings["part_rows"])
+    firsts = range(0, count, rows)
+    parts = [(path, first, min(count, first + rows)) for path, first in zip(part_paths(folder, settings), firsts)]
     missing = [part for part in parts[rank::world] if not part[0].exists()]
     total = sum(last - first for _, first, last in missing)
     with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
@@ -145,6 +152,30 @@ def compute(
             with new_file(path, replace=True) as draft:
                 WRITERS[form](draft, first, torch.cat(embeds), errors, part_names)
     wait_for_all()
+
+
+def check_part_rows(part_rows: int) -> None:
+    """
+    Raises:
+        ValueError: it is not a positive whole number.
+    """
+    if not isinstance(part_rows, int) or part_rows < 1:
+        raise ValueError(f"part_rows must be a positive whole number, got {part_rows}")
+
+
+def read_settings(folder: Path, missing: str) -> dict[str, Any]:
+    """What is written of the embeddings in a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: the file is damaged.
+    """
+    settings = read_json(folder / SETTINGS, missing)
+    rows, part_rows = settings.get("rows"), settings.get("part_rows")
+    whole = isinstance(rows, int) and isinstance(part_rows, int) and part_rows > 0
+    if not whole or settings.get("form") not in READERS:
+        raise ValueError(f"{folder / SETTINGS} is damaged: delete {folder}, then {missing}")
+    return settings
 
 
 def part_paths(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
@@ -170,6 +201,22 @@ def check_settings(folder: str | Path, expected: Mapping[str, Any], remedy: str,
         raise ValueError(f"{folder} holds embeddings with other {changes}: {remedy}")
 
 
+def damaged(path: Path, error: Exception, missing: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}): delete it, then {missing}")
+
+
+def located(folder: Path, missing: str) -> tuple[dict[str, Any], list[Path]]:
+    """The settings of a folder and its parts, which are all there; raises as `read`."""
+    settings = read_settings(folder, missing)
+    paths = part_paths(folder, settings)
+    absent = [path.name for path in paths if not path.exists()]
+    if absent:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(absent)} of {len(paths)} parts of its embeddings, e.g. {absent[0]}: {missing}"
+        )
+    return settings, paths
+
+
 def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, dict[int, str], list[str | None]]:
     """All embeddings of a folder (rows, D), why the unreadable ones are, and names (None where there are none).
 
@@ -182,22 +229,13 @@ def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, d
         FileNotFoundError: it holds none, or not all of them.
         ValueError: a file there is damaged.
     """
-    folder = Path(folder)
-    settings = read_json(folder / SETTINGS, missing)
-    if not {"rows", "part_rows", "form"} <= settings.keys() or settings["form"] not in READERS:
-        raise ValueError(f"{folder / SETTINGS} is damaged: delete {folder}, then {missing}")
-    paths = part_paths(folder, settings)
-    absent = [path.name for path in paths if not path.exists()]
-    if absent:
-        raise FileNotFoundError(
-            f"{folder} lacks {len(absent)} of {len(paths)} parts of its embeddings, e.g. {absent[0]}: {missing}"
-        )
+    settings, paths = located(Path(folder), missing)
     embeds, errors, names = [], {}, []
     for path in paths:
         try:
             part_embeds, part_errors, part_names = READERS[settings["form"]](path)
         except (SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, then {missing}") from error
+            raise damaged(path, error, missing) from error
         embeds.append(part_embeds)
         errors |= part_errors
         names += part_names or [None] * len(part_embeds)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +22,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .images import UnreadableImageError, is_image_file, load_image
+from .images import UnreadableImageError, load_image
+from .inputs import inputs_of
 from .texts import text_config, tokenize, warn_of_cut
 
 
@@ -71,40 +71,6 @@ def embed(model: nn.Module, kind: str, inputs: Mapping[str, torch.Tensor], *, no
     }
     pooled = getattr(model, f"get_{kind}_features")(**moved).pooler_output.float()
     return (F.normalize(pooled, dim=-1) if normalize else pooled).cpu()
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """All files below a folder that PIL can read by their suffix, in order of their names."""
-    files = sorted(path for path in Path(folder).rglob("*") if is_image_file(path) and path.is_file())
-    if not files:
-        raise ValueError(f"{folder} holds no image files")
-    return files
-
-
-def items_of(source: Any, column: str | None, default: str) -> tuple[Iterable[Any], int | None]:
-    """The single inputs of a list, array, folder, stream or dataset, and their number where it is known."""
-    if default == "image" and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-        source = image_files(source)
-    elif isinstance(source, (str, bytes, os.PathLike, Image.Image)):
-        source = [source]
-    elif hasattr(source, "column_names"):  # datasets.Dataset or IterableDataset
-        column = column or default
-        names = source.column_names
-        if names is not None and column not in names:
-            raise ValueError(f"the dataset has no column {column!r}; it has {', '.join(names)}: give column=")
-        source = source.select_columns([column])
-    count = len(source) if hasattr(source, "__len__") else None
-    if column is not None:
-        return (item[column] for item in cast(Iterable[Any], source)), count
-    return source, count
-
-
-def undecoded(source: Any, column: str) -> Any:
-    """A dataset whose images stay bytes until a worker decodes them, so that a broken one spoils only its row."""
-    features = getattr(source, "features", None)
-    if features and type(features.get(column)).__name__ == "Image" and features[column].decode:
-        return source.cast_column(column, type(features[column])(decode=False))
-    return source
 
 
 def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, limit: int) -> Iterator[Any]:
@@ -248,10 +214,12 @@ def encode_images(
     Args:
         model: a dual SigLIP model, ours or stock.
         processor: its processor, or only the image processor.
-        images: a list or any other iterable of paths, URLs, PIL images, bytes and arrays; a folder, whose image
-            files are taken in order of their names; or a dataset of `datasets`, streaming or not. One image is a
-            list of one.
-        column: the images' column in a dataset, "image" by default.
+        images: one or many of what `load_image` takes: a path, URL, base64 text, PIL image, bytes, open file, array or
+            tensor, or a list or any other iterable of them. An array of two dimensions is one image, as is one of
+            three with 1, 3 or 4 channels; (N, H, W), (N, H, W, C) and (N, C, H, W) are N images. A folder stands for
+            its image files in order of their names. Tables, mappings and datasets, streaming or not, give their
+            column. One image gives one row.
+        column: the images' column, "image" by default.
         batch_size: images in one forward pass.
         workers: threads that read and prepare images; by default one a core, at most 8. 0 prepares between batches.
         normalize: to unit length, so that a dot product is a cosine.
@@ -265,7 +233,9 @@ def encode_images(
         (images, D) float32, a numpy array or a tensor on the CPU.
 
     Raises:
-        ValueError: no images, an unknown column, or with errors="raise" an image that cannot be read.
+        ValueError: no images, an unknown column, an array that is no image, or with errors="raise" an image that
+            cannot be read.
+        TypeError: something that is neither an image nor a collection of images.
 
     Example:
 
@@ -282,11 +252,11 @@ def encode_images(
 
     ```"""
     check_choices(errors, return_tensors)
-    items, count = items_of(undecoded(images, column or "image"), column, "image")
+    found = inputs_of(images, column, "image")
     batches = stream_images(
-        model, processor, items, batch_size=batch_size, workers=workers, normalize=normalize, timeout=timeout
+        model, processor, found.items, batch_size=batch_size, workers=workers, normalize=normalize, timeout=timeout
     )
-    embeds, failed, _ = collect(batches, count, "images", errors, progress, model)
+    embeds, failed, _ = collect(batches, found.count, "images", errors, progress, model)
     if failed:
         shown = "; ".join(f"{index}: {message}" for index, message in itertools.islice(failed.items(), 10))
         more = f"; and {len(failed) - 10} more: {list(failed)[10:]}" if len(failed) > 10 else ""
@@ -312,8 +282,9 @@ def encode_texts(
     Args:
         model: a dual SigLIP model, ours or stock.
         processor: its processor, or only the tokenizer.
-        texts: strings: a list, any other iterable, or a dataset of `datasets`.
-        column: the texts' column in a dataset, "text" by default.
+        texts: one string or many: a list, any other iterable, an array or column of strings, or a table, mapping or
+            dataset with a column of them.
+        column: the texts' column, "text" by default.
         batch_size, normalize, return_tensors, progress: as in `encode_images`.
 
     Returns:
@@ -321,11 +292,11 @@ def encode_texts(
 
     Raises:
         ValueError: no texts, or an unknown column.
-        TypeError: an input that is no string, with its index.
+        TypeError: an input that is no string, with its index, or no collection of strings.
     """
     check_choices("raise", return_tensors)
-    items, count = items_of(texts, column, "text")
-    batches = stream_texts(model, processor, items, batch_size=batch_size, normalize=normalize)
-    embeds, _, cut = collect(batches, count, "texts", "raise", progress, model)
+    found = inputs_of(texts, column, "text")
+    batches = stream_texts(model, processor, found.items, batch_size=batch_size, normalize=normalize)
+    embeds, _, cut = collect(batches, found.count, "texts", "raise", progress, model)
     warn_of_cut(cut, text_config(model).max_position_embeddings)
     return embeds if return_tensors == "pt" else embeds.numpy()

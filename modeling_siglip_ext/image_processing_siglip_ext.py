@@ -13,6 +13,10 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 
 
+# patch size and number of patches that the stock Siglip2Processor puts in the place of any other
+STOCK_PATCHES = (16, 256)
+
+
 class SiglipExtImageProcessor(PilBackend):
     """Images of any mode and size to `pixel_values` (B, 3, height, width) in [-1, 1]; the aspect ratio is not kept.
 
@@ -66,4 +70,13 @@ class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
     do_convert_rgb = True
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "image_processor_type": "Siglip2ImageProcessor"}
+        settings = {**super().to_dict(), "image_processor_type": "Siglip2ImageProcessor"}
+        if patch_settings(self) != STOCK_PATCHES:
+            # where no processor is saved with it, AutoProcessor would take the stock one by the model's type
+            settings["processor_class"] = "SiglipProcessor"
+        return settings
+
+
+def patch_settings(image_processor: Any) -> tuple[int, int]:
+    """Patch size and number of patches of a NaFlex image processor, ours or a stock one."""
+    return image_processor.patch_size, image_processor.max_num_patches

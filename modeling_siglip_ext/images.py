@@ -6,6 +6,7 @@ as PIL users expect: transparency is dropped, EXIF rotation applied.
 
 import base64
 import binascii
+import importlib
 import os
 import struct
 import zlib
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import get_session
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -24,9 +26,19 @@ class UnreadableImageError(ValueError):
     """An input is no image, or one that is broken, too large or out of reach; the message says which and why."""
 
 
+def client_errors() -> tuple[type[Exception], ...]:
+    """What the client behind `get_session` raises: httpx or its successor, by huggingface_hub's version."""
+    kinds = (kind for kind in HfHubHTTPError.__mro__ if kind.__module__.startswith("httpx"))
+    base = next(kind for kind in kinds if issubclass(kind, Exception))
+    return base, importlib.import_module(base.__module__.partition(".")[0]).InvalidURL
+
+
 # what PIL's decoders raise for broken files, and what reading from disk and from the net does
 BROKEN = (SyntaxError, ValueError, EOFError, RuntimeError, TypeError, LookupError, ArithmeticError)
-UNREADABLE = (*BROKEN, struct.error, zlib.error, OSError, MemoryError)
+UNREADABLE = (*BROKEN, struct.error, zlib.error, OSError, MemoryError, *client_errors())
+
+# of an image in an array, at one end of its shape
+CHANNELS = (1, 3, 4)
 
 # formats that PIL recognizes, but cannot decode by itself
 ONLY_RECOGNIZED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -41,17 +53,19 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_file(path: str | os.PathLike) -> bool:
-    """Whether a file's name says that it is an image."""
-    return os.path.splitext(os.fspath(path))[1].lower() in image_suffixes()
+    """Whether a file's name says that it is an image; not one that a Mac put beside it (`._im.jpg`)."""
+    name = os.path.basename(os.fspath(path))
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
     """An upright RGB image.
 
     Args:
-        source: path, URL, `data:` URI or base64 text, bytes, a PIL image, an array or tensor (H, W), (H, W, C) or
-            (C, H, W) with 1, 3 or 4 channels - integers up to 255 (16-bit ones up to 65535), or floats from 0 to 1 -
-            or the mapping with "bytes" and "path" of an undecoded column of `datasets`.
+        source: path, URL, `data:` URI or base64 text (with or without line breaks), bytes, open file, PIL image, an
+            array or tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels - integers up to 255 (16-bit ones
+            up to 65535), or floats from 0 to 1 - or the mapping with "bytes" and "path" of an undecoded column of
+            `datasets`.
         timeout: seconds to wait for a URL; None waits for ever.
 
     Raises:
@@ -76,16 +90,22 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
         raise UnreadableImageError(f"{describe(source)} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def is_image_mapping(source: Any) -> bool:
+    """Whether it is a row of an undecoded column of `datasets`, with "bytes" or "path"."""
+    return isinstance(source, Mapping) and (source.get("bytes") is not None or source.get("path") is not None)
+
+
 def open_image(source: Any, timeout: float | None) -> Image.Image:
     """A PIL image of any mode, perhaps not decoded yet."""
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, (bytes, bytearray, memoryview)):
         return Image.open(BytesIO(source))
-    if isinstance(source, Mapping) and (source.get("bytes") is not None or source.get("path") is not None):
+    if is_image_mapping(source):
         return open_image(source["path"] if source.get("bytes") is None else source["bytes"], timeout)
     if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().numpy()
+        source = source.detach().cpu()
+        source = (source.float() if source.is_floating_point() else source).numpy()  # numpy knows no bfloat16
     if isinstance(source, np.ndarray):
         return from_array(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
@@ -103,15 +123,16 @@ def open_image(source: Any, timeout: float | None) -> Image.Image:
 
 
 def from_base64(text: str) -> Image.Image:
-    encoded = text.split(",", 1)[1] if text.startswith("data:image/") and "," in text else text
+    """Line breaks and whatever else is no base64 is passed over, as in transformers' `load_image`."""
+    encoded = text.split(",", 1)[1] if text[:5].lower() == "data:" and "," in text else text
     try:
-        return Image.open(BytesIO(base64.b64decode(encoded, validate=True)))
+        return Image.open(BytesIO(base64.b64decode(encoded)))
     except (binascii.Error, ValueError, UnidentifiedImageError) as error:
         raise UnreadableImageError(f"{describe(text)} is neither a file, nor a URL, nor an image in base64") from error
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+    if array.ndim == 3 and array.shape[0] in CHANNELS and array.shape[2] not in CHANNELS:
         array = np.moveaxis(array, 0, 2)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]

@@ -19,7 +19,7 @@ from transformers.conversion_mapping import PrefixChange, register_checkpoint_co
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, auto_docstring, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -33,11 +33,15 @@ from .configuration_siglip_ext import (
 from .embeddings import SiglipExtNaflexEmbeddings, SiglipExtTextEmbeddings, SiglipExtVisionEmbeddings
 from .foreign import ForeignTowerAdapter, tower_arguments, tower_width
 from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer, SiglipExtMLP
+from .loading import load_whole
 from .losses import sigmoid_loss, softmax_loss
 from .naflex import check_naflex_inputs, valid_patches
 from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
 from .positions import sincos2d
 from .sentence_embedding import save_settings
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -91,8 +95,9 @@ class PatchFeatures(ModelOutput):
     mask: torch.Tensor | None = None
 
 
-@auto_docstring
 class SiglipExtPreTrainedModel(PreTrainedModel):
+    """What all models here share: initialisation, loading whole, and saving in stock form where that suffices."""
+
     config_class = SiglipExtConfig
     base_model_prefix = "siglip_ext"
     input_modalities = ["image", "text"]
@@ -110,6 +115,21 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": SiglipExtEncoderLayer, "attentions": SiglipExtAttention}
+    # a pattern of the parameters that a checkpoint may lack, because they are trained from here on
+    _new_on_load: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in transformers, but what a checkpoint lacks is an error, and a tower is found within a larger model.
+
+        Raises:
+            ValueError: The checkpoint has no weights for some parameters, or weights of another shape.
+        """
+        load = super().from_pretrained
+        model, report = load_whole(load, pretrained_model_name_or_path, *args, new=cls._new_on_load, **kwargs)
+        return (model, report) if output_loading_info else model
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # transformers takes code outside its tree for code that ignores its init functions, and then passes over every
@@ -226,6 +246,11 @@ class SiglipExtTextModel(SiglipExtPreTrainedModel):
             raise ValueError(
                 f"input_ids has {input_ids.shape[-1]} tokens, this tower takes exactly {length} (SigLIP attends to "
                 f"its padding): tokenize with {padding}max_length={length}, truncation=True"
+            )
+        if self.training and attention_mask is not None and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "attention_mask has no effect on this tower, and stock classes would apply it: let the tokenizer give "
+                "none, with modeling_siglip_ext.fit_tokenizer(tokenizer, model.config.text_config)"
             )
         hidden_states = self.embeddings(input_ids, position_ids)
         hidden_states = self.final_layer_norm(self.encoder(hidden_states, **kwargs))
@@ -359,6 +384,21 @@ def embedding_size(config: SiglipExtConfig, kind: str) -> int:
 TOWERS = {"vision": (SiglipExtVisionConfig, SiglipExtVisionModel), "text": (SiglipExtTextConfig, SiglipExtTextModel)}
 
 
+def check_embeddings(config: SiglipExtConfig) -> None:
+    """Both towers give embeddings, and of one width."""
+    if getattr(config.vision_config, "pooling", None) == "none":
+        raise ValueError(
+            'vision_config.pooling="none" gives no image embedding; choose another pooling, as '
+            'SiglipExtVisionModel.from_pretrained(folder, pooling="mean") does with a tower that has no head'
+        )
+    sizes = embedding_size(config, "vision"), embedding_size(config, "text")
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the image embedding has {sizes[0]} dimensions, the text embedding {sizes[1]}: set projection_size of "
+            "one tower to the other's"
+        )
+
+
 def build_tower(config: SiglipExtConfig, kind: str) -> PreTrainedModel:
     """One tower, ours or one from elsewhere, as the configuration says."""
     tower = getattr(config, f"{kind}_config")
@@ -393,8 +433,8 @@ def load_tower(config: SiglipExtConfig, kind: str, source: str | PreTrainedModel
         ours.load_state_dict(model.state_dict())
         return ours
     if is_foreign(tower):
-        arguments = tower_arguments(tower, getattr(config, f"{kind}_pooling"))
-        return AutoModel.from_pretrained(source, config=tower, **arguments)
+        arguments: dict[str, Any] = tower_arguments(tower, getattr(config, f"{kind}_pooling"))
+        return load_whole(AutoModel.from_pretrained, source, config=tower, **arguments)[0]
     return TOWERS[kind][1].from_pretrained(source, config=tower)
 
 
@@ -431,14 +471,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         text_model: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        sizes = embedding_size(config, "vision"), embedding_size(config, "text")
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"the image embedding has {sizes[0]} dimensions, the text embedding {sizes[1]}: set projection_size "
-                "of one tower to the other's"
-            )
-        if getattr(config.vision_config, "pooling", None) == "none":
-            raise ValueError('vision_config.pooling="none" gives no image embedding; choose another pooling')
+        check_embeddings(config)
         self.text_model = build_tower(config, "text") if text_model is None else text_model
         self.vision_model = build_tower(config, "vision") if vision_model is None else vision_model
         self.text_adapter = build_adapter(config, "text", self.text_model)
@@ -486,6 +519,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         config = SiglipExtConfig(**fields)
         if is_foreign(configs["text"]):
             config.text_projection_size = projection_size or embedding_size(config, "vision")
+        check_embeddings(config)
         models = {f"{kind}_model": load_tower(config, kind, source) for kind, source in sources.items()}
         return cls(config, **models)
 
@@ -554,6 +588,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        pair_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SiglipExtOutput:
         r"""
@@ -562,29 +597,33 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
             pixel_values: Images (images, 3, H, W), or NaFlex patches with `pixel_attention_mask`, `spatial_shapes`.
             return_loss: True for the loss, False for the logits, None for the loss in train mode and the logits in
                 eval mode. With the loss the matrix of all pairs is not built, so there are no logits.
+            pair_ids: For the loss: which images and texts belong together, (B,) int64; see [`sigmoid_loss`].
 
         Raises:
             ValueError: An input is missing or malformed, or a loss was asked for and images and texts differ in
                 number.
         """
         vision_outputs = self.get_image_features(
-            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, **kwargs
+            pixel_values, pixel_attention_mask, spatial_shapes, interpolate_pos_encoding, return_dict=True, **kwargs
         )
-        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, return_dict=True, **kwargs)
         image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)
         text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1).to(image_embeds.device)
-        output = SiglipExtOutput(
-            image_embeds=image_embeds,
+        loss = logits = None
+        if self.training if return_loss is None else return_loss:
+            loss = self.contrastive_loss(image_embeds, text_embeds, pair_ids)
+        else:
+            logits = self.logits(image_embeds, text_embeds)
+        # in one call: an output keeps the order in which its fields are set; tuples, pytrees and exporters go by it
+        return SiglipExtOutput(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.t(),
             text_embeds=text_embeds,
+            image_embeds=image_embeds,
             text_model_output=text_outputs,
             vision_model_output=vision_outputs,
         )
-        if self.training if return_loss is None else return_loss:
-            output.loss = self.contrastive_loss(image_embeds, text_embeds)
-        else:
-            output.logits_per_image = self.logits(image_embeds, text_embeds)
-            output.logits_per_text = output.logits_per_image.t()
-        return output
 
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         """Scores (images, texts) of normalised embeddings."""
@@ -592,11 +631,17 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         logits = image_embeds @ text_embeds.t() * scale.exp()
         return logits if bias is None else logits + bias
 
-    def contrastive_loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    def contrastive_loss(
+        self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, pair_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The loss of `config.loss_type` over normalised embeddings (B, D); over all ranks while training."""
         scale, bias = self._loss_head(image_embeds.device)
         # an evaluation may run on one rank alone, where a collective would wait forever
-        options = {"group": self.loss_group, "distribution": "auto" if self.training else "none"}
+        options = {
+            "pair_ids": pair_ids,
+            "group": self.loss_group,
+            "distribution": "auto" if self.training else "none",
+        }
         return LOSSES[self.config.loss_type](image_embeds, text_embeds, scale, bias, **options)
 
     def _loss_head(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -609,6 +654,7 @@ class SiglipExtForImageClassification(SiglipExtPreTrainedModel):
     config: SiglipExtConfig
     main_input_name = "pixel_values"
     input_modalities = "image"
+    _new_on_load = r"^classifier\."
 
     def __init__(self, config: SiglipExtConfig):
         super().__init__(config)

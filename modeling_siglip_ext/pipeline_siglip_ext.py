@@ -7,18 +7,19 @@ models with this pipeline and every other model with the stock one.
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ZeroShotImageClassificationPipeline
 from transformers.utils import logging
 
 from .images import UnreadableImageError, load_image
+from .inputs import inputs_of
 from .texts import text_config, tokenize, warn_of_cut
 
 
@@ -81,15 +82,16 @@ def weights_version(model: PreTrainedModel) -> int:
     return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters))
 
 
-def check_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+def check_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    found = () if isinstance(labels, str) else tuple(inputs_of(labels, None, "text").items)
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in found):
         raise TypeError(f"candidate_labels must be a list of strings, not {labels!r:.200}")
-    if not len(labels):
+    if not found:
         raise ValueError("candidate_labels is empty: give at least one label")
-    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    repeated = [label for label, count in Counter(found).items() if count > 1]
     if repeated:
         raise ValueError(f"candidate_labels has duplicates: {', '.join(map(repr, repeated[:10]))}")
-    return tuple(labels)
+    return found
 
 
 def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
     def __call__(self, image: Any = None, candidate_labels: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """
         Args:
-            image: One image or a list, generator or dataset of them: path, URL, PIL, bytes, array, tensor.
+            image: One image or a list, batch, table, generator or dataset of them, as in `encode_images`.
             candidate_labels: Labels, each once. May also be given to `pipeline(...)`, as may the arguments below.
             hypothesis_template: One text with "{}" for the label, or several, whose embeddings are averaged.
             function_to_apply: "sigmoid", one probability a label, or "softmax" over the labels. By default what the
@@ -172,7 +174,8 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             batch_size: Images in one forward pass; 1 by default, as in all pipelines.
 
         Returns:
-            For one image a list of `{"score": float, "label": str}`, best first; for several a list of such lists. An
+            For one image a list of `{"score": float, "label": str}`, best first; for several a list of such lists, for
+            a stream or a dataset an iterator over them. An
             image of several that cannot be read gives an empty list and a warning with its index.
 
         Raises:
@@ -185,15 +188,20 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             kwargs["candidate_labels"] = candidate_labels
         elif "labels" not in self._forward_params:
             raise ValueError("candidate_labels is missing: give at least one label")
-        if isinstance(image, (list, tuple)):
-            if not image:
-                return []
-            image = [Numbered(index, item) for index, item in enumerate(image)]
-        elif isinstance(image, Dataset):
-            image = NumberedDataset(image)
-        elif hasattr(image, "__next__"):
-            image = (Numbered(index, item) for index, item in enumerate(image))
-        return super(ZeroShotImageClassificationPipeline, self).__call__(image, **kwargs)
+        if isinstance(image, Dataset) and not isinstance(image, IterableDataset):
+            given: Any = NumberedDataset(image)
+        else:
+            found = inputs_of(image)
+            numbered = (Numbered(index, item) for index, item in enumerate(found.items))
+            if found.single:
+                given = next(numbered).image
+            elif found.count is None or hasattr(image, "select_columns"):  # a stream or a data set gives a stream
+                given = numbered
+            else:
+                given = list(numbered)
+                if not given:
+                    return []
+        return super(ZeroShotImageClassificationPipeline, self).__call__(given, **kwargs)
 
     # labels are no input of an image here: `_forward` gets them, and embeds them once
     def preprocess(  # ty: ignore[incompatible-method-override]

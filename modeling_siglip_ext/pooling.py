@@ -4,8 +4,12 @@ import torch
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import logging
 
 from .layers import SiglipExtMLP, attend
+
+
+logger = logging.get_logger(__name__)
 
 
 class PoolingAttention(nn.Module):
@@ -36,7 +40,14 @@ class PoolingAttention(nn.Module):
         key_value = nn.functional.linear(hidden_states, self.in_proj_weight[width:], self.in_proj_bias[width:])
         key, value = key_value.view(batch, tokens, 2, *heads).permute(2, 0, 3, 1, 4)
         output, _ = attend(self, self.config, query, key, value, attention_mask)
-        return self.out_proj(output.reshape(batch, 1, width))
+        # stock checkpoints run in `nn.MultiheadAttention`, which does not call this layer: an adapter on it, which
+        # PEFT's "all-linear" puts there, has no effect there and so has none here
+        projection = getattr(self.out_proj, "base_layer", None)
+        if projection is None:
+            projection = self.out_proj
+        elif not torch.compiler.is_compiling():
+            logger.warning_once("an adapter on out_proj of a MAP head does nothing, as in the stock class: exclude it")
+        return projection(output.reshape(batch, 1, width))
 
 
 class SiglipExtMultiheadAttentionPoolingHead(nn.Module):

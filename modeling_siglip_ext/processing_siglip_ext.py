@@ -1,16 +1,27 @@
 """The processor: images and texts to model inputs, with the text settings that SigLIP towers were trained with."""
 
+import json
+import os
+from pathlib import Path
+from typing import Any
+
 from transformers import Siglip2Processor, SiglipProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .texts import NO_LENGTH
-from .tokenization_siglip_ext import set_text_length
+from .configuration_siglip_ext import SiglipExtConfig
+from .image_processing_siglip_ext import STOCK_PATCHES, patch_settings
+from .own_tokenizer import reads_texts, siglip2_reads
+from .texts import NO_LENGTH, STOCK_TEXT_LENGTH
+from .tokenization_siglip_ext import set_text_length, without_mask
 
 
 logger = logging.get_logger(__name__)
+
+# patch size, number of patches and text length that Siglip2Processor insists on, whatever its parts say
+STOCK_NAFLEX = (*STOCK_PATCHES, STOCK_TEXT_LENGTH)
 
 
 class SiglipExtProcessor(ProcessorMixin):
@@ -20,7 +31,9 @@ class SiglipExtProcessor(ProcessorMixin):
     tower attends to its padding. `padding=True`, which pads to the longest text of the batch and silently ruins the
     embeddings, is turned into "max_length" with one warning.
 
-    A saved processor is written under its stock class, so that `AutoProcessor` finds it without this package.
+    A saved processor is written under a stock class, so that `AutoProcessor` finds it without this package: under
+    `SiglipProcessor`, which leaves image processor and tokenizer their settings, or `Siglip2Processor`, which puts its
+    own in their place, where these are the same.
     """
 
     text_kwargs = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
@@ -68,9 +81,53 @@ class SiglipExtProcessor(ProcessorMixin):
             return {**kwargs, "text_kwargs": {**nested, "padding": padding}}
         return {**kwargs, "padding": padding}
 
-    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
-        if self.tokenizer.model_max_length <= NO_LENGTH:
-            set_text_length(self.tokenizer, self.tokenizer.model_max_length)
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write it so that it says there what it says here: full-length texts without a mask.
+
+        Beside a NaFlex model in stock form transformers would take any tokenizer for Gemma's: with another one the
+        configuration of a model in the folder is written again, in the form of this package.
+
+        Returns:
+            The files written of the processor itself, as from the stock ones.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.model_max_length <= NO_LENGTH:
+            set_text_length(tokenizer, tokenizer.model_max_length)
+        folder = Path(save_directory)
         naflex = "spatial_shapes" in self.image_processor.model_input_names
-        stock = (Siglip2Processor if naflex else SiglipProcessor)(self.image_processor, self.tokenizer)
-        stock.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if naflex and not self._tokenizer_stays():
+            keep_tokenizer(folder)
+        fixed = naflex and (*patch_settings(self.image_processor), tokenizer.model_max_length) == STOCK_NAFLEX
+        stock = (Siglip2Processor if fixed else SiglipProcessor)(self.image_processor, tokenizer)
+        names, kept = tokenizer.model_input_names, dict(tokenizer.init_kwargs)
+        without_mask(tokenizer)
+        try:
+            return stock.save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
+        finally:  # for a tower from elsewhere it may go on giving one here
+            tokenizer.model_input_names, tokenizer.init_kwargs = names, kept
+
+    def _tokenizer_stays(self) -> bool:
+        """Whether transformers reads the same tokenizer beside a "siglip2" model."""
+        if type(self.tokenizer).__name__ == "Siglip2Tokenizer":
+            return True
+        return self.tokenizer.is_fast and siglip2_reads(json.loads(self.tokenizer.backend_tokenizer.to_str()))
+
+
+def keep_tokenizer(folder: Path) -> None:
+    """Write a NaFlex model's configuration in our form, which leaves the tokenizer beside it as it is.
+
+    Names and shapes of the weights are the same in both forms, so the configuration is all that changes.
+    """
+    file = folder / "config.json"
+    if not file.is_file() or not reads_texts(json.loads(file.read_text(encoding="utf-8"))):
+        return  # a model that is saved here later looks for the tokenizer itself
+    config = SiglipExtConfig.from_pretrained(folder)
+    config.own_tokenizer = True
+    config.save_pretrained(folder)
+    logger.warning(
+        "%s is now in the siglip_ext form, to be loaded with this package or trust_remote_code=True: beside a NaFlex "
+        "model in stock form transformers would read its tokenizer as Gemma's and give every text other tokens",
+        folder,
+    )

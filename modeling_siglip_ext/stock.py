@@ -12,7 +12,8 @@ from transformers.configuration_utils import PreTrainedConfig
 # Fields that mean the same in both, so only these decide whether stock can express a tower.
 TEXT_DEFAULTS = {"pooling": "last", "use_head": True, "token_embedding_size": None}
 VISION_DEFAULTS = {"projection_size": None, "pre_logits": False, "position_embedding_type": "learned"}
-# Of the dual model: the initial values only matter before training, the others are for towers from elsewhere.
+# Of the dual model: the initial values only matter before training, the others are for towers from elsewhere and for
+# tokenizers that the stock form would lose.
 PAIR_FIELDS = (
     "loss_type",
     "logit_scale_init",
@@ -21,6 +22,7 @@ PAIR_FIELDS = (
     "text_projection_size",
     "vision_pooling",
     "vision_projection_size",
+    "own_tokenizer",
 )
 ARCHITECTURES = {
     "SiglipExtModel": "Model",
@@ -29,6 +31,7 @@ ARCHITECTURES = {
     "SiglipExtForImageClassification": "ForImageClassification",
 }
 STOCK_TYPES = ("siglip", "siglip2")
+SUB_CONFIGS = ("text_config", "vision_config")
 
 
 def stock_family(model_type: str) -> str | None:
@@ -38,11 +41,13 @@ def stock_family(model_type: str) -> str | None:
 
 
 def from_stock(config: dict[str, Any]) -> dict[str, Any]:
-    """The `siglip_ext` form of a stock configuration's dict; any other dict is returned as it is."""
+    """The `siglip_ext` form of a stock configuration's dict; of any other dict its towers are translated."""
     model_type = config.get("model_type", "")
     family = stock_family(model_type)
     if family is None:
-        return config
+        # a vision-language model with a stock tower
+        towers = {key: from_stock(config[key]) for key in SUB_CONFIGS if isinstance(config.get(key), dict)}
+        return {**config, **towers}
     config = dict(config)
     config["model_type"] = model_type.replace(family, "siglip_ext", 1)
     names = {stock_architecture(ours, family): ours for ours in ARCHITECTURES}
@@ -99,6 +104,8 @@ def stock_pair(config: dict[str, Any]) -> dict[str, Any] | None:
     if not ours or config["loss_type"] != "sigmoid":
         return None
     family = "siglip2" if towers[1]["naflex"] else "siglip"
+    if family == "siglip2" and config["own_tokenizer"]:
+        return None
     classifier = (config.get("architectures") or [None])[0] == "SiglipExtForImageClassification"
     text, vision = stock_text(towers[0], family), stock_vision(towers[1], classifier=classifier)
     if text is None or vision is None:

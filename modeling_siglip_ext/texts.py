@@ -26,6 +26,49 @@ def pads_to_full_length(model: PreTrainedModel) -> bool:
     return "siglip" in text_config(model).model_type
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Whether a tokenizer can be the one of a text tower, as far as its padding says.
+
+    A configuration with the padding token of its class says nothing: those of SigLIP 2 and CLIP have it, and their
+    tokenizers pad with another one.
+
+    Args:
+        config: of the text tower.
+
+    Raises:
+        ValueError: it has no padding token, or pads with another one than the tower was trained with.
+    """
+    name, pad, expected = type(tokenizer).__name__, tokenizer.pad_token_id, getattr(config, "pad_token_id", None)
+    if pad is None:
+        raise ValueError(
+            f"the tokenizer ({name}) has no padding token: set tokenizer.pad_token to the one that the model is "
+            "trained with, its eos_token if it has none of its own, and save the tokenizer"
+        )
+    if expected not in (None, pad, getattr(type(config), "pad_token_id", None)):
+        raise ValueError(
+            f"the tokenizer ({name}) pads with {tokenizer.pad_token!r}, id {pad}, and the text tower was made for "
+            f"pad_token_id={expected}: set the tokenizer's pad_token, or text_config.pad_token_id if that is wrong"
+        )
+
+
+def check_table(tokenizer: PreTrainedTokenizerBase, config: Any, largest: int) -> None:
+    """
+    Args:
+        config: of the text tower.
+        largest: an id that the tokenizer gives.
+
+    Raises:
+        ValueError: the tower has no row for it.
+    """
+    rows = getattr(config, "vocab_size", None)
+    if rows is not None and largest >= rows:
+        raise ValueError(
+            f"the tokenizer's token {tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, and the text "
+            f"tower's table {rows} rows (vocab_size): take the tokenizer that belongs to the model, or enlarge the "
+            "table with model.resize_token_embeddings and save the model"
+        )
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[str]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -33,8 +76,13 @@ def tokenize(
 
     SigLIP towers get every text at full length and no mask, whatever the tokenizer's own settings. Cut texts keep
     their EOS token.
+
+    Raises:
+        ValueError: the tokenizer is not the one of the model, so that vectors would be wrong or an id has no row.
     """
-    length = text_config(model).max_position_embeddings
+    config = text_config(model)
+    check_tokenizer(tokenizer, config)
+    length = config.max_position_embeddings
     if pads_to_full_length(model):
         tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         inputs = {"input_ids": tokens["input_ids"]}
@@ -44,6 +92,7 @@ def tokenize(
         length = min(length, tokenizer.model_max_length)
         inputs = dict(tokenizer(list(texts), padding=True, max_length=length, truncation=True, return_tensors="pt"))
         full = torch.full((len(texts),), inputs["input_ids"].shape[1] >= length)
+    check_table(tokenizer, config, int(inputs["input_ids"].max()))
     suspects = [text for text, filled in zip(texts, full.tolist()) if filled]
     return inputs, [text for text in suspects if len(tokenizer(text, verbose=False)["input_ids"]) > length]
 

@@ -5,10 +5,12 @@ They differ in the padding token: v1 pads with EOS, v2 with `<pad>` (reference: 
 """
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .texts import check_table, check_tokenizer
 
 
 AnyTokenizer = TypeVar("AnyTokenizer", bound=PreTrainedTokenizerBase)
@@ -49,22 +51,51 @@ def apply_text_rules(tokenizer: AnyTokenizer, rules: str = "v2", max_length: int
         single="$A " + tokenizer.eos_token, special_tokens=[(tokenizer.eos_token, tokenizer.eos_token_id)]
     )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    # saved with it: beside a "siglip2" model it is loaded as Siglip2Tokenizer, whose default is the left
-    tokenizer.init_kwargs["padding_side"] = "right"
+
     set_text_length(tokenizer, max_length)
-    # no mask: stock towers would apply it and hide the padding that they were trained with
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
+    without_mask(tokenizer)
     return tokenizer
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Put a tokenizer in the order in which a text tower is trained, so that it says the same after saving, in place.
+
+    SigLIP towers attend to their padding: their tokenizers give no mask and pad to the tower's length. The others keep
+    their masks. The configuration gets the tokenizer's padding token.
+
+    Args:
+        tokenizer: any of transformers, fast or not.
+        config: of the text tower, ours, stock or from elsewhere.
+
+    Raises:
+        ValueError: no padding token, another one than the tower was trained with, or ids without a row in its table.
+    """
+    check_tokenizer(tokenizer, config)
+    check_table(tokenizer, config, max(tokenizer.get_vocab().values()))
+    config.pad_token_id = tokenizer.pad_token_id
+    full_length = "siglip" in config.model_type
+    set_text_length(tokenizer, config.max_position_embeddings if full_length else tokenizer.model_max_length)
+    if full_length:
+        without_mask(tokenizer)
+
+
+def without_mask(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer give token ids alone: stock towers would apply a mask and hide the padding of their training."""
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
 
 
 def set_text_length(tokenizer: PreTrainedTokenizerBase, length: int) -> None:
     """Let a tokenizer pad and truncate to `length`, in a processor and after saving and loading, too.
 
     A tokenizer.json keeps the truncation of the tokenizer's last call; loading turns that into a `max_length`, which
-    processors prefer to `model_max_length`.
+    processors prefer to `model_max_length`. What else is saved, stock processors take as their defaults. Beside a
+    "siglip2" model it is loaded as Siglip2Tokenizer, whose default is to pad on the left, so the side is saved, too.
     """
     tokenizer.model_max_length = length
     tokenizer.init_kwargs.pop("max_length", None)
+    tokenizer.init_kwargs |= {"padding": "max_length", "truncation": True}
+    for side in ("padding_side", "truncation_side"):  # only what is in there is saved
+        tokenizer.init_kwargs[side] = getattr(tokenizer, side)
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()

@@ -4,15 +4,16 @@ transformers' own defaults are made for losses that are a mean over samples; sev
 wrong without a word. The ones that bite are changed here, each with its reason.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from .components.argument_checks import check_environment, check_optimizer, check_package, check_values
+from .components.schedule import DECAYS
 from .components.towers import check_towers
-from .optimizers import OPTIMIZERS, optimizer_class
+from .optimizers import OPTIMIZERS, optimizer_class, takes_betas
 from .optimizers.parameter_groups import CONVENTIONS, GroupSettings
 
 
@@ -139,21 +140,52 @@ class SiglipExtTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_values(self)
+        if self.deepspeed is not None:
+            check_package("deepspeed", "deepspeed")
         if self.xla_spmd:
             _use_spmd()
         own = self.optim if self.optim in OPTIMIZERS else None
         if own is not None:
             self.optim = TrainingArguments.optim  # transformers refuses names that are not its own
+        elif self.optim not in (names := [kind.value for kind in OptimizerNames]):
+            raise ValueError(f"optim={self.optim!r}: choose from {', '.join([*OPTIMIZERS, *names])}")
         super().__post_init__()
-        if own is not None:
+        if own is None:
+            check_optimizer(self)
+        else:
             optimizer_class(own, self.adam_beta1, self.adam_beta2, self.adam_epsilon)  # a missing library shows here
             self.optim = own
+            for name in ("optim_args", "optim_target_modules"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"optim={own} takes no {name}: unset it")
         self._check_towers()
-        self._check_ranges()
+        self._check_mini_batch()
         self._count_in_examples()
-        if self.batch_eval_metrics:
+        check_environment(self)
+
+    def check_for_training(self) -> None:
+        """Check what matters to training only, so that a Trainer can be made to evaluate.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if not self.dataloader_drop_last:
             raise ValueError(
-                "batch_eval_metrics=True is not supported: retrieval figures need the whole evaluation set"
+                "dataloader_drop_last=False: the last training batch would be smaller, or padded with repeated "
+                "samples, which are false negatives. Leave it True; evaluation sees every sample all the same"
+            )
+        if self.max_seconds is None:
+            return
+        if self.world_size > 1:
+            raise ValueError(
+                "max_seconds works in one process only, as clocks differ between processes; set max_steps or "
+                "num_train_epochs instead"
+            )
+        kind = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if kind not in DECAYS:
+            raise ValueError(
+                f"lr_scheduler_type={kind!r} cannot be combined with max_seconds; choose one of {sorted(DECAYS)}"
             )
 
     def group_settings(self) -> GroupSettings:
@@ -170,6 +202,12 @@ class SiglipExtTrainingArguments(TrainingArguments):
             weight_decays=given(vision=self.vision_weight_decay, text=self.text_weight_decay),
             layer_decay=self.layer_decay,
         )
+
+    def without_effect(self) -> list[str]:
+        """Those of the settings that a card would state and that the optimiser or the schedule does not read."""
+        unread = [] if takes_betas(getattr(self.optim, "value", self.optim)) else ["adam_beta1", "adam_beta2"]
+        kind = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        return [*unread, "warmup_steps"] if kind == "constant" and self.max_seconds is None else unread
 
     def check_samples(self, count: int) -> None:
         """
@@ -196,25 +234,12 @@ class SiglipExtTrainingArguments(TrainingArguments):
                 f"weight_decay_convention={self.weight_decay_convention!r}: choose from {', '.join(CONVENTIONS)}"
             )
 
-    def _check_ranges(self) -> None:
+    def _check_mini_batch(self) -> None:
         size, batch = self.mini_batch_size, self.per_device_train_batch_size
-        if size is not None and (size < 1 or batch % size):
+        if size is not None and batch % size:
             raise ValueError(f"mini_batch_size={size} must divide per_device_train_batch_size={batch}")
         if size is not None and self.deepspeed is not None:
             raise ValueError("mini_batch_size does not work with DeepSpeed: use DDP or FSDP2")
-
-        def check(holds: Callable[[float], bool], what: str, *names: str, remedy: str = "") -> None:
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not holds(value):
-                    raise ValueError(f"{name} must {what}, got {value}{remedy}")
-
-        factors = ("vision_lr_factor", "text_lr_factor", "head_lr_factor", "layer_decay")
-        check(lambda value: value > 0, "be positive", *factors, remedy="; to stop a tower's training use lock_towers")
-        check(lambda value: value >= 1, "be at least 1", "eval_contrastive_batch_size", "group_size")
-        check(lambda value: value >= 0, "not be negative", "group_from_epoch")
-        check(lambda value: value > 0, "be positive", "max_seconds")
-        check(lambda value: 0 <= value <= 1, "be between 0 and 1", "ema_decay", "max_bad_fraction")
 
     def _count_in_examples(self) -> None:
         """Turn lengths in examples into steps of the global batch."""

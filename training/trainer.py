@@ -13,9 +13,13 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, has_length
+
+from modeling_siglip_ext.sentence_embedding import save_settings
 
 from .arguments import SiglipExtTrainingArguments
+from .components.adapters import prepare_adapter
+from .components.card import output_folder
 from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
@@ -24,6 +28,7 @@ from .components.grad_cache import split_batch
 from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
+from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
 from .data.grouped_sampler import GroupedSampler
 from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
@@ -33,7 +38,7 @@ from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
 from .objectives import FromForward, Weighted, trained_beside, weighted_sum
 from .objectives.checkpoint import ObjectiveCheckpoints
-from .objectives.contrastive import Contrastive
+from .objectives.contrastive import PAIRS, Contrastive
 from .objectives.model import ObjectiveModel, ObjectiveSteps, TrainedObjective
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
@@ -59,11 +64,18 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
       arrays of shape (N, D).
     - Logs carry `temperature` (exp of `logit_scale`), `bias` and more (`monitor.py`); a loss that is not finite ends
       the run at the logging step, before anything is saved.
+    - The tokenizer of `processing_class` and of the collator is put in the order that the text tower needs, in place,
+      and what is saved gives the tokens that were trained with (`texts.py`). All that is trained beside an adapter of
+      PEFT is saved with it, the temperature and the bias under `modules_to_save` among it (`adapters.py`).
     - Bad samples are skipped and counted up to `max_bad_fraction` (`samples.py`).
     - What is pushed to the Hub is the model with its card, never optimiser state or pickles (`hub.py`).
     - On TPUs with torch_xla it runs under SPMD or with a process for each device (`xla.py`).
     - Checkpoints appear whole or not at all, and a resumed run is the uninterrupted one bit for bit, streams included
-      (`checkpoint.py`, `streaming.py`). A checkpoint that lacks a parameter is an error.
+      (`checkpoint.py`, `streaming.py`), also with another number of processes at the same global batch, streams not
+      included. A checkpoint of another run is an error (`run_identity.py`), and so is a fresh run in the folder of
+      another one (`run_folder.py`).
+    - Every row of the evaluation data is read before the first step, and the metric for the best model is known then
+      (`checked_run.py`).
 
     Args:
         model: the model to train.
@@ -74,9 +86,9 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
     Raises:
         TypeError: if `args` or `model` lacks what the loss needs.
-        ValueError: for `nn.DataParallel` (several visible GPUs in one process), `compute_loss_func`, or `max_seconds`
-            with several processes. When training starts: for a dataset smaller than one batch and for
-            `dataloader_drop_last=False`.
+        ValueError: for `nn.DataParallel` (several visible GPUs in one process) or `compute_loss_func`. When training
+            starts: for a dataset smaller than one batch, `dataloader_drop_last=False`, `max_seconds` with several
+            processes, and see `train`.
         FloatingPointError: at a logging step or before saving, when a loss was not finite.
 
     Example:
@@ -113,11 +125,6 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             )
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is not supported: override `compute_loss` in a subclass instead")
-        if args.max_seconds is not None and args.world_size > 1:
-            raise ValueError(
-                "max_seconds works in one process only, as clocks differ between processes; set max_steps or "
-                "num_train_epochs instead"
-            )
         self._backend.check_launch(
             args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
         )
@@ -135,6 +142,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             raise ValueError(f"{', '.join(beside.parts)}: these objectives do not work with FSDP yet; use DDP")
 
         core = core_model(self.model)
+        prepare_adapter(getattr(beside, "model", self.model), saves=args.save_strategy != SaveStrategy.NO)
+        self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
         self._contrastive = Contrastive(lambda: core_model(self.model))
         weights = {name: weight for name, (_, weight) in (objectives or {}).items()}
         self._beside = {name: Weighted(FromForward(name), weight) for name, weight in weights.items()}
@@ -166,7 +175,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             # A batch that accelerate holds ready, the one of now, and those of the workers.
             ahead = 2 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
             objective_steps = ObjectiveSteps(beside, elapsed, getattr(self.data_collator, "want", None), ahead)
-        first = (self._backend, losses, self._monitor, self._data, self._epochs)
+        first = (self._backend, self._texts, losses, self._monitor, self._data, self._epochs)
         for part in (*first, self.average, objective_steps, self._budget):
             if part is not None:
                 self.add_callback(part)
@@ -190,11 +199,12 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             tower.eval()  # model.train() was called
         beside = self.active_parts
         asked = {"objectives": True} if beside else {}
-        outputs = model(**inputs, **self._contrastive.forward_options, **asked)
+        outputs = model(**self._contrastive.forward_inputs(inputs), **asked)
         loss = self._contrastive(outputs, inputs)
         if beside:
             loss = loss + self._beside_loss(outputs, inputs)
-        self._monitor.pairs(self.state.global_step + 1, outputs.image_embeds, outputs.text_embeds, loss)
+        embeds = outputs.image_embeds, outputs.text_embeds
+        self._monitor.pairs(self.state.global_step + 1, *embeds, loss, inputs.get(PAIRS))
         return (loss, outputs) if return_outputs else loss
 
     def training_step(
@@ -214,7 +224,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             self._backend.sync()  # in one graph XLA would find a chunk's two forwards the same, and keep activations
             return self._forward_inputs(self._prepare_inputs(chunk))
 
-        kept = {name: value for name, value in inputs.items() if name != "return_loss"}
+        kept = {name: value for name, value in inputs.items() if name not in ("return_loss", PAIRS)}
+        pair_ids = self._prepare_inputs({PAIRS: inputs[PAIRS]})[PAIRS] if PAIRS in inputs else None
         beside = self.active_parts
         for tower in self._locked:
             tower.eval()  # model.train() was called
@@ -222,6 +233,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             step = self._contrastive.in_chunks(
                 model,
                 split_batch(kept, self.args.mini_batch_size),
+                pair_ids=pair_ids,
                 prepare=prepare,
                 backward=self.accelerator.backward,
                 weight=1 / self.current_gradient_accumulation_steps,
@@ -232,7 +244,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         # Trainer holds on to this batch until it has the next one.
         images = [name for name, value in inputs.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
         inputs |= {name: inputs[name].new_empty(0) for name in images}
-        self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss)
+        self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss, pair_ids)
         return step.loss / self.current_gradient_accumulation_steps
 
     def _beside_loss(self, outputs: ModelOutput, inputs: dict) -> torch.Tensor:
@@ -244,6 +256,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalized on their device."""
         inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
+        inputs = self._texts.inputs(inputs)
         raw = [name for name, value in inputs.items() if getattr(value, "dtype", None) == torch.uint8]
         if raw:
             owners = (self.processing_class, getattr(self.data_collator, "processor", None))
@@ -315,18 +328,19 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         groups = getattr(self.train_dataset if train_dataset is None else train_dataset, "groups", None)
-        if groups is None:
-            return super()._get_train_sampler(train_dataset)
         args = self.args
+        if groups is None:
+            changed = [
+                name for name in ("group_size", "group_from_epoch") if getattr(args, name) != getattr(type(args), name)
+            ]
+            if changed:
+                raise ValueError(f"{changed[0]} has no effect: the training set has no groups; give it a group_column")
+            return super()._get_train_sampler(train_dataset)
         self._epochs.sampler = GroupedSampler(groups, args.group_size, args.seed, args.group_from_epoch)
         return self._epochs.sampler
 
     def get_train_dataloader(self) -> DataLoader:
-        if not self.args.dataloader_drop_last:
-            raise ValueError(
-                "dataloader_drop_last=False: the last training batch would be smaller, or padded with repeated "
-                "samples, which are false negatives. Leave it True; evaluation sees every sample all the same"
-            )
+        self.args.check_for_training()
         loader = super().get_train_dataloader()
         if has_length(loader):
             self.args.check_samples(len(cast(Sized, self.train_dataset)))
@@ -354,14 +368,24 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             return one_batch_at_a_time(self._backend.on_the_host(loader))
         return loader
 
+    # ---- saving ----
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        config: Any = core_model(self.model).config
+        # beside an adapter and stock classes, too: sentence-transformers would pad texts to the longest otherwise
+        if hasattr(config, "text_config") and "siglip" in config.model_type:
+            save_settings(config, output_dir or output_folder(self.args))
+
     # ---- evaluation ----
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Embeddings of one batch: (None, (image_embeds, text_embeds), None). The loss belongs to no single batch."""
+        """Of one batch (None, (image_embeds, text_embeds[, pair_ids]), None). The loss belongs to no single batch."""
         inputs = self._forward_inputs(self._prepare_inputs(inputs))
+        pair_ids = [inputs.pop(PAIRS)] if PAIRS in inputs else []
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, return_loss=False)
-        return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach()), None
+        return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach(), *pair_ids), None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -372,14 +396,15 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
             if output.predictions is None:
                 raise ValueError(f"{description} saw no batch: the dataset is empty")
-            pairs = cast(tuple[np.ndarray, np.ndarray], output.predictions)
+            images, texts, *pair_ids = cast(tuple[np.ndarray, ...], output.predictions)
+            output = output._replace(predictions=cast(Any, (images, texts)))
             scale, bias = loss_head(core_model(self.model))
             head = whole(scale), None if bias is None else whole(bias)
             size = self.args.eval_contrastive_batch_size
-            metrics = blockwise_loss(*pairs, *head, self._contrastive.loss, size)
+            metrics = blockwise_loss(images, texts, *head, self._contrastive.loss, size, *pair_ids)
             if self.compute_metrics is not None:
                 # transformers' types know neither two predictions nor their lack of labels
-                metrics.update(self.compute_metrics(EvalPrediction(cast(Any, pairs), cast(Any, None))))
+                metrics.update(self.compute_metrics(EvalPrediction(cast(Any, output.predictions), cast(Any, None))))
         prefix = f"{metric_key_prefix}_"
         assert output.metrics is not None
         output.metrics.update({prefix + name.removeprefix(prefix): value for name, value in metrics.items()})
@@ -391,7 +416,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         training = "loss" in logs
         if training:
             total = partial(self.accelerator.reduce, reduction="sum")
-            logs.update(self._monitor.figures(examples_seen(self.args, self.state), total))
+            seen = examples_seen(self.args, self.state)
+            logs.update(self._monitor.figures(seen, total, self.accelerator.gather))
             if isinstance(self.model, ObjectiveModel):
                 logs.update(self.model.figures(total))
             if self._data.skips.total_skipped:

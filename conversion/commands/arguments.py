@@ -2,14 +2,16 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..checkpoint import Choices
+from ..checkpoint import Choices, choices_of
 from ..containers.arrays import DTYPES
 from ..converter import FORMATS, Options, Result, convert
+from ..errors import CheckpointError
 from ..formats import open_checkpoint
-from ..plan import NewSizes
+from ..plan import AnyConfig, NewSizes
 
 
 def choices_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +27,24 @@ def choices_arguments(parser: argparse.ArgumentParser) -> None:
 def choices(arguments: argparse.Namespace) -> Choices:
     """The choices that were made, of those that a command offers."""
     return Choices(**{field.name: getattr(arguments, field.name, None) for field in fields(Choices)})
+
+
+def check_choices(made: Choices, config: AnyConfig, names: Sequence[str]) -> None:
+    """Whether the choices were needed and taken.
+
+    Args:
+        config: what the checkpoint was read as.
+        names: of the choices that count.
+
+    Raises:
+        CheckpointError: the checkpoint or the catalogue says otherwise.
+    """
+    found = choices_of(config)
+    for name in names:
+        value, actual = getattr(made, name), getattr(found, name)
+        if value not in (None, actual):
+            says = "" if actual is None else f", which says {actual}"
+            raise CheckpointError(f"--{name}={value} has no effect on this checkpoint{says}: leave it out")
 
 
 def folder_arguments(parser: argparse.ArgumentParser, checkpoint: str) -> None:
@@ -68,6 +88,8 @@ def convert_to_folder(arguments: argparse.Namespace, kind: str, sizes: NewSizes 
     scratch, name = Path(arguments.out).absolute().parent, getattr(arguments, "name", None)
     known = choices(arguments)
     with open_checkpoint(arguments.checkpoint, kind=kind, name=name, choices=known, scratch=scratch) as checkpoint:
+        # --image_size is another size than the checkpoint's
+        check_choices(known, checkpoint.config, ("image_pooling", "text_pooling", "text_heads", "image_heads"))
         result = convert(checkpoint, arguments.out, options, sizes)
     print_result(arguments.out, result)
 

@@ -4,6 +4,7 @@ import argparse
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
 
+from ..open_clip.towers import TIMM_ACTIVATIONS
 from .arguments import convert_to_folder, folder_arguments
 
 
@@ -25,6 +26,11 @@ def register(commands: Subparsers) -> None:
     )
     parser.add_argument("--image_heads", type=int, help="attention heads of an image tower of unusual width")
     parser.add_argument("--text_heads", type=int, help="attention heads of a text tower of unusual width")
+    parser.add_argument(
+        "--image_act",
+        choices=sorted(TIMM_ACTIVATIONS),
+        help="activation of an image tower that timm names and nothing here knows",
+    )
     folder_arguments(parser, "a .safetensors file, or the folder with open_clip_model.safetensors")
 
 

@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from modeling_siglip_ext.command_line import Subparsers, add_command
+from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Choices
 from ..containers.arrays import count_values, types_line
 from ..containers.npz import read_npz
 from ..containers.remote import is_url, opened
@@ -18,8 +19,9 @@ from ..containers.sources import Source
 from ..errors import AnotherFileError
 from ..formats import check_known, fetched, read_checkpoint, source_at
 from ..model_folder.folder import choose_form, open_folder
+from ..open_clip.config import CONFIG as OPEN_CLIP
 from ..plan import AnyConfig, vision_of
-from .arguments import choices, choices_arguments
+from .arguments import check_choices, choices, choices_arguments
 
 
 EXAMPLES = """examples:
@@ -102,7 +104,8 @@ def source_or_folder(path: str) -> Generator[Source | Path]:
                 yield Source(Path(name), name, read_npz(name, file))
                 return
     with fetched(path) as here:
-        yield here if (here / "config.json").is_file() else source_at(here)
+        described = (here / "config.json").is_file() and not (here / OPEN_CLIP).is_file()  # timm's is called so, too
+        yield here if described else source_at(here)
 
 
 def read_named(source: Source, arguments: argparse.Namespace) -> Checkpoint:
@@ -119,6 +122,13 @@ def read_named(source: Source, arguments: argparse.Namespace) -> Checkpoint:
 
 def run(arguments: argparse.Namespace) -> None:
     check_known(None, arguments.name)
+    known = [field.name for field in fields(Choices)]
     with source_or_folder(arguments.checkpoint) as found:
-        lines = folder_lines(found) if isinstance(found, Path) else checkpoint_lines(read_named(found, arguments))
+        if isinstance(found, Path):
+            refuse_unused(arguments, ["name", *known], "with a model folder")
+            lines = folder_lines(found)
+        else:
+            checkpoint = read_named(found, arguments)
+            check_choices(choices(arguments), checkpoint.config, known)
+            lines = checkpoint_lines(checkpoint)
     print("\n".join(lines))

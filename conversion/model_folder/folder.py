@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from modeling_siglip_ext import SiglipExtVisionConfig, native_config
 from modeling_siglip_ext.hub.facts import CONFIGS
+from modeling_siglip_ext.stock import stock_family
 
 from ..containers.arrays import Arrays, LazyArray
 from ..containers.damage import read_mapping
@@ -75,6 +76,11 @@ def choose_form(config: AnyConfig, form: str | None, zero_bias: bool = False) ->
     if lacks_bias and native_config(for_stock_classes(config, drop_projection=True, zero_bias=True)) is not None:
         raise CheckpointError("stock form demands a logit bias, which this softmax model lacks: add --zero_bias")
     raise CheckpointError("the stock classes cannot express this model; leave --format out, or use --format ext")
+
+
+def in_stock_form(folder: Path) -> bool:
+    """Whether a folder that was just written is in stock form."""
+    return stock_family(read_mapping(folder / "config.json")["model_type"]) is not None
 
 
 def auto_class(config: AnyConfig, native: bool) -> str:

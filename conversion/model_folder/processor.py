@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.image_utils import PILImageResampling
@@ -14,7 +15,7 @@ from modeling_siglip_ext import (
     apply_text_rules,
 )
 
-from ..checkpoint import Tokenizer
+from ..checkpoint import Preprocessing, Tokenizer
 from ..errors import CheckpointError, VerificationError
 
 
@@ -24,16 +25,22 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cl
 
 
 def image_processor(
-    config: SiglipExtVisionConfig, resample: str = "bilinear"
+    config: SiglipExtVisionConfig, images: Preprocessing | None = None
 ) -> SiglipExtImageProcessor | SiglipExtNaflexImageProcessor:
-    """Resizing to the model's size and values in [-1, 1]; bilinear, as every big_vision model was trained."""
+    """Resizing to the model's size, and values in [-1, 1] unless told otherwise."""
+    images = images or Preprocessing()
+    shared: dict[str, Any] = {
+        "resample": RESAMPLE[images.resample],
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
+    }
     if config.naflex and config.num_patches is not None:
         return SiglipExtNaflexImageProcessor(
-            patch_size=config.patch_size, max_num_patches=config.num_patches, resample=RESAMPLE[resample]
+            patch_size=config.patch_size, max_num_patches=config.num_patches, **shared
         )
     side = config.image_size or config.grid_size * config.patch_size
     size = {"height": side, "width": side}
-    return SiglipExtImageProcessor(size=size, resample=RESAMPLE[resample])
+    return SiglipExtImageProcessor(size=size, **shared)
 
 
 def load_tokenizer(source: str | Path, *, local_only: bool = False) -> PreTrainedTokenizerBase:
@@ -101,14 +108,17 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, rules: str, max_length: in
 
 
 def write_processor(
-    folder: Path, vision: SiglipExtVisionConfig, tokenizer: PreTrainedTokenizerBase | None, resample: str = "bilinear"
+    folder: Path,
+    vision: SiglipExtVisionConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    images: Preprocessing | None = None,
 ) -> None:
     """Write the processor's settings; without a tokenizer those of the images alone."""
-    images = image_processor(vision, resample)
+    processor = image_processor(vision, images)
     if tokenizer is None:
-        images.save_pretrained(folder)
+        processor.save_pretrained(folder)
     else:
-        SiglipExtProcessor(images, tokenizer).save_pretrained(str(folder))
+        SiglipExtProcessor(processor, tokenizer).save_pretrained(str(folder))
 
 
 def check_tokenizer(folder: Path, rules: str, max_length: int, vocab_size: int) -> None:

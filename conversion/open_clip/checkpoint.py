@@ -10,13 +10,14 @@ from ..name_map import unclaimed
 from ..plan import AnyConfig, Plan, check_complete, constants_for
 from ..released.catalogue import tokenizers
 from ..resize import changes_between
-from .config import CONFIG, describe_open_clip, read_config
+from .config import CONFIG, describe_open_clip, preprocessing_of, read_config, remarks_on
 from .names import open_clip_rules
+from .towers import TIMM_CONFIG
 
 
 SIGN: str = "visual.trunk of open_clip"
 WEIGHTS = "open_clip_model.safetensors"
-FILES: tuple[str, ...] = (WEIGHTS, CONFIG)
+FILES: tuple[str, ...] = (WEIGHTS, CONFIG, TIMM_CONFIG)
 
 
 class OpenClipCheckpoint(Checkpoint):
@@ -45,9 +46,12 @@ def read(source: Source, *, origin: str | Path, name: str | None, choices: Choic
     settings = read_config(source.path if source.path.is_dir() else source.path.parent)
     config = describe_open_clip(source.arrays, settings, choices)
     size = getattr(config.text_config, "vocab_size", None)
-    # bicubic is open_clip's default
-    resample = "bilinear" if settings.get("preprocess_cfg", {}).get("interpolation") == "bilinear" else "bicubic"
-    tokenizer = next((known for known in tokenizers().values() if known.vocab_size == size), None)
     return OpenClipCheckpoint(
-        source, source.arrays, config, {"kind": "open_clip"}, tokenizer=tokenizer, resample=resample
+        source,
+        source.arrays,
+        config,
+        {"kind": "open_clip"},
+        tokenizer=next((known for known in tokenizers().values() if known.vocab_size == size), None),
+        images=preprocessing_of(settings),
+        remarks=tuple(remarks_on(settings, config, choices)),
     )

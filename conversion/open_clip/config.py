@@ -1,52 +1,101 @@
-"""The configuration of open_clip's models with SigLIP towers of timm: from tensors, and as `open_clip_config.json`."""
+"""The configuration of open_clip's models with SigLIP towers of timm: read with the tensors, and written.
+
+What shapes do not tell (heads, activations, epsilon, pooling, masks) is what open_clip 3.3 makes of the settings, its
+defaults included.
+"""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
 
-from ..checkpoint import SOFTMAX, Choices
+from ..checkpoint import SOFTMAX, Choices, Preprocessing
 from ..containers.arrays import Arrays, count_layers, shape_of
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
 from ..plan import AnyConfig
 from ..released.catalogue import text_tokens, tokenizers, towers
 from .names import towers_of
+from .towers import (
+    EPSILON,
+    EXACT,
+    TANH,
+    TIMM_CONFIG,
+    TimmTower,
+    Untold,
+    activation,
+    mlp_ratio,
+    name_of,
+    tower_of,
+    untold,
+)
 
 
 CONFIG = "open_clip_config.json"
-# timm's models by width and patch size: their name, and the sizes that exist
-TIMM = {
-    (768, 16): ("vit_base_patch16_siglip", (224, 256, 384, 512)),
-    (768, 32): ("vit_base_patch32_siglip", (256,)),
-    (1024, 16): ("vit_large_patch16_siglip", (256, 384, 512)),
-    (1152, 14): ("vit_so400m_patch14_siglip", (224, 378, 384)),
-    (1152, 16): ("vit_so400m_patch16_siglip", (256, 384, 512)),
-    (1536, 16): ("vit_giantopt_patch16_siglip", (256, 384)),
-}
-TIMM_NAFLEX = {768: "naflexvit_base_patch16_siglip", 1152: "naflexvit_so400m_patch16_siglip"}
 HUB_TOKENIZERS = {
     "c4_en": "timm/ViT-B-16-SigLIP",
     "mc4": "timm/ViT-B-16-SigLIP-i18n-256",
     "gemma": "timm/ViT-B-16-SigLIP2",
 }
+# open_clip's where a configuration does not say
+OPEN_CLIP_MEAN, OPEN_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TEXT_HEADS, TEXT_EPSILON, POOLINGS = 8, 1e-5, ("last", "first")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`open_clip_config.json` beside the weights; empty where there is none."""
+@dataclass(frozen=True)
+class Settings:
+    """What stands beside the weights of an open_clip model.
+
+    Args:
+        model: `model_cfg`; empty where there is no `open_clip_config.json`.
+        preprocess: `preprocess_cfg`.
+        timm: What timm's own `config.json` sets on the image tower.
+    """
+
+    model: dict[str, Any]
+    preprocess: dict[str, Any]
+    timm: dict[str, Any]
+
+    @property
+    def text(self) -> dict[str, Any]:
+        return self.model.get("text_cfg", {})
+
+    @property
+    def vision(self) -> dict[str, Any]:
+        return self.model.get("vision_cfg", {})
+
+    @property
+    def image_tower(self) -> Untold:
+        """What the settings say of the image tower beyond its shapes."""
+        name = self.vision.get("timm_model_name", "")
+        given = self.timm if ":" in name else {}
+        return untold(given.get("architecture", name), given.get("model_args", {}) | self.timm_arguments)
+
+    @property
+    def timm_arguments(self) -> dict[str, Any]:
+        """Of open_clip after 3.3."""
+        return self.vision.get("timm_model_kwargs") or {}
+
+
+def read_config(folder: Path) -> Settings:
+    """What stands beside the weights; empty where there is no `open_clip_config.json`."""
     path = folder / CONFIG
     if not path.is_file():
-        return {}
+        return Settings({}, {}, {})
     config = read_mapping(path)
+    timm = read_mapping(folder / TIMM_CONFIG) if (folder / TIMM_CONFIG).is_file() else {}
     try:
         model = config["model_cfg"]
-        parts = [model, model["vision_cfg"], model["text_cfg"], config.get("preprocess_cfg", {})]
-    except (KeyError, TypeError) as error:
+        settings = Settings(model, config.get("preprocess_cfg", {}), timm)
+        parts = [model, model["vision_cfg"], model["text_cfg"], settings.preprocess, settings.timm_arguments]
+        parts.append(timm.get("model_args", {}))
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path} is damaged: one of its parts is no mapping")
-    return config
+    return settings
 
 
 def heads_of(width: int, given: int | None, option: str) -> int:
@@ -58,17 +107,7 @@ def heads_of(width: int, given: int | None, option: str) -> int:
     return heads
 
 
-def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices) -> SiglipExtConfig:
-    """The configuration of the model that open_clip's tensors hold.
-
-    Args:
-        stored: What `read_config` gave.
-        choices: Attention heads, for towers of unusual width.
-
-    Raises:
-        CheckpointError: Not a SigLIP model of open_clip.
-    """
-    model = stored.get("model_cfg", {})
+def describe_image_tower(arrays: Arrays, settings: Settings, choices: Choices) -> SiglipExtVisionConfig:
     naflex = "visual.trunk.embeds.proj.weight" in arrays
     size = None
     if naflex:
@@ -79,110 +118,163 @@ def describe_open_clip(arrays: Arrays, stored: dict[str, Any], choices: Choices)
         width, _, patch_size, _ = shape_of(arrays, "visual.trunk.patch_embed.proj.weight", 4)
         grid = math.isqrt(shape_of(arrays, "visual.trunk.pos_embed", 3)[1])
         # a grid of 27 is 378 or 384 pixels: the name or the settings know
-        size = model.get("vision_cfg", {}).get("image_size", grid * patch_size)
+        size = settings.vision.get("image_size", grid * patch_size)
         if not isinstance(size, int) or size // patch_size != grid:
             raise CheckpointError(f"{CONFIG} says image_size {size}, the positions are a grid of {grid}")
-    vision = SiglipExtVisionConfig(
-        hidden_size=width,
-        num_hidden_layers=count_layers(arrays, "visual.trunk.blocks."),
-        num_attention_heads=heads_of(width, choices.image_heads, "--image_heads"),
-        intermediate_size=shape_of(arrays, "visual.trunk.blocks.0.mlp.fc1.weight", 2)[0],
-        patch_size=patch_size,
-        naflex=naflex,
-        image_size=size,
-        num_patches=grid**2 if naflex else None,
-    )
+    told = settings.image_tower
+    shapes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": count_layers(arrays, "visual.trunk.blocks."),
+        "num_attention_heads": heads_of(width, choices.image_heads or told.num_attention_heads, "--image_heads"),
+        "intermediate_size": shape_of(arrays, "visual.trunk.blocks.0.mlp.fc1.weight", 2)[0],
+        "patch_size": patch_size,
+        "image_size": size,
+        "num_patches": grid**2 if naflex else None,
+    }
+    act = choices.image_act or told.hidden_act or usual_activation(shapes)
+    return SiglipExtVisionConfig(**shapes, naflex=naflex, hidden_act=act, layer_norm_eps=EPSILON)
+
+
+def usual_activation(shapes: dict[str, Any]) -> str:
+    """Of an image tower whose name is not known: that of timm's SigLIP tower of these sizes, or timm's usual one."""
+    same = (TimmTower(**shapes, hidden_act=act) for act in (TANH, EXACT))
+    return next((tower.hidden_act for tower in same if name_of(tower)), EXACT)
+
+
+def describe_text_tower(arrays: Arrays, settings: Settings, choices: Choices) -> SiglipExtTextConfig:
     vocab_size, width = shape_of(arrays, "text.token_embedding.weight", 2)
-    head = "text.text_projection.weight" in arrays
+    head, stored = "text.text_projection.weight" in arrays, settings.text
     rules = next((known.rules for known in tokenizers().values() if known.vocab_size == vocab_size), "v1")
-    text = SiglipExtTextConfig(
+    if stored:
+        pooling, causal = stored.get("pool_type", "argmax"), not stored.get("no_causal_mask", False)
+        if causal or pooling not in POOLINGS:
+            raise CheckpointError(
+                f"{CONFIG}: text_cfg has {'a causal mask' if causal else f'pool_type {pooling!r}'}; SigLIP's text "
+                f"towers have none and take the token that is {' or '.join(POOLINGS)}"
+            )
+        heads, eps = stored.get("heads", TEXT_HEADS), (stored.get("norm_kwargs") or {}).get("eps", TEXT_EPSILON)
+        quick = settings.model.get("quick_gelu", False)
+        tanh = (stored.get("act_kwargs") or {}).get("approximate") == "tanh"
+    else:  # as open_clip's own SigLIP models of this vocabulary
+        pooling, heads, eps, quick, tanh = "last", None, EPSILON, False, rules == "v2"
+    return SiglipExtTextConfig(
         vocab_size=vocab_size,
         hidden_size=width,
         num_hidden_layers=count_layers(arrays, "text.transformer.resblocks."),
-        num_attention_heads=heads_of(
-            width, choices.text_heads or model.get("text_cfg", {}).get("heads"), "--text_heads"
-        ),
+        num_attention_heads=heads_of(width, choices.text_heads or heads, "--text_heads"),
         intermediate_size=shape_of(arrays, "text.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         max_position_embeddings=shape_of(arrays, "text.positional_embedding", 2)[0],
         use_head=head,
         projection_size=shape_of(arrays, "text.text_projection.weight", 2)[0] if head else None,
+        hidden_act="quick_gelu" if quick else TANH if tanh else EXACT,
+        layer_norm_eps=eps,
+        pooling=pooling,
         **text_tokens(rules),
     )
+
+
+def describe_open_clip(arrays: Arrays, settings: Settings, choices: Choices) -> SiglipExtConfig:
+    """The configuration of the model that open_clip's tensors hold.
+
+    Args:
+        settings: What `read_config` gave.
+        choices: Attention heads and activation, where settings do not tell them.
+
+    Raises:
+        CheckpointError: Not a SigLIP model of open_clip.
+    """
+    vision, text = describe_image_tower(arrays, settings, choices), describe_text_tower(arrays, settings, choices)
     loss = {} if "logit_bias" in arrays else SOFTMAX
     return SiglipExtConfig(vision_config=vision, text_config=text, **loss)
 
 
-def timm_name(vision: SiglipExtVisionConfig) -> str:
-    """timm's name for the image tower.
+def remarks_on(settings: Settings, config: SiglipExtConfig, choices: Choices) -> list[str]:
+    """What the user should know: what was assumed, and what the folder cannot do as open_clip does."""
+    told, found = settings.image_tower, []
+    if not settings.model:
+        found.append(
+            f"there is no {CONFIG} beside the weights: activations are taken to be those of open_clip's own SigLIP "
+            f"models, {config.vision_config.hidden_act} for images and {config.text_config.hidden_act} for texts"
+        )
+    elif told.hidden_act is None and choices.image_act is None:
+        found.append(
+            f"what activation timm's {settings.vision.get('timm_model_name')!r} has is not known here: "
+            f"{config.vision_config.hidden_act} is written; --image_act names another"
+        )
+    if told.interpolation not in (None, "bilinear") and config.vision_config.naflex:
+        found.append(
+            f"open_clip resizes the positions of this tower by {told.interpolation} interpolation, SigLIP 2 and these "
+            "classes bilinearly: embeddings of images of other shapes than a square of the grid's size differ"
+        )
+    mode = settings.preprocess.get("resize_mode", "shortest") if settings.model else "squash"
+    if mode != "squash":
+        found.append(f"open_clip resizes images by {mode!r}; the image processor written here squashes them")
+    return found
+
+
+def preprocessing_of(settings: Settings) -> Preprocessing:
+    """How open_clip prepares images, its defaults included; without settings as SigLIP does."""
+    if not settings.model:
+        return Preprocessing("bicubic")
+    given = {"mean": OPEN_CLIP_MEAN, "std": OPEN_CLIP_STD} | settings.preprocess
+    resample = "bilinear" if given.get("interpolation") == "bilinear" else "bicubic"
+    return Preprocessing(resample, tuple(given["mean"]), tuple(given["std"]))
+
+
+def text_settings(text: SiglipExtTextConfig) -> dict[str, Any]:
+    """`text_cfg` without the tokenizer.
 
     Raises:
-        CheckpointError: timm has no such tower.
+        CheckpointError: open_clip cannot build this tower; the field is named.
     """
-    key = (vision.hidden_size, vision.patch_size)
-    if vision.naflex and vision.hidden_size in TIMM_NAFLEX and vision.patch_size == 16:
-        return TIMM_NAFLEX[vision.hidden_size]
-    name, sizes = TIMM.get(key, ("", ()))
-    if vision.naflex or vision.image_size not in sizes:
-        size = "NaFlex" if vision.naflex else f"{vision.image_size} px"
+    act = activation(text.hidden_act)
+    if act not in (EXACT, TANH, "quick_gelu"):
         raise CheckpointError(
-            f"timm has no SigLIP tower of width {key[0]}, patch {key[1]}, {size}; name another with --timm_model"
+            f"text_config.hidden_act is {text.hidden_act!r}; open_clip has {EXACT}, {TANH} and quick_gelu"
         )
-    return f"{name}_{vision.image_size}"
-
-
-def mlp_ratio(text: SiglipExtTextConfig) -> float:
-    """open_clip multiplies by the width and cuts the fraction off."""
-    whole, rest = divmod(text.intermediate_size, text.hidden_size)
-    return float(whole) if not rest else math.ceil(text.intermediate_size / text.hidden_size * 1e4) / 1e4
-
-
-def open_clip_config(
-    config: AnyConfig, timm_model: str | None = None, interpolation: str = "bilinear"
-) -> dict[str, Any]:
-    """`open_clip_config.json` for a model.
-
-    Args:
-        timm_model: timm's name for the image tower; None finds it.
-        interpolation: Of the image preprocessing.
-    """
-    vision, text = towers_of(config)
-    tokenizer = next((name for name, known in tokenizers().items() if known.vocab_size == text.vocab_size), None)
-    repo = HUB_TOKENIZERS.get(tokenizer or "")
-    text_cfg = {
+    return {
         "context_length": text.max_position_embeddings,
         "vocab_size": text.vocab_size,
-        **({} if repo is None else {"hf_tokenizer_name": repo, "tokenizer_kwargs": {"clean": "canonicalize"}}),
         "width": text.hidden_size,
         "heads": text.num_attention_heads,
         "layers": text.num_hidden_layers,
-        "mlp_ratio": mlp_ratio(text),
+        "mlp_ratio": mlp_ratio(text.hidden_size, text.intermediate_size),
         "no_causal_mask": True,
-        "pool_type": "last",
+        "pool_type": text.pooling,
         **({"proj_bias": True} if text.use_head else {"proj_type": "none"}),
         "norm_kwargs": {"eps": text.layer_norm_eps},
-        "act_kwargs": {"approximate": "tanh"},
+        **({"act_kwargs": {"approximate": "tanh"}} if act == TANH else {}),
     }
-    vision_cfg = {
-        "image_size": vision.image_size or vision.grid_size * vision.patch_size,
-        "timm_model_name": timm_model or timm_name(vision),
-        "timm_model_pretrained": False,
-        "timm_pool": "map",
-        "timm_proj": "none",
-    }
-    if vision.naflex:
-        vision_cfg["image_seq_len"] = vision.num_patches
-    return {
-        "model_cfg": {
-            "embed_dim": vision.hidden_size,
-            "init_logit_bias": getattr(config, "logit_bias_init", None),
-            "custom_text": True,
-            "vision_cfg": vision_cfg,
-            "text_cfg": text_cfg,
+
+
+def open_clip_config(config: AnyConfig, timm_model: str, preprocess: dict[str, Any]) -> dict[str, Any]:
+    """`open_clip_config.json` for a model, still without a tokenizer.
+
+    Args:
+        timm_model: timm's name for the image tower, or where its `config.json` is.
+        preprocess: `preprocess_cfg`.
+
+    Raises:
+        CheckpointError: open_clip cannot build this model.
+    """
+    vision, text = towers_of(config)
+    model = {
+        "embed_dim": text.projection_size,
+        "init_logit_bias": getattr(config, "logit_bias_init", None),
+        "custom_text": True,
+        **({"quick_gelu": True} if text.hidden_act == "quick_gelu" else {}),
+        "vision_cfg": {
+            "image_size": vision.image_size or vision.grid_size * vision.patch_size,
+            "timm_model_name": timm_model,
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
         },
-        "preprocess_cfg": {
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "interpolation": interpolation,
-            "resize_mode": "squash",
-        },
+        "text_cfg": text_settings(text),
     }
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
+
+
+def timm_name(vision: SiglipExtVisionConfig) -> str | None:
+    """timm's name for exactly this image tower; None where it has none."""
+    return name_of(tower_of(vision))

@@ -90,9 +90,13 @@ def towers_of(config: AnyConfig) -> tuple[SiglipExtVisionConfig, SiglipExtTextCo
     if not isinstance(config, SiglipExtConfig) or not isinstance(config.text_config, SiglipExtTextConfig):
         raise CheckpointError("open_clip form is for models of two SigLIP towers")
     vision, text = config.vision_config, config.text_config
-    if not isinstance(vision, SiglipExtVisionConfig) or vision.pooling != "map" or text.pooling != "last":
+    if (
+        not isinstance(vision, SiglipExtVisionConfig)
+        or vision.pooling != "map"
+        or text.pooling not in ("last", "first")
+    ):
         raise CheckpointError(
-            "open_clip form is for a MAP-pooled image tower and a text tower that takes the last token"
+            "open_clip form is for a MAP-pooled image tower and a text tower that takes the last or first token"
         )
     if vision.projection_size is not None or vision.pre_logits or vision.position_embedding_type != "learned":
         raise CheckpointError("timm's SigLIP towers have learned positions and nothing after the MAP head")

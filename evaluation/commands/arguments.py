@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from modeling_siglip_ext.command_line import Parser, Run, Subparsers, add_command
+from modeling_siglip_ext.command_line import Parser, Run, Subparsers, add_command, refuse_unused
 
 from ..data import EvaluationData, select
 from ..known_benchmarks import known_to
@@ -49,7 +49,7 @@ def add_model(parser: Parser, *, embeddings: bool = True) -> None:
 
 def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", help="name on the Hub, file or folder; with --benchmark, where its copy is")
+    group.add_argument("--dataset", help="name on the Hub, file, URL or folder; with --benchmark, where its copy is")
     parser.set_defaults(benchmark=None)
     if benchmarks:
         group.add_argument("--benchmark", metavar="NAME", help=f"known ones: {', '.join(benchmarks)}")
@@ -61,18 +61,32 @@ def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:
 def add_columns(group: Group) -> None:
     group.add_argument("--config", help="configuration of a dataset on the Hub")
     group.add_argument("--split", help="part of the dataset (default: test where there are several)")
+    group.add_argument("--separator", metavar="CHARACTER", help="of a CSV file (default: as in its first line)")
     group.add_argument("--image_column", metavar="NAME", help="column with images")
 
 
 def open_session(arguments: argparse.Namespace, *, central_crop: bool = False) -> Session:
-    """The model, loaded and run as the arguments want it."""
+    """The model, loaded and run as the arguments want it.
+
+    Raises:
+        ValueError: a revision of a folder, which has none.
+    """
+    if Path(arguments.model).is_dir():
+        refuse_unused(arguments, ["revision"], "with a folder")
     given: dict[str, Any] = {**vars(arguments), "central_crop": central_crop}
     return Session.open(Settings(**{one.name: given[one.name] for one in fields(Settings) if one.name in given}))
 
 
 def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData:
-    """The rows that the arguments name, for their command; `options` are `select`'s, and go before the arguments."""
-    shared = ("benchmark", "config", "split", "limit", "image_column", "caption_column", "label_column")
+    """The rows that the arguments name, for their command; `options` are `select`'s, and go before the arguments.
+
+    Raises:
+        ValueError: a configuration of what has none.
+    """
+    if arguments.dataset is not None and Path(arguments.dataset).exists():
+        refuse_unused(arguments, ["config"], "with a file or a folder")
+    shared = ("benchmark", "config", "split", "separator", "limit", "image_column")
+    shared += ("caption_column", "label_column")
     given = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
     return select(arguments.dataset, **{"task": arguments.command, **given, **options})
 

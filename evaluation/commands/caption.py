@@ -5,8 +5,8 @@ from pathlib import Path
 
 from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
 from modeling_siglip_ext.command_line import Subparsers, add_command
-from modeling_siglip_ext.encoding import image_files
 from modeling_siglip_ext.files import write_json
+from modeling_siglip_ext.inputs import image_files
 
 from .arguments import add_model, open_session
 

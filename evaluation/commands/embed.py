@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from modeling_siglip_ext import embedding_store as store
-from modeling_siglip_ext.command_line import Subparsers, add_command
-from modeling_siglip_ext.encoding import image_files
+from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
+from modeling_siglip_ext.inputs import image_files
 
 from ..data import columns, load
 from ..data.classes import read_lines_or_json
@@ -37,17 +37,24 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
     """The inputs that the arguments name.
 
     Raises:
-        ValueError: none, or several.
+        ValueError: none, or several, or options that nothing of them reads.
     """
     if sum(value is not None for value in (arguments.images, arguments.texts, arguments.dataset)) != 1:
         raise ValueError("give one of --images, --texts and --dataset")
+    if arguments.dataset is None:
+        refuse_unused(arguments, ("config", "split", "image_column", "caption_column"), "without --dataset")
+    elif Path(arguments.dataset).exists():
+        refuse_unused(arguments, ["config"], "with a file or a folder")
+    if arguments.texts or arguments.caption_column:
+        refuse_unused(arguments, ("image_column", "workers"), "where texts are embedded")
     if arguments.images:
         names = [str(path) for path in image_files(arguments.images)]
         return Inputs("image", names, store.fingerprint({"items": names}), names=list(names))
     if arguments.texts:
         texts = read_lines_or_json(arguments.texts)
         return Inputs("text", texts, store.fingerprint({"items": texts}))
-    rows = load(arguments.dataset, config=arguments.config, split=arguments.split)
+    about = {name: getattr(arguments, name) for name in ("config", "split", "separator", "image_column")}
+    rows = load(arguments.dataset, **about)
     if arguments.caption_column:
         column = columns.column(rows, arguments.caption_column, (), "caption")
         return Inputs("text", [own[0] for own in columns.captions(rows, column)], rows._fingerprint)

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     result = session.evaluate(data, image_embeds=embeds, text_embeds=texts, unreadable=errors)
     if arguments.sheet:
-        rows = [row for row in range(len(embeds)) if row not in errors][: arguments.sheet]
+        rows = [row for row, own in enumerate(data.captions or ()) if own and row not in errors][: arguments.sheet]
         draw_sheet(result_path(arguments, ".png"), data, rows, embeds, texts)
     session.finish(result, result_path(arguments))
 
@@ -69,6 +69,7 @@ def run_multilingual(arguments: argparse.Namespace) -> None:
         arguments.languages,
         config=arguments.config,
         split=arguments.split,
+        separator=arguments.separator,
         limit=arguments.limit,
         image_column=arguments.image_column,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from modeling_siglip_ext.command_line import Subparsers
+from modeling_siglip_ext.command_line import Subparsers, refuse_unused
 
 from ..metrics.similarity import calibrate_threshold
 from ..results import Counts, Result
@@ -21,10 +21,13 @@ def register(commands: Subparsers) -> None:
         "--label_column", metavar="NAME", help="1 for a matched pair, 0 for another; without it texts are shuffled"
     )
     own.add_argument("--precision", type=float, help="the most recall at this precision, instead of the best F1")
-    own.add_argument("--seed", type=int, default=0, help="draws the shuffled pairs")
+    own.add_argument("--seed", type=int, help="draws the shuffled pairs (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.label_column:
+        refuse_unused(arguments, ["seed"], "with --label_column, where no pairs are drawn")
+    seed = arguments.seed or 0
     data = select_data(arguments)
     assert data.captions is not None
     texts = [own[0] for own in data.captions]
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         matched = np.array([data.labels[row][0] for row in kept.tolist()], bool)
     else:
         # each image with another row's text, shifted by a random number of rows; equal texts are no mismatch
-        shift = int(np.random.default_rng(arguments.seed).integers(1, max(2, len(kept))))
+        shift = int(np.random.default_rng(seed).integers(1, max(2, len(kept))))
         others = torch.arange(len(kept)).roll(shift)
         wrong = [texts[a] != texts[b] for a, b in zip(kept.tolist(), kept[others].tolist())]
         unmatched = (images * text_embeds[others]).sum(1)[torch.tensor(wrong)]
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         metrics,
         dataset=data.provenance,
         counts=Counts(pairs=len(matched), matched=int(matched.sum()), unreadable=sorted(errors)),
-        settings={"precision": arguments.precision, "seed": arguments.seed if data.labels is None else None},
+        settings={"precision": arguments.precision, "seed": seed if data.labels is None else None},
     )
     session.finish(result, result_path(arguments))
 

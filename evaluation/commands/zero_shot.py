@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 
-from modeling_siglip_ext.command_line import Subparsers, Switch
+from modeling_siglip_ext.command_line import Subparsers, Switch, refuse_unused
 
 from .arguments import evaluation_command, open_session, result_path, select_data
 
@@ -39,6 +39,8 @@ def register(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.labels:
+        refuse_unused(arguments, ["label_column"], "with --labels")
     data = select_data(
         arguments,
         class_names=arguments.class_names,

@@ -1,6 +1,5 @@
 """Classes of zero-shot classification: their names, their prompts' templates, and labels in files of their own."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,15 @@ from ..known_benchmarks import Benchmark
 from ..prompts import imagenet_classes
 from ..prompts import templates as known_templates
 from .columns import file_names, label_names
+from .text_files import read_json, read_text
 
 
 def read_lines_or_json(path: str) -> list[str]:
     """The lines of a text file that are not empty, or the strings of a JSON list."""
-    text = Path(path).read_text(encoding="utf-8")
-    lines = json.loads(text) if path.endswith(".json") else [line for line in text.splitlines() if line.strip()]
+    if path.endswith(".json"):
+        lines = read_json(path)
+    else:
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ValueError(f"{path} must hold a list of strings")
     return lines
@@ -26,7 +28,7 @@ def read_lines_or_json(path: str) -> list[str]:
 def lines_beside(source: str, name: str) -> list[str] | None:
     """The lines of a file at the top of a local dataset, such as clip_benchmark's `classnames.txt`."""
     path = Path(source) / name
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+    return [line.strip() for line in read_text(path).splitlines()] if path.is_file() else None
 
 
 def class_names_of(
@@ -87,7 +89,7 @@ def labels_from_file(path: str, rows: datasets.Dataset, column: str) -> list[lis
     """Labels from a JSON file: a list, one entry a row or - as ImageNet-ReaL's - one a number in the file names; or a
     mapping of file names. An entry is a class index or a list of them, which may be empty.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = read_json(path)
     if isinstance(content, dict):
         entries = [content.get(name) for name in file_names(rows, column)]
         if None in entries:

@@ -6,28 +6,50 @@ from typing import Any, cast
 
 import datasets
 
-from modeling_siglip_ext.encoding import undecoded
+from modeling_siglip_ext.inputs import undecoded
 
 
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+# Names of files and addresses last: beside an image they say where it is from.
+IMAGE_COLUMNS = (
+    *("image", "img", "picture", "jpg", "jpeg", "png", "webp", "image_path", "filepath", "file_path", "file_name"),
+    *("filename", "image_file", "path", "file", "image_url", "url"),
+)
 LABEL_COLUMNS = ("label", "labels", "cls", "fine_label", "npy")
-CAPTION_COLUMNS = ("caption", "captions", "sentences", "text", "texts", "txt", "raw")
+CAPTION_COLUMNS = (
+    *("caption", "captions", "sentences", "text", "texts", "txt", "raw"),
+    *("title", "description", "alt_text", "prompt"),
+)
+# WebDataset knows the members of a sample by their suffixes; rows of a shard have them under these names.
+MEMBERS = {"image": ("jpg", "jpeg", "png", "webp"), "caption": ("txt",)}
 
 
-def column(dataset: datasets.Dataset, given: str | None, usual: Sequence[str], what: str) -> str:
+def usual(present: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first of the usual names that a dataset has, in any case, as the dataset writes it."""
+    spelled = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(list(present))}
+    return next((spelled[name] for name in names if name in spelled), None)
+
+
+def member(given: str, what: str, present: Iterable[str] = ()) -> str:
+    """The column that a name stands for in rows of a shard: `jpg` is `image` and `txt` is `caption`."""
+    return what if given in MEMBERS[what] and given not in present else given
+
+
+def column(dataset: datasets.Dataset, given: str | None, names: Sequence[str], what: str) -> str:
     """The name of a column: the one given, or the first of the usual ones.
 
     Raises:
         ValueError: there is none; the message lists the columns that there are.
     """
-    names = [given] if given else usual
-    for name in names:
-        if name in dataset.column_names:
-            return name
-    raise ValueError(
-        f"the dataset has no {what} column {' or '.join(map(repr, names))}; it has "
-        f"{', '.join(dataset.column_names)}: name one with --{what}_column"
-    )
+    present = dataset.column_names
+    if given and what in MEMBERS and "__key__" in present:
+        given = member(given, what, present)
+    found = usual(present, names) if given is None else given if given in present else None
+    if found is None:
+        wanted = " or ".join(map(repr, [given] if given else names))
+        raise ValueError(
+            f"the dataset has no {what} column {wanted}; it has {', '.join(present)}: name one with --{what}_column"
+        )
+    return found
 
 
 def images(dataset: datasets.Dataset, name: str) -> datasets.Dataset:

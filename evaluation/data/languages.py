@@ -1,6 +1,5 @@
 """Images with captions in several languages: Crossmodal-3600, or a dataset with a column for each language."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import datasets
 from . import columns
 from .evaluation_data import EvaluationData, Provenance
 from .layouts import first_rows, load
+from .tables import json_rows
 
 
 def xm3600(folder: str | Path) -> tuple[list[str], dict[str, list[list[str]]]]:
@@ -23,16 +23,16 @@ def xm3600(folder: str | Path) -> tuple[list[str], dict[str, list[list[str]]]]:
     """
     folder = Path(folder)
     paths, of_language = [], {}
-    with open(folder / "captions.jsonl", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            path = folder / "images" / f"{row['image/key']}.jpg"
-            if not path.exists():
-                raise FileNotFoundError(f"{path}, named in captions.jsonl, does not exist")
-            paths.append(os.fspath(path))
-            for language, value in row.items():
-                if isinstance(value, Mapping) and "caption" in value:
-                    of_language.setdefault(language, []).append(list(value["caption"]))
+    for number, row in enumerate(json_rows(str(folder / "captions.jsonl"))):
+        if "image/key" not in row:
+            raise ValueError(f"{folder}/captions.jsonl is none of Crossmodal-3600: row {number} has no 'image/key'")
+        path = folder / "images" / f"{row['image/key']}.jpg"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}, named in captions.jsonl, does not exist")
+        paths.append(os.fspath(path))
+        for language, value in row.items():
+            if isinstance(value, Mapping) and isinstance(value.get("caption"), list):
+                of_language.setdefault(language, []).append(list(value["caption"]))
     wrong = [language for language, rows in of_language.items() if len(rows) != len(paths)]
     if wrong or not paths:
         raise ValueError(f"{folder}: captions for other numbers of images in {', '.join(wrong) or 'all languages'}")
@@ -48,6 +48,7 @@ def select_languages(
     *,
     config: str | None = None,
     split: str | None = None,
+    separator: str | None = None,
     limit: int | None = None,
     image_column: str | None = None,
 ) -> tuple[EvaluationData, Languages]:
@@ -56,7 +57,7 @@ def select_languages(
     Args:
         source: the folder of Crossmodal-3600, or what `load` takes.
         languages: which ones; of a dataset, the columns with their captions.
-        config, split, limit, image_column: as in `select`.
+        config, split, separator, limit, image_column: as in `select`.
 
     Raises:
         ValueError: a language that is not there, or in which no row has a caption.
@@ -72,7 +73,7 @@ def select_languages(
         of_language = {language: of_language[language] for language in languages or of_language}
         provenance = Provenance(source, "xm3600", rows=len(rows), fingerprint=rows._fingerprint)
         return EvaluationData(rows, "image", provenance=provenance), of_language
-    rows = first_rows(load(source, config=config, split=split), limit)
+    rows = first_rows(load(source, config=config, split=split, separator=separator, image_column=image_column), limit)
     image = columns.column(rows, image_column, columns.IMAGE_COLUMNS, "image")
     if not languages:
         raise ValueError("give --languages, the columns with the captions of each language")

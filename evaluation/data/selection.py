@@ -1,16 +1,20 @@
 """`select`: from the name of a dataset or benchmark to the rows, images, captions and labels that are evaluated."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+from transformers.utils import logging
 
 from ..known_benchmarks import NO_BENCHMARK, PROBES, find
 from . import columns
 from .classes import class_names_of, labels_from_file, map_labels, templates_of
 from .evaluation_data import Classes, EvaluationData, Provenance
 from .layouts import first_rows, load
+from .text_files import read_json
+
+
+logger = logging.get_logger(__name__)
 
 
 def select(
@@ -20,6 +24,7 @@ def select(
     benchmark: str | None = None,
     config: str | None = None,
     split: str | None = None,
+    separator: str | None = None,
     limit: int | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -38,6 +43,7 @@ def select(
             captions, and zero-shot classification where there are none.
         benchmark: the name of a known one, which knows its columns, classes and templates.
         config, split: which part of the source.
+        separator: of a CSV file, as in `load`.
         limit: only the first rows.
         image_column, caption_column, label_column: names; by default the usual ones.
         class_names: "imagenet", a file with one a line, or a list; by default the dataset's own.
@@ -56,13 +62,15 @@ def select(
         raise ValueError(f"no task {task!r}; there are retrieval, threshold, zero-shot, {', '.join(PROBES)}")
     if source is None and not benchmark:
         raise ValueError("give --dataset or --benchmark")
+    if labels_file and label_column:
+        raise ValueError("labels_file and label_column both give the classes: leave one of them out")
     known = find(benchmark, task) if benchmark else NO_BENCHMARK
     settings = known if source is None else NO_BENCHMARK  # a copy has columns and splits of its own
     if isinstance(source, datasets.Dataset):
         name, rows = source.info.dataset_name or "dataset", source
     else:
         name, split = str(source or known.dataset), split or settings.split
-        rows = load(name, config=config, split=split)
+        rows = load(name, config=config, split=split, separator=separator, image_column=image_column)
     rows = first_rows(rows, limit)
 
     def column(what: str, given: str | None, usual: Sequence[str]) -> str:
@@ -74,7 +82,8 @@ def select(
     read: dict[str, str | None] = {"image": image}
     if task in ("retrieval", "threshold"):
         read["caption"] = column("caption", caption_column, columns.CAPTION_COLUMNS)
-        captions = columns.captions(rows, read["caption"])
+        captions = columns.captions(rows, read["caption"], optional=task == "retrieval")
+        check_captions(captions, read["caption"])
         if task == "threshold" and label_column:  # whether a pair belongs together
             read["label"] = columns.column(rows, label_column, (), "label")
             labels = columns.labels(rows, read["label"])
@@ -95,12 +104,27 @@ def select(
             labels = columns.labels(rows, str(label), None if label_map else class_list)
         prompts, templates_from = templates_of(templates, None if source is None else origin, known)
         if label_map:
-            content = json.loads(Path(label_map).read_text(encoding="utf-8"))
+            content = read_json(label_map)
             labels, class_list = map_labels(content, labels, class_list, names)
         classes = Classes(class_list, prompts, names_from, templates_from, known.central_crop)
     provenance = Provenance(name, benchmark, config, split, len(rows), rows._fingerprint, read)
     images = columns.images(rows, image)
     return EvaluationData(images, image, captions, labels, classes, names, provenance=provenance)
+
+
+def check_captions(captions: Sequence[Sequence[str]], column: str) -> None:
+    """Say which rows take no part.
+
+    Raises:
+        ValueError: more than half of the rows have no caption.
+    """
+    empty = [row for row, own in enumerate(captions) if not own]
+    if len(empty) > len(captions) / 2:
+        raise ValueError(f"{len(empty)} of {len(captions)} rows have no caption in {column!r}, e.g. row {empty[0]}")
+    if empty:
+        shown = ", ".join(map(str, empty[:5]))
+        message = "%d of %d rows have no caption in %r and take no part, e.g. rows %s"
+        logger.warning(message, len(empty), len(captions), column, shown)
 
 
 def task_of(rows: datasets.Dataset, caption_column: str | None, labels: str | None) -> str:

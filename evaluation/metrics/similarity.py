@@ -1,11 +1,8 @@
-"""Similarities used as decisions: a threshold calibrated on labelled pairs, and near-duplicates."""
+"""A threshold for similarities, calibrated on labelled pairs."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 
@@ -49,32 +46,3 @@ def calibrate_threshold(
         "average_precision": float(average_precision_score(truth, scores)),
         "roc_auc": float(roc_auc_score(truth, scores)),
     }
-
-
-def duplicate_pairs(embeds: torch.Tensor, threshold: float, *, block: int = 2048) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (P, 2) of rows, the smaller first, whose cosine is at least the threshold, and their cosines (P,).
-
-    Args:
-        embeds: (N, D), normalised; rows with NaN match nothing.
-        block: rows compared at a time; memory is block x N scores.
-    """
-    pairs, scores = [], []
-    for start in range(0, len(embeds), block):
-        part = embeds[start : start + block] @ embeds[start:].T
-        part = part.triu(1)  # each pair once, and no row with itself
-        rows, columns = (part >= threshold).nonzero(as_tuple=True)
-        keep = columns > rows  # a threshold of 0 or less would take the zeros below the diagonal
-        rows, columns = rows[keep], columns[keep]
-        pairs.append(torch.stack((rows, columns), dim=1) + start)
-        scores.append(part[rows, columns])
-    return torch.cat(pairs).numpy(), torch.cat(scores).numpy()
-
-
-def duplicate_groups(pairs: np.ndarray, count: int) -> list[list[int]]:
-    """Rows connected by pairs, each group and the groups in order of their first rows."""
-    graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, component = connected_components(graph, directed=False)
-    groups: dict[int, list[int]] = {}
-    for row in np.unique(pairs).tolist():
-        groups.setdefault(int(component[row]), []).append(row)
-    return sorted(groups.values())

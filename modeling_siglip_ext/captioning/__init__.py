@@ -1,6 +1,7 @@
 """Captions and boxes: the decoder of CapPa, LocCa and SigLIP 2 on an image tower's tokens."""
 
-from .decoder import CaptionDecoder, CaptionDecoderConfig, decoder_inputs
+from .configuration import CaptionDecoderConfig
+from .decoder import CaptionDecoder, decoder_inputs
 from .folder import load_decoder, save_decoder
 from .generation import Sampling, generate, log_likelihoods
 from .images import caption, locate, locate_all, score_captions

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..files import new_folder, read_json, write_json
-from .decoder import CaptionDecoder, CaptionDecoderConfig
+from .configuration import CaptionDecoderConfig
+from .decoder import CaptionDecoder
 from .texts import TextFormat
 
 

@@ -8,8 +8,9 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..encoding import batches_of, evaluating, items_of, undecoded
+from ..encoding import batches_of, evaluating
 from ..images import load_image
+from ..inputs import inputs_of
 from .decoder import CaptionDecoder
 from .generation import Sampling, generate, log_likelihoods
 from .targets import TargetWriter, padded
@@ -73,7 +74,7 @@ def caption(
     Raises:
         ValueError: an image that cannot be read, or an unknown column.
     """
-    items, _ = items_of(undecoded(images, column or "image"), column, "image")
+    items = inputs_of(images, column, "image").items
     writer, found = _writer(decoder, processor), []
     with evaluating(model), evaluating(decoder):
         for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
@@ -157,7 +158,7 @@ def score_captions(
     """
     if not captions:
         raise ValueError("nothing to score: there are no captions")
-    items, _ = items_of(undecoded(images, column or "image"), column, "image")
+    items = inputs_of(images, column, "image").items
     writer = _writer(decoder, processor)
     labels, weights = padded([writer.caption(text) for text in captions], decoder.config)
     rows = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .decoder import CaptionDecoderConfig
+from .configuration import CaptionDecoderConfig
 
 
 TASKS = ("caption", "referring", "grounded")

@@ -11,7 +11,7 @@ from transformers import AutoModel
 from modeling_siglip_ext.conversion import Choices, NewSizes, Options, convert, open_checkpoint
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.big_vision.checkpoint import BigVisionCheckpoint
-from modeling_siglip_ext.conversion.checkpoint import Checkpoint
+from modeling_siglip_ext.conversion.checkpoint import Checkpoint, Preprocessing
 from modeling_siglip_ext.conversion.containers.arrays import Arrays
 from modeling_siglip_ext.conversion.containers.sources import Source
 from modeling_siglip_ext.conversion.errors import CheckpointError
@@ -47,7 +47,9 @@ class Toy:
         return any(name.startswith("toy/") for name in arrays)
 
     def read(self, source: Source, *, origin: str | Path, name: str | None, choices: Choices) -> Checkpoint:
-        return ToyCheckpoint(source, source.arrays, self.config, {"kind": "toy"}, licence="mit", resample="bicubic")
+        return ToyCheckpoint(
+            source, source.arrays, self.config, {"kind": "toy"}, licence="mit", images=Preprocessing("bicubic")
+        )
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_a_third_format_is_a_line_in_the_table(toy, tmp_path, capsys):
 
 
 def test_the_two_that_are_there_are_told_apart(converted, checkpoints, tmp_path):
-    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "oc"), "--timm_model", "own"]) == 0
+    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "oc")]) == 0
     with open_checkpoint(tmp_path / "oc", choices=Choices(image_heads=2)) as checkpoint:
         assert isinstance(checkpoint, OpenClipCheckpoint)
     with open_checkpoint(checkpoints / "siglip1_mu16" / "checkpoint.npz") as checkpoint:

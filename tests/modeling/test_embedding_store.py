@@ -47,9 +47,28 @@ def test_parts_go_on_after_an_interruption_and_read_back_exactly(form, tmp_path)
     assert errors == {9: "row nine"}
     assert found_names == names
     assert len(list(tmp_path.iterdir())) == 5, "four parts and the settings"
-    message = r"with other part_rows \(there 6, now 5\), weights \(there abc, now xyz\): choose another folder"
+    store.compute(tmp_path, settings, 23, again, model, **{**options, "part_rows": 5})
+    assert len(again.asked) == 2, "another way to cut files is nothing new to compute"
+    message = r"with other weights \(there abc, now xyz\): choose another folder"
     with pytest.raises(ValueError, match=message):
         store.compute(tmp_path, {"weights": "xyz"}, 23, Encoder(), model, **{**options, "part_rows": 5})
+
+
+@pytest.mark.parametrize("part_rows", [0, -1, float("nan"), 2.5])
+def test_a_refused_number_of_rows_leaves_nothing_behind(part_rows, tmp_path):
+    with pytest.raises(ValueError, match="part_rows must be a positive whole number, got"):
+        store.compute(tmp_path / "out", {}, 23, Encoder(), nn.Linear(1, 1), part_rows=part_rows)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_was_begun_goes_on_as_it_was_cut_and_under_any_name_of_the_model(tmp_path):
+    model = nn.Linear(1, 1)
+    with pytest.raises(KeyboardInterrupt):
+        store.compute(tmp_path, {"model": "./here"}, 23, Encoder(stop_at=12), model, part_rows=6)
+    again = Encoder()
+    store.compute(tmp_path, {"model": "/moved/there"}, 23, again, model, part_rows=100)
+    assert again.asked == [(12, 18), (18, 23)]
+    assert torch.equal(store.read(tmp_path)[0].nan_to_num(7.0)[:9], EMBEDS[:9])
 
 
 def test_processes_share_the_parts(tmp_path, monkeypatch):

@@ -211,13 +211,10 @@ def test_bfloat16_stays_near(parts):
     assert (found * encode_images(*parts, IMAGES)).sum(1).min() > 0.99
 
 
-# not NaFlex in stock form: transformers takes every tokenizer beside a "siglip2" model for Gemma's, as this is not
-@pytest.mark.parametrize(("naflex", "native"), [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize(("naflex", "native"), [(False, True), (False, False), (True, False), (True, None)])
 def test_sentence_transformers_gives_the_same_embeddings_with_its_defaults(naflex, native, tmp_path):
     library = pytest.importorskip("sentence_transformers")
     model, processor = build(naflex)
-    if naflex:  # what the stock processor takes, and every released model
-        processor.image_processor.max_num_patches = 256
     model.save_pretrained(tmp_path, native=native)
     processor.save_pretrained(tmp_path)
     loaded = library.SentenceTransformer(str(tmp_path), device="cpu")

@@ -41,11 +41,15 @@ def test_every_source_gives_the_same_pixels(png, tmp_path):
         Image.open(path),
         text,
         f"data:image/png;base64,{text}",
+        base64.encodebytes(png).decode(),
+        base64.encodebytes(png).decode().replace("\n", "\r\n"),
+        f"data:image/png;base64,{base64.encodebytes(png).decode()}",
         PIXELS,
         PIXELS.transpose(2, 0, 1),
         torch.from_numpy(PIXELS),
         PIXELS.astype(np.int64),
         PIXELS / np.float32(255),
+        torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255,
         {"bytes": png, "path": None},
         {"bytes": None, "path": str(path)},
     ]
@@ -75,6 +79,9 @@ def test_urls_and_their_errors(png):
     finally:
         server.shutdown()
         server.server_close()
+    for unreachable in (f"{address}/image.png", "http://", "http://[half/an/address"):
+        with pytest.raises(UnreadableImageError, match="cannot be read"):
+            load_image(unreachable, timeout=1)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])

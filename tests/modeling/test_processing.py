@@ -13,17 +13,25 @@ from transformers import (
     PreTrainedTokenizerFast,
     Siglip2ImageProcessorPil,
     SiglipImageProcessorPil,
+    SiglipProcessor,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from modeling_siglip_ext import (
+    SiglipExtConfig,
     SiglipExtImageProcessor,
     SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
+    SiglipExtTextConfig,
+    SiglipExtTextModel,
     apply_text_rules,
+    fit_tokenizer,
     train_tokenizer,
 )
 from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
 from support.images import noise
+from support.models import TINY, TINY_TEXT
+from support.tokenizers import KINDS
 
 
 CAPTIONS = ["A red square", "a blue circle", "two green triangles on a white ground"]
@@ -180,3 +188,113 @@ def test_bad_tokenizers_are_refused():
         apply_text_rules(bare, "v2")
     with pytest.raises(ValueError, match=r"rules='v3'.*v1, v2"):
         apply_text_rules(bare, "v3")
+
+
+def test_saving_returns_the_files_as_the_stock_processor_does(processor, tmp_path):
+    stock = SiglipProcessor(processor.image_processor, processor.tokenizer)
+    assert processor.save_pretrained(tmp_path) == stock.save_pretrained(str(tmp_path))
+    assert processor.save_pretrained(str(tmp_path)) == [str(tmp_path / "processor_config.json")]
+
+
+NAFLEX_SETTINGS = [
+    {"patch_size": 16, "max_num_patches": 256},
+    {"patch_size": 16, "max_num_patches": 64},
+    {"patch_size": 8, "max_num_patches": 16},
+    {"patch_size": 14, "max_num_patches": 256, "resample": Image.Resampling.BICUBIC, "do_normalize": False},
+]
+SAVE = {
+    "processor": lambda images, tokenizer, folder: SiglipExtProcessor(images, tokenizer).save_pretrained(folder),
+    "parts": lambda images, tokenizer, folder: (images.save_pretrained(folder), tokenizer.save_pretrained(folder)),
+    "again by the stock class": lambda images, tokenizer, folder: (
+        SiglipExtProcessor(images, tokenizer).save_pretrained(folder),
+        AutoProcessor.from_pretrained(folder).save_pretrained(folder),
+    ),
+    "stock image processor": lambda images, tokenizer, folder: SiglipExtProcessor(
+        Siglip2ImageProcessorPil(**{k: v for k, v in images.to_dict().items() if k != "processor_class"}), tokenizer
+    ).save_pretrained(folder),
+}
+
+
+@pytest.mark.parametrize("length", [12, 64])
+@pytest.mark.parametrize("way", SAVE)
+@pytest.mark.parametrize("settings", NAFLEX_SETTINGS, ids=str)
+def test_a_saved_naflex_processor_keeps_its_settings(settings, way, length, tmp_path):
+    ours = SiglipExtNaflexImageProcessor(**settings)
+    tokenizer = train_tokenizer(CAPTIONS, vocab_size=300, max_length=length)
+    vision = {**TINY, "naflex": True, "num_patches": 16, "patch_size": settings["patch_size"]}
+    text = {**TINY, "vocab_size": 300, "max_position_embeddings": length}
+    SiglipExtConfig(vision_config=vision, text_config=text).save_pretrained(tmp_path)
+    SAVE[way](ours, tokenizer, tmp_path)
+    images = [photo(80, 60), photo(16, 90)]
+    expected = ours(images, return_tensors="pt")
+    auto = AutoProcessor.from_pretrained(tmp_path)
+    assert (auto.image_processor.patch_size, auto.image_processor.max_num_patches) == tuple(settings.values())[:2]
+    inputs = auto(images=images, text=CAPTIONS, return_tensors="pt")
+    found = {
+        "AutoProcessor": inputs,
+        "its image processor": auto.image_processor(images, return_tensors="pt"),
+        "AutoImageProcessor": AutoImageProcessor.from_pretrained(tmp_path)(images, return_tensors="pt"),
+    }
+    for name, one in found.items():
+        for key, tensor in expected.items():
+            assert torch.equal(one[key], tensor), (name, key)
+    if way != "parts":  # neither part knows of the other, nor of the model that it lies beside
+        wanted = tokenizer(CAPTIONS, padding="max_length", truncation=True)["input_ids"]
+        assert inputs.input_ids.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resample": Image.Resampling.LANCZOS},
+        {"resample": Image.Resampling.NEAREST, "do_rescale": False},
+        {"do_normalize": False},
+        {"image_mean": (0.48, 0.45, 0.40), "image_std": (0.26, 0.26, 0.27)},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        {"do_center_crop": True, "crop_size": {"height": 24, "width": 20}},
+        {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": 24},
+        {"size": 40, "do_center_crop": True, "crop_size": {"height": 24, "width": 24}},
+        {"size": {"height": 24, "width": 40}},
+        {"do_resize": False, "do_pad": True, "pad_size": {"height": 64, "width": 64}},
+    ],
+    ids=str,
+)
+def test_a_saved_image_processor_gives_the_same_pixels(settings, processor, tmp_path):
+    ours = SiglipExtImageProcessor(**{"size": {"height": 32, "width": 32}, **settings})
+    image = photo(50, 30)
+    expected = ours(image, return_tensors="pt").pixel_values
+    SiglipExtProcessor(ours, processor.tokenizer).save_pretrained(tmp_path / "processor")
+    ours.save_pretrained(tmp_path / "images")
+    auto = AutoProcessor.from_pretrained(tmp_path / "processor")
+    assert torch.equal(auto(images=image, return_tensors="pt").pixel_values, expected)
+    for folder in ("processor", "images"):
+        for kind in (AutoImageProcessor, SiglipExtImageProcessor):
+            again = kind.from_pretrained(tmp_path / folder)
+            assert torch.equal(again(image, return_tensors="pt").pixel_values, expected), (folder, kind)
+
+
+def test_texts_of_a_saved_processor_have_the_full_length_unasked(processor, tmp_path):
+    expected = processor(text=CAPTIONS, return_tensors="pt").input_ids
+    processor.save_pretrained(tmp_path)
+    auto = AutoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(auto(text=CAPTIONS, return_tensors="pt").input_ids, expected)
+    assert torch.equal(auto(text=CAPTIONS, padding="max_length", return_tensors="pt").input_ids, expected)
+    assert len(auto(text=["a"], padding=False).input_ids[0]) == 2
+
+
+def test_a_tokenizer_is_put_in_order_for_a_tower(tmp_path, fresh_warnings, caplog):
+    """Without a mask, at the tower's length and on its own side, also after saving; a mask in training is said."""
+    tokenizer = KINDS["on_the_left"]()
+    config = SiglipExtTextConfig(**TINY_TEXT | {"vocab_size": 120, "max_position_embeddings": 6, "pooling": "mean"})
+    masked = tokenizer("a red square", padding="max_length", max_length=6, truncation=True, return_tensors="pt")
+    tower = SiglipExtTextModel(config)
+    with caplog.at_level(logging.WARNING):
+        tower.train()(**{name: masked[name] for name in ("input_ids", "attention_mask")})
+    assert "attention_mask has no effect" in caplog.text
+    fit_tokenizer(tokenizer, config)
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert dict(one("a red square", padding="max_length", truncation=True)).keys() == {"input_ids"}
+        assert one("a red", padding="max_length", truncation=True)["input_ids"][:2] == [0, 0]
+        assert (one.model_max_length, one.truncation_side) == (6, "left")
+    assert config.pad_token_id == 0

@@ -33,6 +33,9 @@ CASES = {
     "ours-default": ("ours", "default", {}),
     "stock-cache": ("stock", "zero_bias", {"mini_batch_size": 2}),
     "ours-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
+    "ours-pairs": ("ours", "zero_bias", {}),
+    "ours-pairs-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
+    "stock-pairs": ("stock", "zero_bias", {}),
     "ours-accumulation": ("ours", "zero_bias", {"gradient_accumulation_steps": 2}),
     "ours-objective": ("ours", "zero_bias", {}),
     "ours-objective-cache": ("ours", "zero_bias", {"mini_batch_size": 1}),
@@ -40,14 +43,16 @@ CASES = {
 }
 
 
-def examples(count: int) -> list[dict]:
+def examples(count: int, pairs: bool = False) -> list[dict]:
+    """With `pairs` every third one belongs together, in whatever process it is."""
     generator = torch.Generator().manual_seed(0)
     return [
         {
             "pixel_values": torch.randn(3, 16, 16, generator=generator, dtype=torch.float64),
             "input_ids": torch.randint(0, 50, (8,), generator=generator),
+            **({"pair_ids": torch.tensor(number % 3)} if pairs else {}),
         }
-        for _ in range(count)
+        for number in range(count)
     ]
 
 
@@ -102,19 +107,25 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
         **changes,
     )
     # 43 = 5 global batches of 8 and a remainder that must be dropped alike.
-    beside = {"brightness": (Brightness(), 0.5)} if "objective" in name else {}
+    pairs = "pairs" in name
     trainer = SiglipExtTrainer(
-        model=model, args=args, train_dataset=examples(43), data_collator=collate, objectives=beside
+        model=model,
+        args=args,
+        train_dataset=examples(43, pairs),
+        data_collator=collate,
+        objectives={"brightness": (Brightness(), 0.5)} if "objective" in name else {},
     )
     trainer.train()
     # 21 pairs: evaluation batches of 8 and 2 x 8 both end in a partial batch, which is padded with repeated samples.
-    metrics = trainer.evaluate(examples(21))
+    metrics = trainer.evaluate(examples(21, pairs))
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         for figure in ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen"):
             state[figure] = torch.tensor([entry[figure] for entry in logs], dtype=torch.float64)
+        if pairs:
+            state["positive_pairs"] = torch.tensor([entry["positive_pairs"] for entry in logs], dtype=torch.float64)
         state["losses"] = torch.tensor(losses, dtype=torch.float64)
         state["eval_loss"] = torch.tensor([metrics["eval_loss"]], dtype=torch.float64)
         save_file(state, output / f"{name}.safetensors")
@@ -131,6 +142,8 @@ def main(global_batch: int, output: Path, cases: list[str]) -> None:
     sharded = [name for name in cases if name in fsdp_worker.CASES]
     data = examples(5 * global_batch)
     fsdp_worker.run(sharded, lambda: build("ours", "zero_bias"), data, collate, global_batch, output)
+    # Sharded modules and their mesh are in reference circles: they go while the group and its threads are there.
+    gc.collect()
     trainer.end()
     # A wrapper that outlives the process group can deadlock with gloo's thread when it is freed (see `end`).
     assert not any(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())

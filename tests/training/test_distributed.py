@@ -14,11 +14,14 @@ FIGURES = ("positive_logit", "negative_logit", "grad_norm_vision", "examples_see
 QUICK = {
     "stock-default": "stock-default",
     "ours-cache": "ours-zero_bias",
+    "ours-pairs-cache": "ours-pairs",
+    "stock-pairs": "stock-pairs",
     "fsdp-cache": "fsdp-plain",
     "distill-late": "distill-late",
     "distill-cache": "distill-plain",
 }
 MORE = {
+    "ours-pairs": "ours-pairs",
     "ours-zero_bias": "ours-zero_bias",
     "ours-accumulation-cache": "ours-accumulation",
     "ours-objective": "ours-objective",
@@ -63,6 +66,11 @@ def test_two_processes_equal_one(tmp_path_factory):
     compare(one, run(2, folders[1], list(QUICK)), QUICK)
 
 
+# One of four processes ended with SIGSEGV once, before stacks were on, and never again: not in ten runs then, nor in
+# five of all cases with stacks and core dumps, at a load of 6 to 18 on two cores (240 trainings; a hundred such runs
+# would take four hours). What it can be: no process here forks once torch has threads (no workers of a loader), none
+# shares memory or maps a file, and each has one thread of OpenMP. What is left is the thread of gloo at the end:
+# `Trainer.end` and the worker let nothing outlive the group. If it comes back, the output of the test says where.
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_equal_one(tmp_path_factory, processes):

@@ -100,6 +100,8 @@ def test_lora(our_model, make, tmp_path):
     config = peft.LoraConfig(
         r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["head"], init_lora_weights=False
     )
+    our_model.save_pretrained(tmp_path / "base")
+    our_model = type(our_model).from_pretrained(tmp_path / "base")
     model = peft.get_peft_model(our_model, config)
     frozen = our_model.text_model.encoder.layers[0].mlp.fc1.weight.detach().clone()
     trainer = make(model, mini_batch_size=4, save_strategy="steps", save_steps=2, ema_decay=0.5)

@@ -22,6 +22,7 @@ SETTINGS = (
     "per_device_train_batch_size",
     "mini_batch_size",
     "gradient_accumulation_steps",
+    "optim",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -168,6 +169,6 @@ def _listed(value: str | Sequence[str] | None) -> list[str]:
 
 
 def _settings(args: SiglipExtTrainingArguments) -> str:
-    values = {name: getattr(args, name) for name in SETTINGS}
+    values = {name: getattr(args, name) for name in SETTINGS if name not in args.without_effect()}
     shown = {name: getattr(value, "value", value) for name, value in values.items() if value not in (None, [], False)}
     return yaml.safe_dump(shown, sort_keys=False).strip()

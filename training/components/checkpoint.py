@@ -1,25 +1,31 @@
 """Checkpoints that are whole or not there, with what Trainer forgets: loss sums, data positions, averaged weights.
 
+A run can be resumed by another number of processes: its place in the data, and what is random, follow from the seed
+and the step, and what each process counted is merged.
+
 Trainer writes a checkpoint file by file into its final folder, so a run that is killed meanwhile leaves one that looks
 like any other. Here it is written into `checkpoint.partial/` and renamed when every process has written its part.
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_siglip_ext.files import put_in_place, read_json, write_json
 
 from .ema import WeightAverage
 from .hub import HubPushes
+from .run_identity import Identity, check_same_run
 
 
 PARTIAL = "checkpoint.partial"
+PROCESSES, RUN = "processes", "run"
 
 
 class Progress(Protocol):
@@ -28,6 +34,10 @@ class Progress(Protocol):
     def state(self) -> dict: ...
 
     def load(self, state: dict) -> None: ...
+
+    def merged(self, states: Sequence[dict], process: int) -> dict:
+        """The state with which this process goes on, of a run that had other processes."""
+        ...
 
 
 class AtomicCheckpoints(HubPushes):
@@ -38,17 +48,32 @@ class AtomicCheckpoints(HubPushes):
     average: WeightAverage | None = None
     checks: Sequence[Callable[[], None]] = ()
     """Called before a checkpoint is begun; what raises there leaves the last one the newest."""
+    identity: Identity = {}
+    """What makes a run this one; see `run_identity`."""
     _staging: Path | None = None
     _push_after_rename = False
 
     def save_extra(self, folder: Path) -> None:
         """Write what Trainer does not; called in every process, with the folder there."""
-        write_json(self._progress_file(folder), {name: part.state() for name, part in self.progress.items()})
+        states = {name: part.state() for name, part in self.progress.items()}
+        about = {PROCESSES: self.args.world_size, RUN: self.identity}
+        write_json(progress_file(folder, self.args.process_index), about | states)
         if self.average is not None and self.args.should_save:
             self.average.save(folder)
 
-    def _progress_file(self, folder: Path) -> Path:
-        return folder / f"progress_{self.args.process_index}.json"
+    def check_checkpoint(self, checkpoint: Path) -> None:
+        """
+        Raises:
+            FileNotFoundError: another Trainer wrote it, or a part is missing.
+            ValueError: it is of another run.
+        """
+        (first, *_) = read_progress(checkpoint, self.args.process_index, self.args.world_size)
+        check_same_run(checkpoint, first[RUN], self.identity)
+
+    def save_checkpoint(self) -> Path:
+        """Write a checkpoint of the step that training has come to; its folder."""
+        self._save_checkpoint(self.model, None)
+        return Path(self._get_output_dir(None)) / f"checkpoint-{self.state.global_step}"
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -56,12 +81,22 @@ class AtomicCheckpoints(HubPushes):
             return
         if self.average is not None:
             self.average.load(Path(checkpoint), self.state.global_step)
-        saved = read_json(
-            self._progress_file(Path(checkpoint)),
-            "resume with as many processes as the checkpoint was written by, and with this Trainer",
-        )
+        process, processes = self.args.process_index, self.args.world_size
+        saved = read_progress(Path(checkpoint), process, processes)
+        same = saved[0][PROCESSES] == processes
         for name, part in self.progress.items():
-            part.load(saved[name])
+            states = [each[name] for each in saved]
+            part.load(states[0] if same else part.merged(states, process))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The random state of this process; of a run that had other processes one that follows from seed and step."""
+        if checkpoint is not None:
+            process, processes = self.args.process_index, self.args.world_size
+            if read_progress(Path(checkpoint), process, processes)[0][PROCESSES] != processes:
+                key = f"{self.args.seed}/{self.state.global_step}/{process}"
+                set_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "little"))
+                return
+        super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -138,6 +173,27 @@ class AtomicCheckpoints(HubPushes):
             )
 
 
+def progress_file(folder: Path, process: int) -> Path:
+    return folder / f"progress_{process}.json"
+
+
+def read_progress(checkpoint: Path, process: int, processes: int) -> list[dict]:
+    """What the process of a checkpoint knew that this one continues; of all its processes, if they were others.
+
+    Raises:
+        FileNotFoundError: another Trainer wrote it, or a part is missing.
+        ValueError: a part is damaged.
+    """
+    remedy = "it is no checkpoint of this Trainer, or only a part of one"
+    own = progress_file(checkpoint, process)  # where machines share no disk, each has the files of its processes
+    first = read_json(own if own.is_file() else progress_file(checkpoint, 0), remedy)
+    if PROCESSES not in first or RUN not in first:
+        raise ValueError(f"{checkpoint} was written by an older version of this Trainer, which kept less of a run")
+    if first[PROCESSES] == processes:
+        return [first]
+    return [read_json(progress_file(checkpoint, number), remedy) for number in range(first[PROCESSES])]
+
+
 class LossSums(TrainerCallback):
     """The losses since the last log line, which Trainer drops when it resumes between two lines.
 
@@ -155,6 +211,10 @@ class LossSums(TrainerCallback):
     def load(self, state: dict) -> None:
         """Remember the sums until training begins; Trainer resets its own shortly before."""
         self.restored = state
+
+    def merged(self, states: Sequence[dict], process: int) -> dict:
+        """What is logged is the mean over processes, so that each goes on with the mean."""
+        return {**states[0], "loss_sum": sum(state["loss_sum"] for state in states) / len(states)}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.restored is not None:

@@ -23,7 +23,6 @@ from .towers import core_model
 
 
 logger = logging.get_logger(__name__)
-WITH_OPTIMIZER = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 
 class HubPushes(Trainer):
@@ -44,13 +43,7 @@ class HubPushes(Trainer):
         Raises:
             RefusedError: it has a card that this package did not write, and `hub_overwrite` is not set.
             PublishError: the Hub refuses.
-            ValueError: a `hub_strategy` that pushes optimiser state.
         """
-        strategy = HubStrategy(self.args.hub_strategy)
-        if strategy in WITH_OPTIMIZER:
-            raise ValueError(
-                f"hub_strategy={strategy.value!r} would publish optimiser state and pickles: use 'every_save' or 'end'"
-            )
         if not self.is_world_process_zero():
             return
         self.hub_model_id = ensure_repository(

@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,10 @@ class Monitor(TrainerCallback):
 
     - `examples_per_second` and `examples_seen`, over all processes.
     - `temperature`, `bias`, and the mean logit of positive and negative pairs of the last global batch. Means over all
-      pairs need no matrix: the sum of all cosines is the product of the two sums of embeddings.
+      pairs need no matrix: the sum of all cosines is the product of the two sums of embeddings. Positive is here an
+      image with its own text.
+    - `positive_pairs`, where rows can belong together: how many pairs of an image and a text of the last global batch
+      were positives in the loss.
     - `loss_<objective>` of the last step, for each objective beside the contrastive one.
     - `grad_norm_<part>` of the last step, before clipping, for each tower (with its adapter) and the loss head.
     - The first step whose loss was not finite, and the samples it had.
@@ -41,6 +45,7 @@ class Monitor(TrainerCallback):
         self.started: tuple[float, int] | None = None
         self.batches: deque[tuple[int, list, int]] = deque()
         self.sums: torch.Tensor | None = None
+        self.pair_ids: torch.Tensor | None = None
         self.grad_norms: dict[str, torch.Tensor] = {}
         self.first_bad: torch.Tensor | None = None
         self.objectives_of = -1
@@ -54,8 +59,16 @@ class Monitor(TrainerCallback):
         self.batches.append((step, names[:NAMES_KEPT], len(names)))
 
     @torch.no_grad()
-    def pairs(self, step: int, image_embeds: torch.Tensor, text_embeds: torch.Tensor, loss: torch.Tensor) -> None:
+    def pairs(
+        self,
+        step: int,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        loss: torch.Tensor,
+        pair_ids: torch.Tensor | None = None,
+    ) -> None:
         """What a step has computed for a batch, from normalised embeddings (B, D): sums that add up over processes."""
+        self.pair_ids = pair_ids
         dtype = torch.float32 if image_embeds.device.type in ("mps", "xla") else torch.float64
         images, texts = (embeds.detach().sum(0, dtype=dtype) for embeds in (image_embeds, text_embeds))
         positives = (image_embeds.detach() * text_embeds.detach()).sum(dtype=dtype)
@@ -105,12 +118,18 @@ class Monitor(TrainerCallback):
         for part, grads in parts.items():
             self.grad_norms[part] = whole(nn.utils.get_total_norm(grads)) / scale
 
-    def figures(self, seen: int, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+    def figures(
+        self,
+        seen: int,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+        gather: Callable[[torch.Tensor], Any] = lambda tensor: tensor,
+    ) -> dict[str, float]:
         """Everything since the last call.
 
         Args:
             seen: examples, see `examples_seen`.
             reduce: sums a tensor over the processes.
+            gather: puts those of all processes in a row.
         """
         scale, bias = loss_head(self.core())
         logit_scale, logit_bias = whole(scale.detach()).item(), None if bias is None else whole(bias.detach()).item()
@@ -119,7 +138,7 @@ class Monitor(TrainerCallback):
         if before is not None:
             figures["examples_per_second"] = round((seen - before[1]) / (now - before[0]), 2)
         self.started = (now, seen)
-        figures["temperature"] = math.exp(logit_scale)
+        figures["temperature"] = torch.tensor(logit_scale, dtype=torch.float64).exp().item()  # math.exp overflows
         if logit_bias is not None:
             figures["bias"] = logit_bias
         if self.sums is not None:
@@ -131,6 +150,8 @@ class Monitor(TrainerCallback):
             figures["positive_logit"] = positives / rows * figures["temperature"] + shift
             if rows > 1:
                 figures["negative_logit"] = negatives / (rows * (rows - 1)) * figures["temperature"] + shift
+        if self.pair_ids is not None:
+            figures["positive_pairs"] = int(gather(self.pair_ids).unique(return_counts=True)[1].square().sum())
         for name, sums in self.objective_sums.items():
             summed, examples = reduce(sums).tolist()
             figures[f"loss_{name}"] = summed / examples

@@ -11,7 +11,9 @@ from modeling_siglip_ext.images import load_image
 from modeling_siglip_ext.texts import NO_LENGTH
 
 from .folder import check_columns
+from .pair_ids import ids_of_texts, ids_of_values
 from .pixels import normalized, resized_uint8
+from .samples import as_captions
 
 
 def stacked(images: list[torch.Tensor]) -> torch.Tensor:
@@ -35,11 +37,14 @@ class ImageTextCollator:
         max_length: tokens per text; the tokenizer's `model_max_length` unless given. Give the text tower's
             `max_position_embeddings`: SigLIP towers take full-length texts.
         image_column, caption_column: keys of bare rows.
+        pair_column: key of bare rows: rows with equal values belong together, images and texts of all of them. The
+            datasets here have their own.
+        equal_captions_match: rows whose captions are the same tokens belong together.
         uint8: leave images as uint8, a quarter of the memory; `SiglipExtTrainer` normalizes them on the device, with
             `mini_batch_size` chunk by chunk.
 
     Raises:
-        ValueError: if no length is known, or (on call) if a row lacks a column.
+        ValueError: if no length is known, or (on call) if a row lacks a column or a caption.
     """
 
     def __init__(
@@ -49,7 +54,13 @@ class ImageTextCollator:
         image_column: str = "image",
         caption_column: str = "caption",
         uint8: bool = False,
+        pair_column: str | None = None,
+        equal_captions_match: bool = False,
     ):
+        if pair_column is not None and equal_captions_match:
+            raise ValueError("pair_column and equal_captions_match both say what belongs together: give one of them")
+        self.pair_column = pair_column
+        self.equal_captions_match = equal_captions_match
         self.processor = processor
         self.uint8 = uint8
         self.max_length = max_length or processor.tokenizer.model_max_length
@@ -59,7 +70,8 @@ class ImageTextCollator:
         self.caption_column = caption_column
 
     def __call__(self, examples: list[dict]) -> dict:
-        """Returns pixel_values float32 or uint8 (B, 3, H, W), input_ids int64 (B, max_length), return_loss True."""
+        """Returns pixel_values float32 or uint8 (B, 3, H, W), input_ids int64 (B, max_length), return_loss True, and
+        pair_ids int64 (B,) where rows can belong together."""
         captions = [self._caption(example) for example in examples]
         batch = dict(
             self.processor.tokenizer(
@@ -79,6 +91,11 @@ class ImageTextCollator:
                 if self.uint8
                 else image_processor(images, return_tensors="pt")["pixel_values"]
             )
+        if self.equal_captions_match:
+            batch["pair_ids"] = ids_of_texts(batch["input_ids"])
+        elif self.pair_column is not None or "pair" in examples[0]:
+            values = [self._column(example, "pair", "pair_column", self.pair_column or "pair") for example in examples]
+            batch["pair_ids"] = ids_of_values(values)
         batch["return_loss"] = True
         return batch
 
@@ -95,7 +112,8 @@ class ImageTextCollator:
         value = self._column(example, "caption", "caption_column", self.caption_column)
         if isinstance(value, str):
             return value
-        return value[torch.randint(len(value), ()).item()]
+        captions = as_captions(value)
+        return captions[int(torch.randint(len(captions), ()))]
 
 
 class Addition(Protocol):

@@ -5,7 +5,8 @@ and resizing at every epoch would cost more than a small model's training step. 
 and counted (`samples.py`).
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import torch
 from datasets import Dataset
@@ -13,12 +14,13 @@ from PIL.Image import Image
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from modeling_siglip_ext.encoding import undecoded
-from modeling_siglip_ext.images import load_image
+from modeling_siglip_ext.encoding import ahead
+from modeling_siglip_ext.images import UnreadableImageError, load_image
+from modeling_siglip_ext.inputs import undecoded
 
 from .folder import check_columns
 from .pixels import fixed_size, resized_uint8
-from .samples import BAD_SAMPLE, SkipCounter, UnusableRowError, as_captions, drawn
+from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
 
 class CaptionedRows(torch.utils.data.Dataset):
@@ -27,14 +29,28 @@ class CaptionedRows(torch.utils.data.Dataset):
     Args:
         dataset, caption_column, seed: as for `ImageTextDataset`.
         unusable: rows that are left out whatever their captions, and why.
+        called: what a row is called where it is left out, before its number.
+        numbers: for each row its number there; its place by default.
+        pair_column: as for `ImageTextDataset`.
     """
 
     def __init__(
-        self, dataset: Dataset, caption_column: str | Sequence[str], seed: int, unusable: dict[int, str] | None = None
+        self,
+        dataset: Dataset,
+        caption_column: str | Sequence[str],
+        seed: int,
+        unusable: dict[int, str] | None = None,
+        called: str = "example",
+        numbers: Sequence[int] | None = None,
+        pair_column: str | None = None,
     ):
         columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         check_columns(dataset.column_names, "caption_column", columns)
+        if pair_column is not None:
+            check_columns(dataset.column_names, "pair_column", [pair_column])
+        self._pairs = None if pair_column is None else dataset[pair_column]
         self.seed = seed
+        self._called, self._numbers = called, numbers
         self.captions: list[list[str]] = []
         self.rows: list[int] = []
         """For each index the row of `dataset`."""
@@ -46,13 +62,24 @@ class CaptionedRows(torch.utils.data.Dataset):
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
-                self.left_out.append((f"example {row}", str(error)))
+                self.left_out.append((self._name(row), f"{error}{self._of(row)}"))
         # In shared memory, so that persistent dataloader workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _of(self, row: int) -> str:
+        """What a reason says of the row behind it."""
+        return ""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the captions of another epoch."""
         self._epoch.fill_(epoch)
+
+    def _name(self, row: int) -> str:
+        return f"{self._called} {row if self._numbers is None else self._numbers[row]}"
+
+    def first_left_out(self) -> str:
+        """The first row that is left out and why, for the end of a message; nothing where there is none."""
+        return "" if not self.left_out else f"; {self.left_out[0][0]}: {self.left_out[0][1]}"
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -65,6 +92,10 @@ class CaptionedRows(torch.utils.data.Dataset):
         """The caption of this epoch."""
         return drawn(self.captions[index], self.key(index))
 
+    def pair(self, index: int) -> dict:
+        """`pair`, the value of `pair_column`, where there is one."""
+        return {} if self._pairs is None else {"pair": self._pairs[self.rows[index]]}
+
 
 class ImageTextDataset(CaptionedRows):
     """One image and one caption per index.
@@ -73,8 +104,9 @@ class ImageTextDataset(CaptionedRows):
     same for any number of processes and workers, and after a resume.
 
     Bad examples: one without a caption, or with a caption that is neither a string nor a list nor a mapping of
-    strings, is left out from the start. An image that cannot be decoded is left out when images are cached, and
-    otherwise replaced by the next good one whenever it comes up. `SiglipExtTrainer` counts and reports these.
+    strings, is left out from the start. An image that cannot be decoded is left out when images are cached, or by
+    `leave_out_unreadable`; otherwise it is replaced by the next good one whenever it comes up. `SiglipExtTrainer`
+    counts and reports these, and calls `leave_out_unreadable` for what it evaluates.
 
     Args:
         dataset: a map-style `datasets.Dataset`.
@@ -87,8 +119,11 @@ class ImageTextDataset(CaptionedRows):
         shuffle_captions: give every image the captions of another one. A control: nothing can be learnt from it.
         group_column: column that says which examples are variants of one thing; `groups` then has it for each index,
             and `SiglipExtTrainer` puts variants into one batch.
+        pair_column: column of pair ids: images and texts of examples with equal values belong together, as positives.
         max_bad_fraction: largest share of examples that may be left out here. 0 makes any bad example an error, also
-            later on, as evaluation needs it.
+            later on.
+        skips: counts what is left out, in place of a counter of its own: of several parts of one dataset.
+        called, numbers: what an example is called where it is left out; see `CaptionedRows`.
 
     Raises:
         ValueError: for columns that are not there.
@@ -106,56 +141,105 @@ class ImageTextDataset(CaptionedRows):
         seed: int = 0,
         shuffle_captions: bool = False,
         group_column: str | None = None,
+        pair_column: str | None = None,
         max_bad_fraction: float = 0.01,
+        skips: SkipCounter | None = None,
+        called: str = "example",
+        numbers: Sequence[int] | None = None,
     ):
         check_columns(dataset.column_names, "image_column", [image_column])
-        super().__init__(dataset, caption_column, seed)
-        if group_column is not None:
-            check_columns(dataset.column_names, "group_column", [group_column])
+        if shuffle_captions and pair_column is not None:
+            raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
         self.image_column = image_column
-        self.max_bad_fraction = max_bad_fraction
-        self.skips = SkipCounter(max_bad_fraction, grace=len(dataset))
+        super().__init__(dataset, caption_column, seed, called=called, numbers=numbers, pair_column=pair_column)
+        if group_column is not None:
+            check_columns(dataset.column_names, "group_column", [group_column])
+        self.skips = skips or SkipCounter(max_bad_fraction, grace=len(dataset))
+        self._every_image_is_good = self.skips.limit == 0  # or must be
         self.skips.add(len(dataset), self.left_out)
         if self.left_out:
             self.images = self.images.select(self.rows)
         if shuffle_captions:
             self.captions = _deranged(self.captions, seed)
         self.pixels = None
+        self.groups: list | None = None
         self._size = fixed_size(image_processor)
         self._image_processor = image_processor if self._size is not None else None
-        if self._size is not None:
-            height, width = self._size
-            if len(self.captions) * 3 * height * width <= cache_gib * 2**30:
-                self.pixels = self._decode_all(height, width)
-        self.groups = None
+        if self._size is not None and fits_cache(len(self.captions), image_processor, cache_gib):
+            self.pixels = self._decode_all(*self._size)
         if group_column is not None:
             groups = dataset[group_column]
             self.groups = [groups[row] for row in self.rows]
 
+    def _of(self, row: int) -> str:
+        if len(self.left_out) >= LISTED:
+            return ""
+        image = self.images[row][self.image_column]
+        path = image.get("path") if isinstance(image, Mapping) else image
+        return f", of {path}" if isinstance(path, str) else ""
+
+    def leave_out_unreadable(self, part: int = 0, parts: int = 1) -> None:
+        """Read every image once, and leave out the examples whose image cannot be decoded.
+
+        Of evaluation, which must see each example once and no other in its place. From now on an image that cannot be
+        read is an error.
+
+        Args:
+            part, parts: process and number of processes of the default process group, which then share the work; to be
+                called in all of them.
+
+        Raises:
+            TooManyBadSamples: with the list.
+        """
+        if self.pixels is None and not self._every_image_is_good:
+            own = range(part, len(self), parts)
+            images = (self.images[index][self.image_column] for index in own)
+            workers = min(8, os.cpu_count() or 1)
+            reasons = ahead(_unreadable, images, workers, 4 * workers)
+            reasons = tqdm(reasons, total=len(own), desc="reading held-out images", leave=False)
+            bad = {index: reason for index, reason in zip(own, reasons) if reason is not None}
+            if parts > 1:
+                found: list[dict[int, str]] = [{}] * parts
+                torch.distributed.all_gather_object(found, bad)
+                bad = {index: reason for some in found for index, reason in sorted(some.items())}
+            self._leave_out(bad)
+        self._every_image_is_good = True
+
+    def _leave_out(self, bad: dict[int, str]) -> None:
+        """Leave out examples by index, each for a reason."""
+        if not bad:
+            return
+        kept = [index for index in range(len(self)) if index not in bad]
+        names = [(self._name(self.rows[index]), reason) for index, reason in sorted(bad.items())]
+        self.left_out += names
+        self.skips.add(0, names)
+        self.images = self.images.select(kept)
+        self.captions = [self.captions[index] for index in kept]
+        self.rows = [self.rows[index] for index in kept]
+        if self.groups is not None:
+            self.groups = [self.groups[index] for index in kept]
+
     def _decode_all(self, height: int, width: int) -> torch.Tensor:
         """Every image, resized: uint8 (N, 3, H, W). Examples whose image is bad are left out."""
         pixels = torch.empty(len(self.images), 3, height, width, dtype=torch.uint8)
-        kept, skipped = [], []
+        kept, bad = 0, {}
         for index in tqdm(range(len(self.images)), desc="decoding images", leave=False):
             try:
-                pixels[len(kept)] = torch.as_tensor(self._decode(index))
-                kept.append(index)
+                pixels[kept] = torch.as_tensor(self._decode(index))
+                kept += 1
             except BAD_SAMPLE as error:
-                skipped.append((f"example {self.rows[index]}", str(error)))
-        self.skips.add(0, skipped)
-        if skipped:
-            self.images = self.images.select(kept)
-            self.captions = [self.captions[index] for index in kept]
-            self.rows = [self.rows[index] for index in kept]
-        return pixels[: len(kept)]
+                bad[index] = str(error)
+        self._leave_out(bad)
+        return pixels[:kept]
 
     def _decode(self, index: int) -> torch.Tensor | Image:
         image = load_image(self.images[index][self.image_column])
         return image if self._image_processor is None else resized_uint8([image], self._image_processor)[0]
 
     def __getitem__(self, index: int) -> dict:
-        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `key`; `sample`, a note on what was skipped."""
+        """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `key`, of its draws; `sample`, a note on what was
+        skipped for it; `pair` with a `pair_column`."""
         if self.pixels is not None:
             return self._item(index, self.pixels[index], [])
         skipped = []
@@ -164,9 +248,9 @@ class ImageTextDataset(CaptionedRows):
             try:
                 return self._item(candidate, self._decode(candidate), skipped)
             except BAD_SAMPLE as error:
-                if self.max_bad_fraction == 0:
-                    raise ValueError(f"example {self.rows[candidate]}: {error}") from error
-                skipped.append((f"example {self.rows[candidate]}", str(error)))
+                if self._every_image_is_good:
+                    raise UnusableRowError(f"{self._name(self.rows[candidate])}: {error}") from error
+                skipped.append((self._name(self.rows[candidate]), str(error)))
         raise ValueError(f"none of the {len(self)} images can be decoded; the first: {skipped[0]}")
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
@@ -187,7 +271,23 @@ class ImageTextDataset(CaptionedRows):
             "caption": self.caption(index),
             "key": self.key(index),
             "sample": {"name": self.rows[index], "read": 1 + len(skipped), "skipped": skipped},
+            **self.pair(index),
         }
+
+
+def fits_cache(count: int, image_processor: BaseImageProcessor | None, cache_gib: float) -> bool:
+    """Whether so many images, resized, fit a cache of so many GiB; not where they have no common size."""
+    size = fixed_size(image_processor)
+    return size is not None and count * 3 * size[0] * size[1] <= cache_gib * 2**30
+
+
+def _unreadable(image: object) -> str | None:
+    """Why an image cannot be decoded; None if it can."""
+    try:
+        load_image(image)
+    except UnreadableImageError as error:
+        return str(error)
+    return None
 
 
 def _deranged(captions: list[list[str]], seed: int) -> list[list[str]]:

@@ -30,7 +30,7 @@ def fingerprint(
         "pooling": pooling or "default",
         "preprocessing": _digest([json.dumps(_preprocessing(image_processor), sort_keys=True).encode()]),
         "rows": len(rows),
-        "images": _images_digest(rows, image_column),
+        "images": images_digest(rows, image_column),
     }
 
 
@@ -74,7 +74,8 @@ def _tower_bytes(files: list[str]) -> Iterable[bytes]:
         yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _images_digest(rows: Dataset, image_column: str) -> str:
+def images_digest(rows: Dataset, image_column: str) -> str:
+    """A hash of a thousand images by size and file name."""
     raw = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
     chosen = torch.linspace(0, max(0, len(raw) - 1), min(FINGERPRINTED_IMAGES, len(raw))).round().int().tolist()
     return _digest(_image_identity(raw[index][image_column]) for index in chosen)
@@ -84,7 +85,10 @@ def _image_identity(image: dict | None) -> bytes:
     if image is None:
         return b"none"
     content, path = image["bytes"], image["path"]
-    size = len(content) if content is not None else os.path.getsize(path)
+    if content is not None:
+        size = len(content)
+    else:  # a file that is not there is left out and counted where the images are read
+        size = os.path.getsize(path) if path and os.path.isfile(path) else -1
     return f"{Path(path).name if path else ''} {size}".encode()
 
 

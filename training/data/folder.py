@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset
 
-from modeling_siglip_ext.images import is_image_file
-
-from .samples import caption_lines
+from modeling_siglip_ext.evaluation.data.image_folder import metadata_files, read_folder
 
 
 def check_columns(present: Iterable[str], setting: str, columns: Iterable[str]) -> None:
@@ -28,9 +26,9 @@ def check_columns(present: Iterable[str], setting: str, columns: Iterable[str]) 
 def load_image_folder(folder: str | Path) -> Dataset:
     """Read a folder of images with captions.
 
-    Two layouts are understood: `metadata.csv`, `metadata.jsonl` or `metadata.parquet` with a `file_name` column (the
-    `imagefolder` layout of `datasets`; its other columns are kept), or a text file beside each image (`cat.jpg`,
-    `cat.txt`) with one caption a line.
+    Two layouts are understood: `metadata.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` with a `file_name` column (its
+    other columns are kept), or a text file beside each image (`cat.jpg`, `cat.txt`) with one caption a line. An image
+    without a caption has an empty list; `ImageTextDataset` leaves it out and counts it.
 
     Returns:
         Dataset: column `image` (decoded to PIL on access) and the metadata columns, or `caption` (list of str) for the
@@ -38,28 +36,26 @@ def load_image_folder(folder: str | Path) -> Dataset:
 
     Raises:
         FileNotFoundError: if the folder does not exist or holds no image.
-        ValueError: listing the images without a caption.
+        ValueError: no image has a caption, or a file of captions is not UTF-8; named.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    if any(folder.glob("metadata.*")):
-        return load_dataset("imagefolder", data_dir=str(folder), split="train", drop_labels=True)
+    rows = read_folder(folder)
+    if not metadata_files(folder):
+        check_captions(rows, folder)
+    return rows
 
-    images = sorted(path for path in folder.rglob("*") if is_image_file(path))
-    if not images:
-        raise FileNotFoundError(f"{folder} holds no image: no file has the suffix of one")
-    captions = [_captions_in(path.with_suffix(".txt")) for path in images]
-    bare = [path for path, lines in zip(images, captions) if not lines]
-    if bare:
-        some = ", ".join(path.name for path in bare[:5])
+
+def check_captions(rows: Dataset, folder: str | Path) -> None:
+    """
+    Raises:
+        ValueError: no image of a folder without metadata has a caption.
+    """
+    if "caption" not in rows.column_names or not any(rows["caption"]):
+        first = rows.data.column("image").slice(0, 5).to_pylist()
+        some = ", ".join(Path(image["path"]).name for image in first)
         raise ValueError(
-            f"{len(bare)} of {len(images)} images in {folder} have no caption, e.g. {some}. Put a text file of "
+            f"{len(rows)} of {len(rows)} images in {folder} have no caption, e.g. {some}. Put a text file of "
             "the same name beside each image, or one metadata.csv with the columns file_name and caption."
         )
-    columns = {"image": [str(path) for path in images], "caption": captions}
-    return Dataset.from_dict(columns).cast_column("image", Image())
-
-
-def _captions_in(path: Path) -> list[str]:
-    return caption_lines(path.read_text(encoding="utf-8")) if path.is_file() else []

@@ -52,7 +52,7 @@ class EmbeddingTextDataset(CaptionedRows):
         rows: the dataset; only its captions are read.
         embeddings: (M, D), and `valid` (M,) whether an image could be read.
         indices: for each of `rows` its row of `embeddings`; the same number by default.
-        caption_column, seed, max_bad_fraction: as for `ImageTextDataset`.
+        caption_column, seed, pair_column, max_bad_fraction, skips, called: as for `ImageTextDataset`.
     """
 
     def __init__(
@@ -64,13 +64,16 @@ class EmbeddingTextDataset(CaptionedRows):
         *,
         caption_column: str | Sequence[str] = "caption",
         seed: int = 0,
+        pair_column: str | None = None,
         max_bad_fraction: float = 0.01,
+        skips: SkipCounter | None = None,
+        called: str = "example",
     ):
         places = range(len(rows)) if indices is None else indices
         unreadable = [row for row, place in enumerate(places) if not valid[place]]
         reasons = dict.fromkeys(unreadable, "its image could not be read by precompute")
-        super().__init__(rows, caption_column, seed, reasons)
-        SkipCounter(max_bad_fraction, grace=len(rows)).add(len(rows), self.left_out)
+        super().__init__(rows, caption_column, seed, reasons, called, places, pair_column)
+        (skips or SkipCounter(max_bad_fraction, grace=len(rows))).add(len(rows), self.left_out)
         self.embeddings = embeddings
         self.places = [places[row] for row in self.rows]
 
@@ -79,4 +82,5 @@ class EmbeddingTextDataset(CaptionedRows):
             "embedding": self.embeddings[self.places[index]],
             "caption": self.caption(index),
             "sample": {"name": self.rows[index], "read": 1, "skipped": []},
+            **self.pair(index),
         }

@@ -1,8 +1,10 @@
 """How far a run has come in its data: what was skipped, and where each worker of a stream is."""
 
+from collections.abc import Sequence
+
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .samples import SkipCounter
+from .samples import LISTED, SkipCounter
 from .streaming import ImageTextStream
 
 
@@ -42,6 +44,13 @@ class DataProgress(TrainerCallback):
         self.skips.load(state["skips"])
         self.positions = {worker: tuple(position) for worker, position in state["positions"]}
         self.resumed_workers = state["workers"]
+
+    def merged(self, states: Sequence[dict], process: int) -> dict:
+        """What the first process counts from then on is all that was counted; a stream must keep its processes."""
+        skips = [state["skips"] for state in states if process == 0]
+        listed = [entry for each in skips for entry in each["skipped"]]
+        counted = {name: sum(each[name] for each in skips) for name in ("read", "total_skipped")}
+        return {"skips": {**counted, "skipped": listed[:LISTED]}, "workers": self.workers, "positions": []}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader=None, **kwargs

@@ -5,9 +5,20 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from modeling_siglip_ext.evaluation.data.tar_shards import TooManyBadSamples
 from modeling_siglip_ext.images import UnreadableImageError
 
 
+__all__ = [
+    "BAD_SAMPLE",
+    "GRACE",
+    "LISTED",
+    "ReportingCollator",
+    "SkipCounter",
+    "TooManyBadSamples",
+    "UnusableRowError",
+]
+__all__ += ["as_captions", "drawn"]
 logger = logging.getLogger(__name__)
 
 
@@ -20,10 +31,6 @@ BAD_SAMPLE = (UnreadableImageError, UnusableRowError)
 # One bad sample among the first ten is no sign of anything.
 GRACE = 1000
 LISTED = 20
-
-
-class TooManyBadSamples(ValueError):
-    """More samples had to be skipped than the limit allows."""
 
 
 class SkipCounter:
@@ -96,11 +103,6 @@ def _texts(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)):
         raise UnusableRowError(f"a caption must be a string, a list of strings or a mapping of them, got {value!r}")
     return [text for part in value for text in _texts(part)]
-
-
-def caption_lines(text: str) -> list[str]:
-    """The captions in a text, one a line."""
-    return [line for line in map(str.strip, text.split("\n")) if line]
 
 
 def key_number(key: str) -> int:

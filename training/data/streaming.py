@@ -13,11 +13,16 @@ from datasets import IterableDataset as HubIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
 
-from modeling_siglip_ext.encoding import undecoded
+from modeling_siglip_ext.evaluation.data.samples_of_members import DROPPED
 from modeling_siglip_ext.images import load_image
+from modeling_siglip_ext.inputs import undecoded
 
 from .pixels import fixed_size, resized_uint8
-from .samples import BAD_SAMPLE, UnusableRowError, as_captions, drawn
+from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_captions, drawn
+
+
+# So many unusable rows in a row are no accident: a pass over all of them may take hours.
+MOST_SKIPPED = 1000
 
 
 class Source(Protocol):
@@ -59,6 +64,7 @@ class ImageTextStream(IterableDataset):
         image_processor: resizes images in the worker, to uint8.
         shuffle_buffer: rows of the buffer, undecoded; 1 keeps the order of the source.
         seed: of buffer and captions.
+        pair_column: name of pair ids in a row; see `ImageTextDataset`.
 
     Example:
         stream = ImageTextStream(TarShards("shards/train-{0000..0127}.tar"), image_processor=processor.image_processor)
@@ -73,6 +79,7 @@ class ImageTextStream(IterableDataset):
         image_processor: BaseImageProcessor | None = None,
         shuffle_buffer: int = 1000,
         seed: int = 0,
+        pair_column: str | None = None,
     ):
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be at least 1, got {shuffle_buffer}")
@@ -82,6 +89,7 @@ class ImageTextStream(IterableDataset):
         self.image_processor = image_processor if fixed_size(image_processor) else None
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
+        self.pair_column = pair_column
         self.rank, self.world_size, self.batch_size, self.workers = 0, 1, 1, 0
         self._positions: dict[int, tuple[int, int]] = {}
         self._replayed = 0
@@ -124,28 +132,42 @@ class ImageTextStream(IterableDataset):
                     sample = self._decode(row, f"{self.seed}/{order}/{name}")
                 except BAD_SAMPLE as error:
                     skipped.append((name, str(error)))
+                    if len(skipped) >= MOST_SKIPPED and not good and not (order == first and already_read):
+                        raise TooManyBadSamples(_nothing_usable(part, parts, len(skipped), skipped)) from error
                     continue
                 good += 1
                 note = {"name": name, "read": 1 + len(skipped), "skipped": skipped}
                 skipped = []
                 yield {**sample, "sample": {**note, "position": (worker, order, read)}}
             if not good and not (order == first and already_read):
-                examples = f"; the first of them: {skipped[0]}" if skipped else ""
-                raise ValueError(
-                    f"part {part} of {parts} of the stream has {read} rows and no usable one{examples}. Use fewer "
-                    "dataloader workers or processes, or more data"
-                )
+                raise TooManyBadSamples(_nothing_usable(part, parts, read, skipped))
 
     def _decode(self, row: dict, key: str) -> dict:
-        missing = [name for name in (self.image_column, *self.caption_columns) if name not in row]
+        if DROPPED in row:
+            raise UnusableRowError(row[DROPPED])
+        names = (self.image_column, *self.caption_columns, self.pair_column)
+        missing = [name for name in names if name is not None and name not in row]
         if missing:
             raise UnusableRowError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
         values = [row[name] for name in self.caption_columns]
         caption = drawn(as_captions(values if len(values) > 1 else values[0]), key)
         image = load_image(row[self.image_column])
+        sample = {"caption": caption, "key": key}
+        if self.pair_column is not None:
+            sample["pair"] = row[self.pair_column]
         if self.image_processor is None:
-            return {"image": image, "caption": caption, "key": key}
-        return {"pixels": resized_uint8([image], self.image_processor)[0], "caption": caption, "key": key}
+            return {"image": image, **sample}
+        return {"pixels": resized_uint8([image], self.image_processor)[0], **sample}
+
+
+def _nothing_usable(part: int, parts: int, read: int, skipped: Sequence[tuple[str, str]]) -> str:
+    """Why a part of a stream cannot be trained on."""
+    if read:
+        examples = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+        return f"none of the {read} rows that were read is usable; the first of them: {examples}"
+    if parts == 1:
+        return "the stream has no rows"
+    return f"part {part} of {parts} of the stream has 0 rows. Use fewer dataloader workers or processes, or more data"
 
 
 def shuffled(rows: Iterable, size: int, seed: str) -> Iterator:

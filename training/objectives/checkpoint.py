@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..components.checkpoint import AtomicCheckpoints
+from ..components.checked_run import CheckedRun
 from .model import ObjectiveModel
 
 
 FILE = "objectives.safetensors"
 
 
-class ObjectiveCheckpoints(AtomicCheckpoints):
+class ObjectiveCheckpoints(CheckedRun):
     """The part of `SiglipExtTrainer` that keeps objectives out of the model's files and in its checkpoints."""
 
     @property

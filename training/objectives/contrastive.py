@@ -14,6 +14,7 @@ from ..components.grad_cache import CachedStep, cached_backward, check_chunkable
 from ..components.towers import loss_head
 
 
+PAIRS = "pair_ids"
 LOSSES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 
 
@@ -38,7 +39,7 @@ class Contrastive:
             )
         self.name = "softmax" if getattr(model.config, "loss_type", None) == "softmax" else "sigmoid"
         self.loss: Callable[..., torch.Tensor] = LOSSES[self.name]
-        """(image_embeds, text_embeds, logit_scale, logit_bias) → scalar, of the global batch of the default group."""
+        """(image_embeds, text_embeds, logit_scale, logit_bias, pair_ids=) → scalar, of the default group's batch."""
 
     @property
     def forward_options(self) -> dict[str, bool]:
@@ -49,21 +50,29 @@ class Contrastive:
         """
         return {"return_loss": True} if isinstance(self.core(), SiglipExtModel) else {}
 
+    def forward_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the forward is to be called with for `__call__`; other models than ours know no `pair_ids`."""
+        ours = isinstance(self.core(), SiglipExtModel)
+        return {name: value for name, value in inputs.items() if ours or name != PAIRS} | self.forward_options
+
     def __call__(self, outputs, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """From outputs with `image_embeds` and `text_embeds` (B, D), normalised."""
+        """From outputs with `image_embeds` and `text_embeds` (B, D), normalised, and `pair_ids` among the inputs."""
         core = self.core()
         if isinstance(core, SiglipExtModel):
             return outputs.loss
         # A stock forward builds its small local logits from logit_scale and logit_bias, too; their gradients come from
         # the line below alone. DDP reduces them all the same: its hooks sit on the parameters.
-        return self.loss(outputs.image_embeds, outputs.text_embeds, *loss_head(core))
+        return self.loss(outputs.image_embeds, outputs.text_embeds, *loss_head(core), pair_ids=inputs.get(PAIRS))
 
-    def in_chunks(self, model: nn.Module, chunks: Sequence[dict], **settings: Any) -> CachedStep:
+    def in_chunks(
+        self, model: nn.Module, chunks: Sequence[dict], *, pair_ids: torch.Tensor | None = None, **settings: Any
+    ) -> CachedStep:
         """The same loss of all chunks together by the gradient cache, which leaves the gradients in the parameters.
 
         Args:
             model: as it is wrapped by DDP, FSDP or torch.compile.
             chunks: inputs of the forward, each a part of this process's batch.
+            pair_ids: of the whole batch of this process, (B,) int64 on its device.
             settings: see `cached_backward`.
 
         Raises:
@@ -72,5 +81,5 @@ class Contrastive:
         core = self.core()
         check_chunkable(core)
         group = getattr(core, "loss_group", None)
-        loss = self.loss if group is None else partial(self.loss, group=group)
+        loss = partial(self.loss, group=group, pair_ids=pair_ids)
         return cached_backward(model, core, chunks, loss, **settings)

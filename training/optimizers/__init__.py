@@ -5,8 +5,8 @@ All of them take parameter groups with `lr` and `weight_decay`, where a step tak
 """
 
 from .adamw_bf16 import AdamWBf16
-from .choice import OPTIMIZERS, build_optimizer, optimizer_class
+from .choice import OPTIMIZERS, build_optimizer, optimizer_class, takes_betas
 from .scaling_vit_adafactor import ScalingViTAdafactor
 
 
-__all__ = ["OPTIMIZERS", "AdamWBf16", "ScalingViTAdafactor", "build_optimizer", "optimizer_class"]
+__all__ = ["OPTIMIZERS", "AdamWBf16", "ScalingViTAdafactor", "build_optimizer", "optimizer_class", "takes_betas"]

@@ -7,6 +7,13 @@ from .scaling_vit_adafactor import ScalingViTAdafactor
 
 
 OPTIMIZERS = ("scaling_vit_adafactor", "adamw", "adamw_bf16", "lion")
+# Of transformers' names, by how they begin.
+_WITHOUT_BETAS = ("adafactor", "sgd", "adagrad", "rmsprop", "lomo", "adalomo", "galore_adafactor", "schedule_free_sgd")
+
+
+def takes_betas(name: str) -> bool:
+    """Whether an optimiser, ours or one of transformers, reads `adam_beta1` and `adam_beta2`."""
+    return name != "lion" and not name.startswith(_WITHOUT_BETAS)
 
 
 def optimizer_class(name: str, beta1: float, beta2: float, eps: float) -> tuple[type[torch.optim.Optimizer], dict]:

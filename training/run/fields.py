@@ -1,9 +1,26 @@
 """The fields of a recipe beside those of the Trainer: the model, and the data."""
 
+import difflib
 import json
+import math
 from dataclasses import dataclass, field
 
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.evaluation.data.sources import shards_of
+
 from ..arguments import option
+
+
+BUNDLED = "emoji"
+# Of a text tower from scratch they follow from its tokenizer.
+OF_THE_TOKENIZER = {
+    "vocab_size": "set vocab_size, or tokenizer_name_or_path",
+    "pad_token_id": "it is the tokenizer's",
+    "bos_token_id": "it is the tokenizer's",
+    "eos_token_id": "it is the tokenizer's",
+}
 
 
 @dataclass
@@ -54,8 +71,9 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        for name in ("vision_config", "text_config"):
+        for name, own in (("vision_config", SiglipExtVisionConfig), ("text_config", SiglipExtTextConfig)):
             setattr(self, name, as_mapping(name, getattr(self, name)))
+            check_keys(name, getattr(self, name) or {}, own)
         if self.model_name_or_path is not None and (self.vision_config or self.text_config):
             raise ValueError(
                 "model_name_or_path brings its own configuration: leave out vision_config and text_config"
@@ -68,6 +86,10 @@ class ModelArguments:
             )
         if self.text_name_or_path is not None and (self.vision_name_or_path is None or self.text_config):
             raise ValueError("text_name_or_path needs vision_name_or_path and excludes text_config")
+        for name in ("image_size", "text_length", "vocab_size"):
+            check_number(name, getattr(self, name), least=1)
+        for name in ("logit_scale_init", "logit_bias_init"):
+            check_number(name, getattr(self, name))
 
 
 @dataclass
@@ -77,9 +99,12 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset: str = option(
-        "emoji",
-        "`emoji` (bundled), a folder of images with captions, the Hub name of a dataset, or WebDataset "
-        "shards: `data/train-{0000..0127}.tar`, a glob, or any fsspec URL.",
+        BUNDLED,
+        "`emoji` (bundled), a folder of images with captions, a Parquet, CSV, TSV, JSON or JSON lines file, the Hub "
+        "name of a dataset, or WebDataset shards: `data/train-{0000..0127}.tar`, a glob, a folder, any fsspec URL.",
+    )
+    separator: str | None = option(
+        None, "Of the values in a CSV file, such as `;`. Without it: the one found in its first line."
     )
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     train_split: str = option("train", "Split of a Hub dataset to train on.")
@@ -103,6 +128,14 @@ class DataArguments:
         None, "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."
     )
     cache_gib: float = option(2.0, "Keep resized images in memory as uint8 if they fit in this many GiB.")
+    pair_column: str | None = option(
+        None,
+        "Column of pair ids: images and texts with equal ids belong together and are no negatives of each other, in "
+        "whatever batch and process they are. A row without one is a pair of its own.",
+    )
+    equal_captions_match: bool = option(
+        False, "The same for equal captions, compared as tokens, which would be each other's false negatives."
+    )
     group_column: str | None = option(
         None,
         "Column that says which rows are variants of one thing (a product in several colours). Variants "
@@ -117,13 +150,49 @@ class DataArguments:
             self.caption_column = [self.caption_column]
         if self.image_embeddings is not None and self.is_stream:
             raise ValueError("image_embeddings belong to rows with an index: unset streaming, and use no shards")
+        if self.pair_column is not None and self.equal_captions_match:
+            raise ValueError("pair_column and equal_captions_match both say what belongs together: set one of them")
+        if self.pair_column is not None and self.shuffle_captions:
+            raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        check_number("shuffle_buffer", self.shuffle_buffer, least=1)
+        check_number("cache_gib", self.cache_gib, least=0)
 
     @property
     def is_stream(self) -> bool:
         """Whether the data is read in order and has no length."""
-        return self.streaming or self.dataset.endswith(".tar")
+        return self.streaming or bool(shards_of(self.dataset, self.train_split))
+
+
+def check_number(name: str, value: float | None, least: float = -math.inf) -> None:
+    """
+    Raises:
+        ValueError: it is not finite, or too small.
+    """
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{name} must be {'a number' if math.isinf(least) else f'at least {least}'}, got {value}")
+
+
+def check_keys(name: str, given: dict, own: type[PreTrainedConfig]) -> None:
+    """Whether a tower's configuration reads all that is given; transformers keeps any other key without using it.
+
+    Raises:
+        ValueError: for a key that it does not know, with the nearest, or that the tokenizer decides.
+    """
+    kind = given.get("model_type", own.model_type)
+    if kind != own.model_type and kind not in CONFIG_MAPPING:
+        raise ValueError(f"{name}.model_type={kind!r} is no model of transformers")
+    config: type[PreTrainedConfig] = own if kind == own.model_type else CONFIG_MAPPING[kind]
+    classes = [one for one in config.__mro__ if issubclass(one, PreTrainedConfig) and one is not PreTrainedConfig]
+    known = {"model_type", *config.attribute_map, *(key for one in classes for key in one.__annotations__)}
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"{name}: unknown field {key!r}; {hint}")
+        if name == "text_config" and key in OF_THE_TOKENIZER:
+            raise ValueError(f"text_config.{key} has no effect: {OF_THE_TOKENIZER[key]}")
 
 
 def as_mapping(name: str, value: dict | str | None) -> dict | None:

@@ -11,6 +11,15 @@ from modeling_siglip_ext.evaluation.evaluate import evaluate
 from modeling_siglip_ext.evaluation.metrics.zero_shot import Task
 
 
+RECALLED_AT = (1, 5)
+
+
+def metric_names(tasks: Sequence[Task] = ()) -> list[str]:
+    """The names of the figures that `HeldOutMetrics` gives."""
+    ways = ("image_to_text", "text_to_image")
+    return [f"{way}_recall@{k}" for way in ways for k in RECALLED_AT] + [f"zero_shot_{task.name}" for task in tasks]
+
+
 class HeldOutMetrics:
     """`compute_metrics` for `SiglipExtTrainer`.
 
@@ -26,11 +35,11 @@ class HeldOutMetrics:
         self.model = model
         self.processor = processor
         self.data = EvaluationData(tasks=tasks)
+        self.names = metric_names(tasks)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Figures between 0 and 1 from (image_embeds, text_embeds), float arrays (N, D), text i of image i."""
         images, texts = cast(tuple[np.ndarray, np.ndarray], prediction.predictions)
-        result = evaluate(
-            self.model, self.processor, self.data, image_embeds=images, text_embeds=texts, ks=(1, 5), batch_size=256
-        )
+        parts = self.model, self.processor, self.data
+        result = evaluate(*parts, image_embeds=images, text_embeds=texts, ks=RECALLED_AT, batch_size=256)
         return dict(result.metrics)

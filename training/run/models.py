@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    SiglipProcessor,
 )
 
 from modeling_siglip_ext import (
@@ -22,7 +23,7 @@ from modeling_siglip_ext import (
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig, is_foreign
 from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_size, load_tower, source_config
 from modeling_siglip_ext.positions import resample_positions
-from modeling_siglip_ext.tokenization_siglip_ext import set_text_length
+from modeling_siglip_ext.tokenization_siglip_ext import fit_tokenizer
 
 from ..components.embedding_tower import EmbeddingTower
 from .fields import ModelArguments, as_mapping
@@ -31,6 +32,22 @@ from .fields import ModelArguments, as_mapping
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 # Tokens per text for text towers that, unlike SigLIP's, take shorter texts than they have positions.
 FOREIGN_TEXT_LENGTH = 64
+
+
+def refuse_naflex(model: ModelArguments, precomputed: bool = False) -> None:
+    """From configurations alone, before anything is loaded.
+
+    Raises:
+        ValueError: the image tower that would be trained is NaFlex.
+    """
+    name = model.model_name_or_path or (None if precomputed else model.vision_name_or_path)
+    config: Any = model.vision_config or {} if name is None else source_config(name, "vision").to_dict()
+    if config.get("naflex"):
+        where = "vision_config.naflex" if name is None else name
+        raise ValueError(
+            f"{where}: a NaFlex image tower cannot be trained yet; take a checkpoint of fixed resolution, such as "
+            "google/siglip2-base-patch16-224"
+        )
 
 
 def build_model(
@@ -43,7 +60,7 @@ def build_model(
         precomputed: leave the image tower away; an `EmbeddingTower` stands in for it.
 
     Raises:
-        ValueError: if a tokenizer would have to be trained without captions, or the image tower is NaFlex.
+        ValueError: if a tokenizer would have to be trained without captions, or one does not fit its text tower.
     """
     if model.vision_name_or_path is not None:
         return _from_towers(model, captions, precomputed)
@@ -63,8 +80,7 @@ def build_model(
     )
     tokenizer = _tokenizer(config, model, captions)
     side = cast(SiglipExtVisionConfig, config.vision_config).image_size
-    if side is None:
-        raise ValueError("a NaFlex image tower cannot be trained from a recipe: unset vision_config.naflex")
+    assert side is not None, "no NaFlex, see refuse_naflex"
     image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
     return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
 
@@ -135,9 +151,20 @@ def _from_towers(
     dual = SiglipExtModel(config, vision_model=vision, text_model=trained_text)
     if precomputed:
         dual.vision_adapter = None  # its pooling is in the embeddings
-    if dual.text_adapter is not None:
-        tokenizer.model_max_length = model.text_length or FOREIGN_TEXT_LENGTH
-    return dual, SiglipExtProcessor(AutoImageProcessor.from_pretrained(name), tokenizer)
+    if model.attn_implementation is not None:
+        dual.set_attn_implementation(model.attn_implementation)
+    images = AutoImageProcessor.from_pretrained(name)
+    if dual.text_adapter is None:
+        if model.text_length is not None:
+            raise ValueError(
+                "text_length is for a text tower from elsewhere: a SigLIP tower has its own, leave it out"
+            )
+        return dual, SiglipExtProcessor(images, tokenizer)
+    positions = getattr(config.text_config, "max_position_embeddings", None)
+    if model.text_length is not None and positions is not None and model.text_length > positions:
+        raise ValueError(f"text_length={model.text_length}, and {model.text_name_or_path} has {positions} positions")
+    tokenizer.model_max_length = model.text_length or min(FOREIGN_TEXT_LENGTH, positions or FOREIGN_TEXT_LENGTH)
+    return dual, SiglipProcessor(images, tokenizer)  # ours would leave out the mask, which such a tower takes
 
 
 def text_fields(model: ModelArguments) -> dict[str, Any]:
@@ -145,9 +172,10 @@ def text_fields(model: ModelArguments) -> dict[str, Any]:
 
 
 def _head(model: ModelArguments) -> dict[str, Any]:
-    """The loss head of a new model."""
+    """The loss head of a new model; in the softmax a bias would cancel."""
     values = {name: getattr(model, name) for name in ("loss_type", "logit_scale_init", "logit_bias_init")}
-    return {name: value for name, value in values.items() if value is not None}
+    values = {name: value for name, value in values.items() if value is not None}
+    return {**values, "logit_bias_init": None} if model.loss_type == "softmax" else values
 
 
 def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[str] | None) -> PreTrainedTokenizerBase:
@@ -155,7 +183,6 @@ def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[st
     text = cast(SiglipExtTextConfig, config.text_config)
     if model.tokenizer_name_or_path is not None:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(model.tokenizer_name_or_path))
-        set_text_length(tokenizer, text.max_position_embeddings)
     elif captions is None:
         raise ValueError(
             "a tokenizer for a new text tower cannot be trained on a stream: set tokenizer_name_or_path, or start "
@@ -163,7 +190,8 @@ def _tokenizer(config: SiglipExtConfig, model: ModelArguments, captions: list[st
         )
     else:
         tokenizer = train_tokenizer(captions, vocab_size=model.vocab_size, max_length=text.max_position_embeddings)
-    # A small corpus can give fewer tokens than asked for.
-    text.vocab_size = len(tokenizer)
+    # A small corpus can give fewer tokens than asked for, and a vocabulary can have holes.
+    text.vocab_size = max(tokenizer.get_vocab().values()) + 1
     text.pad_token_id, text.eos_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None
+    fit_tokenizer(tokenizer, text)
     return tokenizer

@@ -12,19 +12,22 @@ from transformers import AutoImageProcessor
 
 from modeling_siglip_ext import command_line
 from modeling_siglip_ext import embedding_store as store
-from modeling_siglip_ext.encoding import EncodedBatch, stream_images, undecoded
+from modeling_siglip_ext.encoding import EncodedBatch, stream_images
 from modeling_siglip_ext.evaluation.session import checked_device, default_device
+from modeling_siglip_ext.inputs import undecoded
 
 from ..components.embedding_tower import ImageEncoder
 from ..data.fingerprint import fingerprint
 from ..data.folder import check_columns
 from ..data.samples import SkipCounter
 from .fields import DataArguments
+from .recipe import DEFAULTS
 from .rows import every_row
+from .unused import find_unused
 
 
 # Options as for training, so that both read the same rows.
-DATA = ("dataset", "dataset_config", "train_split", "eval_split", "eval_fraction", "image_column", "caption_column")
+DATA = ("dataset", "dataset_config", "train_split", "eval_split", "image_column", "caption_column")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -123,10 +126,14 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, ValueError: naming what is wrong and the remedy.
     """
-    for name in ("batch_size", "part_rows"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}")
-    data = DataArguments(**{name: value for name, value in vars(arguments).items() if name in DATA})
+    for name, least in (("batch_size", 1), ("part_rows", 1), ("workers", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    options = {name: value for name, value in vars(arguments).items() if name in DATA}
+    data, given = DataArguments(**options), {name for name, value in options.items() if value != DEFAULTS[name]}
+    for name, rule in find_unused(argparse.Namespace(**{**DEFAULTS, **options}), given, DEFAULTS).items():
+        raise ValueError(f"{name} has no effect {rule.why}: leave it out")
     same = ("image_column", "batch_size", "workers", "part_rows", "max_bad_fraction")
     precompute(
         arguments.vision_name_or_path,

@@ -4,18 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from ..components.card import output_folder
+from ..components.checked_run import check_metric
 from ..components.progress import ReadableProgress
+from ..components.run_folder import check_unused, checkpoint_to_resume
 from ..data.collator import ImageTextCollator
+from ..data.dataset import CaptionedRows
 from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
-from .held_out import HeldOutMetrics
-from .models import build_model, text_length
+from .held_out import HeldOutMetrics, metric_names
+from .models import build_model, refuse_naflex, text_length
 from .recipe import Recipe
 from .rows import Rows, load_rows, training_data
+from .sources import check_sources
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,19 +53,30 @@ class Run:
 def prepare(recipe: Recipe) -> Run:
     """Load the data and build model and Trainer; everything that can be wrong with a recipe shows here.
 
+    What is cheap to find out comes first: settings, folders, the data, and only then the model.
+
     Raises:
         FileNotFoundError, ValueError: naming the field and the remedy.
     """
-    set_seed(recipe.training.seed)
     data, args = recipe.data, recipe.training
-    rows = load_rows(data, args.seed)
+    args.check_for_training()
     if data.is_stream and args.max_steps < 1:
         raise ValueError("a stream has no length: set max_steps or max_examples")
+    check_folder(recipe)
+    check_sources(recipe.model)
+    refuse_naflex(recipe.model, data.image_embeddings is not None)
+    set_seed(args.seed)
+    rows = load_rows(data, args.seed)
+    check_rows(recipe, rows)
     precomputed = data.image_embeddings is not None
     model, processor = build_model(recipe.model, rows.captions(data.caption_column), precomputed)
     train, held_out = training_data(recipe, rows, processor.image_processor)
     if not isinstance(train, IterableDataset):
         args.check_samples(len(train))
+        tell_left_out("training", train)
+    if held_out is not None:
+        tell_left_out("held-out", held_out)
+        rows = rows.judged_on(held_out)
     max_length = text_length(model, processor)
     tasks = () if rows.held_out is None else rows.about.tasks(rows.held_out)
     trainer = SiglipExtTrainer(
@@ -63,10 +84,53 @@ def prepare(recipe: Recipe) -> Run:
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=ImageTextCollator(processor, max_length, uint8=args.mini_batch_size is not None),
+        data_collator=ImageTextCollator(
+            processor,
+            max_length,
+            uint8=args.mini_batch_size is not None,
+            equal_captions_match=data.equal_captions_match,
+        ),
         processing_class=processor,
         compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )
     if not args.disable_tqdm:
         ReadableProgress.replace_in(trainer)
     return Run(recipe, trainer, rows, tasks)
+
+
+def check_folder(recipe: Recipe) -> None:
+    """
+    Raises:
+        OSError: the output folder is another run's, or there is no checkpoint to resume.
+        ValueError: the checkpoint is another run's.
+    """
+    folder = output_folder(recipe.training)
+    if checkpoint_to_resume(recipe.training.resume_from_checkpoint, folder) is None:
+        check_unused(folder)
+
+
+def check_rows(recipe: Recipe, rows: Rows) -> None:
+    """Check the settings that depend on the data, as far as that needs no model.
+
+    Raises:
+        ValueError: fewer rows than a batch, an evaluation without held-out rows, a metric that will not be there.
+    """
+    args = recipe.training
+    if isinstance(rows.train, Dataset):
+        args.check_samples(len(rows.train))
+    if rows.held_out is None and (args.eval_strategy != "no" or args.eval_on_start):
+        strategy = IntervalStrategy(args.eval_strategy).value
+        setting = "eval_on_start" if strategy == "no" else f"eval_strategy={strategy}"
+        raise ValueError(
+            f"{setting} needs held-out rows, and there are none: a stream or shards have none by themselves (set "
+            "eval_split), other data need eval_fraction above 0. Or set eval_strategy no"
+        )
+    if rows.held_out is not None:
+        check_metric(args, metric_names(rows.about.tasks(rows.held_out)))
+
+
+def tell_left_out(kind: str, dataset: CaptionedRows) -> None:
+    """Say how many rows cannot be used; each of the first was named when it was met."""
+    bad = len(dataset.left_out)
+    if bad:
+        logger.warning("%d of %d %s examples are left out, as they cannot be used", bad, bad + len(dataset), kind)

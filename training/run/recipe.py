@@ -2,8 +2,8 @@
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -11,16 +11,33 @@ from typing import Any, cast
 import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import DataClassType
+from transformers.utils import logging
 
 from modeling_siglip_ext.command_line import underscored
 
 from ..arguments import SiglipExtTrainingArguments
 from .fields import DataArguments, ModelArguments, as_mapping
+from .unset import is_unset, take_out_unset
+from .unused import find_unused
 
+
+logger = logging.get_logger(__name__)
 
 RECIPES = resources.files("modeling_siglip_ext.training.recipes")
 PARTS = (ModelArguments, DataArguments, SiglipExtTrainingArguments)
 FIELDS = [field.name for part in PARTS for field in fields(part) if field.init]
+OPTIONAL = {field.name for part in PARTS for field in fields(part) if field.default is None}
+DEFAULTS = {
+    field.name: field.default if field.default_factory is MISSING else field.default_factory()
+    for part in PARTS
+    for field in fields(part)
+}
+# Of YAML's values the parser checks single ones only.
+KINDS = {
+    field.name: f"{field.type} {'None' if field.default is None else ''}".lower().replace("optional", "none")
+    for part in PARTS
+    for field in fields(part)
+}
 MAPPINGS = ("vision_config", "text_config")
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
@@ -33,7 +50,8 @@ class Recipe:
     Args:
         name: of the bundled recipe or, without its suffix, of the file.
         model, data, training: the fields.
-        given: those that the file or the command line set, in their order, with their final values.
+        given: those that the file or the command line set and that have an effect, in their order, with their final
+            values.
     """
 
     name: str
@@ -104,30 +122,71 @@ def parse_recipe(
 
     Raises:
         FileNotFoundError: no such recipe.
-        ValueError: unknown field (naming the nearest one) or a value of the wrong type.
+        ValueError: unknown field (naming the nearest one), a value of the wrong type, or a field without effect.
     """
     values = read_recipe(name_or_path)
-    for name in values:
+    for name, value in values.items():
         check_field(name, FIELDS, name_or_path)
+        check_kind(name, value, name_or_path)
     if change is not None:
         values = change(values)
-    words, nested = split_nested(underscored(overrides))
+    words, unset = take_out_unset(underscored(overrides), OPTIONAL)
+    values |= dict.fromkeys([*unset, *(name for name in OPTIONAL & values.keys() if is_unset(values[name]))])
+    words, nested = split_nested(words)
     for name, entries in nested.items():
         check_field(name, MAPPINGS, COMMAND_LINE)
         values[name] = {**(as_mapping(name, values.get(name)) or {}), **entries}
-    parts = parse_fields(words, values)
-    for word in words:
-        if word.startswith("--"):
-            name = option_name(word)
-            values.setdefault(name if name in FIELDS else name.removeprefix("no_"), None)
-    given = {name: getattr(next(part for part in parts if hasattr(part, name)), name) for name in values}
+    options = [option_name(word) for word in words if word.startswith("--")]
+    on_line = {name if name in FIELDS else name.removeprefix("no_") for name in options} | nested.keys()
+    namespace = parse_fields(words, values)
+    names = dict.fromkeys([*values, *on_line])
+    loose = change is not None or name_or_path in bundled_recipes()
+    left_out = leave_out_unused(namespace, names, on_line, loose)
+    if left_out:
+        logger.warning("%s: left out, as without effect here: %s", name_or_path, "; ".join(left_out))
+    parts = cast(
+        tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments], field_parser().parse_dict(vars(namespace))
+    )
+    given = {name: getattr(next(part for part in parts if hasattr(part, name)), name) for name in names}
     return Recipe(Path(name_or_path).stem, *parts, given)
 
 
-def parse_fields(
-    words: list[str], defaults: dict[str, Any]
-) -> tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments]:
-    """The dataclasses of a recipe, from the words of a command line and what the fields are that no word sets."""
+def leave_out_unused(
+    namespace: argparse.Namespace, names: dict[str, None], on_line: Collection[str], loose: bool
+) -> list[str]:
+    """Put fields that the command line has made void, and with `loose` all void ones of the file, to their defaults.
+
+    Args:
+        namespace: all fields.
+        names: those that somebody set; the ones that are left out are taken away.
+        on_line: those that the command line set.
+
+    Returns:
+        What was left out, with the reasons.
+
+    Raises:
+        ValueError: somebody set one that has no effect.
+    """
+    left_out: dict[str, str] = {}
+    while unused := find_unused(namespace, names, DEFAULTS):
+        voided = {*on_line, *left_out}
+        void = [
+            name
+            for name, rule in unused.items()
+            if name not in on_line and (loose or not voided.isdisjoint(rule.because.split()))
+        ]
+        if not void:
+            name, rule = next(iter(unused.items()))
+            raise ValueError(f"{name} has no effect {rule.why}: leave it out")
+        for name in void:
+            left_out[name] = f"{name} ({unused[name].why})"
+            setattr(namespace, name, DEFAULTS[name])
+            del names[name]
+    return list(left_out.values())
+
+
+def parse_fields(words: list[str], defaults: dict[str, Any]) -> argparse.Namespace:
+    """All fields, from the words of a command line and what the fields are that no word sets."""
     for word in words:
         if word.startswith("--") and option_name(word).removeprefix("no_") not in FIELDS:
             check_field(option_name(word), FIELDS, COMMAND_LINE)
@@ -136,15 +195,12 @@ def parse_fields(
     scalars = (bool, int, float)
     parser.set_defaults(**{name: str(v) if isinstance(v, scalars) else v for name, v in defaults.items()})
     try:
-        parts = parser.parse_args_into_dataclasses(words, look_for_args_file=False, return_remaining_strings=True)
+        namespace, rest = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
-    model, data, training, rest = cast(
-        tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments, list[str]], parts
-    )
     if rest:
         raise ValueError(f"{COMMAND_LINE}: {rest[0]!r} belongs to no field")
-    return model, data, training
+    return namespace
 
 
 def option_name(word: str) -> str:
@@ -160,6 +216,17 @@ def check_field(name: str, known: Iterable[str], where: str) -> None:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else "see `siglip-ext-train RECIPE --help` for all fields"
         raise ValueError(f"{where}: unknown field {name!r}; {hint}")
+
+
+def check_kind(name: str, value: Any, where: str) -> None:
+    """
+    Raises:
+        ValueError: a list, a mapping or nothing for a field that takes none.
+    """
+    for kind, holds in (("list", isinstance(value, list)), ("dict", isinstance(value, dict)), ("none", value is None)):
+        if holds and kind not in KINDS[name]:
+            what = {"list": "a list", "dict": "a mapping", "none": "empty"}[kind]
+            raise ValueError(f"{where}: {name} must be a single value, and is {what}")
 
 
 def split_nested(words: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

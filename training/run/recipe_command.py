@@ -1,20 +1,28 @@
 """`siglip-ext-train RECIPE`: train from a recipe, whose fields are the options."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_siglip_ext.command_line import Subparsers, refused
+from modeling_siglip_ext.hub.calls import PublishError
 
+from ..components.card import output_folder
+from ..components.run_folder import checkpoints
+from ..data.samples import BAD_SAMPLE, TooManyBadSamples
 from .prepare import prepare
 from .recipe import bundled_recipes, field_parser, parse_recipe, recipe_text
 from .smoke import shrunk, small_start
-from .train import train
+from .train import UnfinishedRunError, train
 
 
 SMOKE = "--smoke"
+# The user's to mend, also in the middle of training: bad data, a rate too high, a full disk, the Hub.
+ALSO_LATER = (*BAD_SAMPLE, TooManyBadSamples, FloatingPointError, OSError, PublishError, UnfinishedRunError)
 
 
 class FirstStep(TrainerCallback):
@@ -35,7 +43,7 @@ def register(commands: Subparsers) -> None:
 
 
 def run_recipe(prog: str, name: str, overrides: Sequence[str]) -> int:
-    """Train; what is wrong before the first step is one line, a crash after it a traceback."""
+    """Train; what the user can mend is one line, a crash in the middle of training a traceback."""
     if {"-h", "--help"} & set(overrides):
         parser = field_parser(prog=f"{prog} {name}")
         parser.add_argument(SMOKE, action="store_true", help="A tiny model and few steps on the bundled emoji.")
@@ -51,7 +59,15 @@ def run_recipe(prog: str, name: str, overrides: Sequence[str]) -> int:
         run = prepare(recipe)
         run.trainer.add_callback(first)
         train(run)
-    except (ValueError, OSError, ImportError) as error:
+    except torch.OutOfMemoryError as error:
+        return refused(prog, ValueError(f"{error} Lower per_device_train_batch_size, or set mini_batch_size"))
+    except ALSO_LATER as error:
+        status = refused(prog, error)
+        there = checkpoints(output_folder(recipe.training)) if first.begun else []
+        if there and not isinstance(error, UnfinishedRunError):
+            print(f"{there[-1]} is there: go on from it with --resume_from_checkpoint true", file=sys.stderr)
+        return status
+    except (ValueError, ImportError) as error:
         if first.begun:
             raise
         return refused(prog, error)

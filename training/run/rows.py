@@ -1,28 +1,36 @@
 """The datasets that a recipe names: rows, and what the Trainer reads of them."""
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, concatenate_datasets, load_dataset
 from transformers import BaseImageProcessor
+from transformers.utils import logging
 
-from ..data.dataset import CaptionedRows, ImageTextDataset
+from modeling_siglip_ext.evaluation.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, member, usual
+from modeling_siglip_ext.evaluation.data.layouts import is_local, load, named_errors, splits_in
+from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, shards_of, short_name
+
+from ..components.devices import share_of_the_host
+from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
 from ..data.emoji.about import ABOUT as EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
-from ..data.folder import check_columns, load_image_folder
+from ..data.folder import check_captions, check_columns
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
+from ..data.samples import GRACE, SkipCounter
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards
-from .fields import DataArguments
+from .fields import BUNDLED, DataArguments
 from .recipe import Recipe
 
 
-BUNDLED = "emoji"
-# A row of the whole dataset knows its place, so that embeddings are found after the split.
+logger = logging.get_logger(__name__)
+# A row of the whole dataset knows its place, so that embeddings are found after the split, and bad rows are named.
 PLACE = "__place__"
 
 
@@ -34,6 +42,24 @@ class Rows:
     held_out: Dataset | None
     about: DatasetFacts
 
+    def count(self) -> int:
+        """Rows of both parts, those of a stream not counted."""
+        return sum(len(part) for part in (self.train, self.held_out) if isinstance(part, Dataset))
+
+    def judged_on(self, kept: CaptionedRows) -> "Rows":
+        """The same with the held-out rows that are in the evaluation dataset.
+
+        Raises:
+            ValueError: none is left.
+        """
+        assert self.held_out is not None
+        if not len(kept):
+            raise ValueError(
+                f"none of the {len(self.held_out)} held-out rows can be used{kept.first_left_out()}. Repair them, or "
+                "set eval_fraction 0 and eval_strategy no"
+            )
+        return replace(self, held_out=self.held_out.select(kept.rows))
+
     def captions(self, columns: list[str]) -> list[str] | None:
         """Every training caption; None of a stream."""
         if not isinstance(self.train, Dataset):
@@ -44,33 +70,47 @@ class Rows:
 def load_rows(data: DataArguments, seed: int) -> Rows:
     """
     Raises:
-        FileNotFoundError: no such folder, or a folder without images.
-        ValueError: a split or column that is not there.
+        FileNotFoundError: a file or folder that is not there, or a folder without images.
+        ValueError: a split or column that is not there, a file that cannot be read.
     """
-    if data.dataset.endswith(".tar"):
-        if data.eval_split is not None:
-            raise ValueError("eval_split: shards have no splits; unset it")
-        return Rows(TarShards(data.dataset, seed), None, facts_of_dataset(data.dataset))
+    shards = shards_of(data.dataset, data.train_split)
+    if shards:
+        return Rows(_shards(data, shards, seed), None, facts_of_dataset(data.dataset))
     rows, held_out = _read(data)
     about = facts_of_dataset(data.dataset)
     if isinstance(rows, IterableDataset) or data.is_stream:
         return Rows(rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset(), held_out, about)
-    if data.image_embeddings is not None:
+    if data.image_embeddings is not None or held_out is None:
         rows = rows.add_column(PLACE, range(len(rows)))
-        if held_out is not None:
-            held_out = held_out.add_column(PLACE, range(len(rows), len(rows) + len(held_out)))
+    if data.image_embeddings is not None and held_out is not None:
+        held_out = held_out.add_column(PLACE, range(len(rows), len(rows) + len(held_out)))
     if held_out is None and data.eval_fraction > 0:
+        if math.ceil(len(rows) * data.eval_fraction) >= len(rows):
+            raise ValueError(
+                f"eval_fraction={data.eval_fraction} of {len(rows)} rows leaves none to train on: add rows, or lower "
+                "it (0 holds nothing out)"
+            )
         parts: DatasetDict = rows.train_test_split(data.eval_fraction, seed=seed)
         rows, held_out = parts["train"], parts["test"]
     return Rows(rows, held_out, about)
 
 
+def _shards(data: DataArguments, shards: list[str], seed: int) -> TarShards:
+    for setting in ("separator", "dataset_config"):
+        if getattr(data, setting) is not None:
+            raise ValueError(f"{setting} means nothing for tar shards; unset it")
+    return TarShards(shards, seed)
+
+
 def facts_of_dataset(name: str) -> DatasetFacts:
-    """What is known of the dataset that a recipe names: a path of this machine says nothing elsewhere."""
+    """What is known of the dataset that a recipe names: a path of this machine says nothing elsewhere, and a URL may
+    hold a signature.
+    """
     if name == BUNDLED:
         return EMOJI
-    if name.endswith(".tar") or Path(name).exists():  # of shards, which may be a pattern, too
-        last = Path(name).resolve().name
+    path = Path(name).expanduser()
+    if path.exists() or is_url(name) or names_many(name) or kind_of(name) is not None:
+        last = path.resolve().name if path.exists() else short_name(name)
         return DatasetFacts(last, re.sub(r"[^\w.-]+", "-", last))
     return DatasetFacts(name, name)
 
@@ -88,21 +128,57 @@ def every_row(data: DataArguments) -> Dataset:
 
 
 def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    held_out = None
     if data.dataset == BUNDLED:
-        rows, held_out = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
-    elif Path(data.dataset).is_dir():
-        rows = load_image_folder(data.dataset)
-    else:
-        rows, held_out = _from_hub(data)
-    columns = rows.column_names or list(next(iter(rows)))
-    check_columns(columns, "image_column", [data.image_column])
-    check_columns(columns, "caption_column", data.caption_column)
-    return rows, held_out
+        train, test = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
+        return _with_columns(train, data), _with_columns(test, data)
+    rows, held_out = _from_files(data) if is_local(data.dataset) else _from_hub(data)
+    return _with_columns(rows, data), None if held_out is None else _with_columns(held_out, data)
+
+
+def _with_columns(rows: Any, data: DataArguments) -> Any:
+    """Rows whose columns have the names of the settings: those are the usual ones unless they were set.
+
+    Raises:
+        ValueError: a column that is not there.
+    """
+    present = rows.column_names or list(next(iter(rows)))
+    for setting, names in (("image_column", IMAGE_COLUMNS), ("caption_column", CAPTION_COLUMNS)):
+        wanted = [data.image_column] if setting == "image_column" else data.caption_column
+        found = usual(present, names)
+        if wanted == [names[0]] and names[0] not in present and found is not None:
+            logger.warning("%s: %r is taken, as there is no %r", setting, found, names[0])
+            rows = rows.rename_column(found, names[0])
+        else:
+            check_columns(present, setting, wanted)
+    check_columns(present, "pair_column", [] if data.pair_column is None else [data.pair_column])
+    return rows
+
+
+def _from_files(data: DataArguments) -> tuple[Dataset, Dataset | None]:
+    splits = splits_in(data.dataset)
+    if not splits and (data.eval_split is not None or data.train_split != "train"):
+        raise ValueError(f"{data.dataset} has no splits: unset train_split and eval_split")
+
+    def part(split: str | None) -> Dataset:
+        return load(
+            data.dataset,
+            config=data.dataset_config,
+            split=split,
+            separator=data.separator,
+            image_column=data.image_column,
+        )
+
+    rows = part(data.train_split if splits else None)
+    if Path(data.dataset).expanduser().is_dir() and set(rows.column_names) <= {"image", "label", "caption"}:
+        check_captions(rows, data.dataset)
+    return rows, None if data.eval_split is None else part(data.eval_split)
 
 
 def _from_hub(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    splits = load_dataset(data.dataset, data.dataset_config, streaming=data.streaming)
+    if data.separator is not None:
+        raise ValueError(f"separator is of CSV files; {data.dataset} is a name on the Hub")
+    with named_errors(data.dataset):
+        splits = load_dataset(data.dataset, data.dataset_config, streaming=data.streaming)
     assert isinstance(splits, (DatasetDict, IterableDatasetDict))  # as no split was asked for
     for setting, split in (("train_split", data.train_split), ("eval_split", data.eval_split)):
         if split is not None and split not in splits:
@@ -116,47 +192,63 @@ def _from_hub(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset |
 def training_data(
     recipe: Recipe, rows: Rows, image_processor: BaseImageProcessor
 ) -> tuple[CaptionedRows | ImageTextStream, CaptionedRows | None]:
-    """The training and the evaluation dataset.
+    """The training and the evaluation dataset; the latter has only rows that can be read.
+
+    Bad rows are counted over both, so that it does not depend on the split, and its seed, how many there may be.
 
     Raises:
         FileNotFoundError, ValueError: settings that do not fit the rows, too many bad examples, embeddings of
             something else.
     """
-    data, seed, limit = recipe.data, recipe.training.seed, recipe.training.max_bad_fraction
+    data, args = recipe.data, recipe.training
+    skips = SkipCounter(args.max_bad_fraction, rows.count())
     if data.image_embeddings is not None:
-        return _embedded(recipe, rows)
+        return _embedded(recipe, rows, skips)
+    if not isinstance(rows.train, Dataset) or not fits_cache(len(rows.train), image_processor, data.cache_gib):
+        skips.grace = max(skips.grace, GRACE)  # as of the images that are read, and counted, in training
 
     def with_images(part: Dataset, **settings: Any) -> ImageTextDataset:
+        places = part[PLACE] if PLACE in part.column_names else None
+        common: dict[str, Any] = {"image_processor": image_processor, "cache_gib": data.cache_gib, "seed": args.seed}
         return ImageTextDataset(
-            part, data.image_column, image_processor=image_processor, cache_gib=data.cache_gib, seed=seed, **settings
+            part, data.image_column, skips=skips, numbers=places, pair_column=data.pair_column, **common, **settings
         )
 
-    held_out = None
-    if rows.held_out is not None:
-        held_out = with_images(rows.held_out, caption_column=data.caption_column[:1], max_bad_fraction=0.0)
+    def for_evaluation() -> ImageTextDataset | None:
+        if rows.held_out is None:
+            return None
+        held_out = with_images(rows.held_out, caption_column=data.caption_column[:1], called="held-out example")
+        held_out.leave_out_unreadable(*share_of_the_host(args.device))
+        return held_out
+
     if not isinstance(rows.train, Dataset):
         if data.shuffle_captions or data.group_column is not None:
             raise ValueError("shuffle_captions and group_column need a dataset with an index, not a stream")
+        image, captions = data.image_column, data.caption_column
+        if isinstance(rows.train, TarShards):
+            image, captions = member(image, "image"), [member(name, "caption") for name in captions]
         stream = ImageTextStream(
             rows.train,
-            data.image_column,
-            data.caption_column,
+            image,
+            captions,
             image_processor=image_processor,
             shuffle_buffer=data.shuffle_buffer,
-            seed=seed,
+            seed=args.seed,
+            pair_column=data.pair_column,
         )
-        return stream, held_out
+        return stream, for_evaluation()
     train = with_images(
         rows.train,
         caption_column=data.caption_column,
         shuffle_captions=data.shuffle_captions,
         group_column=data.group_column,
-        max_bad_fraction=limit,
     )
-    return train, held_out
+    return train, for_evaluation()
 
 
-def _embedded(recipe: Recipe, rows: Rows) -> tuple[EmbeddingTextDataset, EmbeddingTextDataset | None]:
+def _embedded(
+    recipe: Recipe, rows: Rows, skips: SkipCounter
+) -> tuple[EmbeddingTextDataset, EmbeddingTextDataset | None]:
     data, model, seed = recipe.data, recipe.model, recipe.training.seed
     if data.image_embeddings is None or model.vision_name_or_path is None or not isinstance(rows.train, Dataset):
         raise ValueError(
@@ -168,13 +260,23 @@ def _embedded(recipe: Recipe, rows: Rows) -> tuple[EmbeddingTextDataset, Embeddi
         data.image_embeddings, model.vision_name_or_path, every_row(data), data.image_column, model.vision_pooling
     )
 
-    def part(rows: Dataset, columns: list[str], limit: float) -> EmbeddingTextDataset:
+    def part(rows: Dataset, columns: list[str], called: str) -> EmbeddingTextDataset:
+        places = rows[PLACE]
         return EmbeddingTextDataset(
-            rows, embeddings, valid, rows[PLACE], caption_column=columns, seed=seed, max_bad_fraction=limit
+            rows,
+            embeddings,
+            valid,
+            places,
+            caption_column=columns,
+            seed=seed,
+            pair_column=data.pair_column,
+            skips=skips,
+            called=called,
         )
 
-    held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], 0.0)
-    return part(rows.train, data.caption_column, recipe.training.max_bad_fraction), held_out
+    train = part(rows.train, data.caption_column, "example")
+    held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], "held-out example")
+    return train, held_out
 
 
 def _flat(values: Iterable[str | list[str] | None]) -> list[str]:

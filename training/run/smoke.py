@@ -66,7 +66,6 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
         "logging_steps": 1,
         "use_cpu": True,
         "dataloader_pin_memory": False,
-        "vocab_size": VOCABULARY,
     }
     if "mini_batch_size" in recipe:
         values["mini_batch_size"] = BATCH // 2
@@ -77,6 +76,7 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
     if not starts:
         values["vision_config"] = {**(recipe.get("vision_config") or {}), **VISION}
     if "model_name_or_path" not in starts:
+        values["vocab_size"] = VOCABULARY
         values["text_config"] = text = {**(recipe.get("text_config") or {}), **TEXT}
         text.pop("projection_size", None)
         if "token_embedding_size" in text:

@@ -41,9 +41,9 @@ def test_model_folders_and_open_clip_are_described_too(converted, tmp_path, caps
     assert main(["inspect", str(folder)]) == 0
     assert "a model folder" in (shown := capsys.readouterr().out)
     assert "parameters: 105,826" in shown
-    assert main(["to-open-clip", str(folder), str(tmp_path / "oc"), "--timm-model", "own"]) == 0
+    assert main(["to-open-clip", str(folder), str(tmp_path / "oc")]) == 0
     capsys.readouterr()
-    assert main(["inspect", str(tmp_path / "oc"), "--image-heads", "2"]) == 0
+    assert main(["inspect", str(tmp_path / "oc")]) == 0
     assert "a checkpoint of open_clip" in (shown := capsys.readouterr().out)
     assert "32 wide, 3 layers, 2 heads" in shown
 

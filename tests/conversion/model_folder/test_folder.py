@@ -65,7 +65,7 @@ def test_a_report_of_another_origin_is_no_hindrance(layout, folder, tmp_path):
     "settings", ["{", "[]", '{"model_cfg": {"vision_cfg": [], "text_cfg": {}}}', '{"model_cfg": 3}']
 )
 def test_damaged_settings_of_open_clip(settings, folder, tmp_path, capsys):
-    assert main(["to-open-clip", str(folder), str(tmp_path / "clip"), "--timm-model", "own"]) == 0
+    assert main(["to-open-clip", str(folder), str(tmp_path / "clip")]) == 0
     (tmp_path / "clip" / "open_clip_config.json").write_text(settings)
     assert main(["from-open-clip", str(tmp_path / "clip"), str(tmp_path / "out"), "--image-heads", "2"]) == 2
     assert "open_clip_config.json is damaged" in capsys.readouterr().err

@@ -12,11 +12,12 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     BertTokenizerFast,
-    Siglip2Processor,
+    PreTrainedTokenizerFast,
     SiglipProcessor,
     pipeline,
 )
 
+from modeling_siglip_ext import apply_text_rules
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.errors import VerificationError
 from modeling_siglip_ext.conversion.model_folder.processor import (
@@ -85,9 +86,8 @@ def test_v2_ids_are_lower_cased_ended_and_padded_on_the_right(case, gemma, check
     out = tmp_path / "out"
     assert main(["from-jax", source, str(out), "--tokenizer", str(gemma), "--text-rules", "v2"]) == 0
     processor = AutoProcessor.from_pretrained(out)
-    assert type(processor) is (Siglip2Processor if case == "siglip2_naflex" else SiglipProcessor)
-    # the stock Siglip2Processor pads to 64 unless told, as all released NaFlex models want
-    batch = processor(text=TEXTS, padding="max_length", truncation=True, max_length=8)
+    assert type(processor) is SiglipProcessor  # Siglip2Processor would put 16, 256 and 64 in the place of its settings
+    batch = processor(text=TEXTS)
     assert "attention_mask" not in batch
     plain = Tokenizer.from_file(str(gemma))
     for text, row in zip(TEXTS, batch["input_ids"]):
@@ -181,3 +181,23 @@ def test_a_missing_tokenizer_is_named_with_what_to_fetch():
     text = missing_tokenizer(tokenizers()["gemma"])
     assert "hf download google/siglip2-base-patch16-224 tokenizer.json" in text
     assert "256,000 tokens" in text
+
+
+def test_a_naflex_model_keeps_a_tokenizer_that_is_not_gemmas(checkpoints, tmp_path, capsys):
+    """Beside a model in stock form transformers would read it as Gemma's."""
+    words = ["<pad>", "</s>", "<unk>", "a", "photo", "of", "cat", "two", "dogs", "on", "the", "mat"]
+    backend = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = apply_text_rules(PreTrainedTokenizerFast(tokenizer_object=backend, **special), "v2", 8)
+    tokenizer.save_pretrained(tmp_path / "own")
+    source = str(checkpoints / "siglip2_naflex" / "checkpoint.npz")
+    options = ["--tokenizer", str(tmp_path / "own"), "--text-rules", "v2"]
+    found = main(["from-jax", source, str(tmp_path / "native"), *options, "--format", "native"])
+    assert found == 2
+    assert "--format native would lose this NaFlex model's tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "native").exists()
+    assert main(["from-jax", source, str(tmp_path / "out"), *options]) == 0
+    assert json.loads((tmp_path / "out" / "conversion_report.json").read_text())["format"] == "ext"
+    rows = AutoProcessor.from_pretrained(tmp_path / "out")(text=TEXTS)["input_ids"]
+    assert rows == tokenizer(TEXTS, padding="max_length", truncation=True)["input_ids"]

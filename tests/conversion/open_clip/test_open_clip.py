@@ -13,8 +13,9 @@ from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.errors import CheckpointError
 from modeling_siglip_ext.conversion.name_map import array_shapes
-from modeling_siglip_ext.conversion.open_clip.config import open_clip_config
+from modeling_siglip_ext.conversion.open_clip.config import open_clip_config, timm_name
 from modeling_siglip_ext.conversion.open_clip.names import open_clip_rules
+from modeling_siglip_ext.conversion.open_clip.towers import named_towers
 from modeling_siglip_ext.conversion.released.catalogue import entries, find
 
 
@@ -35,10 +36,8 @@ def test_names_and_shapes_are_those_of_open_clip(name):
 @pytest.mark.parametrize("case", ["siglip1_mu16", "siglip2_naflex", "siglip_i18n_so400m_nohead"])
 def test_there_and_back_is_the_identity(case, converted, tmp_path):
     folder = converted(case, "--format", "ext")
-    assert main(["to-open-clip", str(folder), str(tmp_path / "oc"), "--timm-model", "own"]) == 0
-    heads = str(AutoConfig.from_pretrained(folder).vision_config.num_attention_heads)
-    arguments = ["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "back"), "--image-heads", heads]
-    assert main([*arguments, "--format", "ext"]) == 0
+    assert main(["to-open-clip", str(folder), str(tmp_path / "oc")]) == 0
+    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "back"), "--format", "ext"]) == 0
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert set(before) == set(after)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -50,7 +49,7 @@ def test_there_and_back_is_the_identity(case, converted, tmp_path):
 
 def test_query_key_and_value_keep_their_order(converted, tmp_path):
     folder = converted("siglip1_mu16")
-    assert main(["to-open-clip", str(folder), str(tmp_path / "oc"), "--timm-model", "own"]) == 0
+    assert main(["to-open-clip", str(folder), str(tmp_path / "oc")]) == 0
     ours, theirs = load_file(folder / "model.safetensors"), load_file(tmp_path / "oc" / "open_clip_model.safetensors")
     block = "vision_model.encoder.layers.2.self_attn"
     expected = torch.cat([ours[f"{block}.{part}_proj.weight"] for part in "qkv"])
@@ -65,7 +64,11 @@ def test_settings_of_every_catalogue_file_that_open_clip_has():
     for entry in entries().values():
         if entry.family not in ("siglip", "siglip2"):
             continue
-        settings = open_clip_config(entry.config())["model_cfg"]
+        vision = entry.config().vision_config
+        name = timm_name(vision)
+        # timm names the towers of 256 px and more at patch 16, and those of SigLIP 2 at patch 32, as they were trained
+        assert name is None or named_towers()[name].hidden_act == "gelu_pytorch_tanh"
+        settings = open_clip_config(entry.config(), name or "described", {})["model_cfg"]
         text = settings["text_cfg"]
         size = entry.config().text_config.intermediate_size
         assert int(text["width"] * text["mlp_ratio"]) == size  # open_clip cuts the fraction off
@@ -76,19 +79,19 @@ def test_settings_of_every_catalogue_file_that_open_clip_has():
 
 def test_an_image_size_of_the_settings_is_kept(converted, tmp_path):
     """Positions of 4 x 4 patches of 16 pixels: 64, or up to 79."""
-    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "oc"), "--timm-model", "own"]) == 0
+    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "oc")]) == 0
     path = tmp_path / "oc" / "open_clip_config.json"
     settings = json.loads(path.read_text())
     settings["model_cfg"]["vision_cfg"]["image_size"] = 70
     settings["preprocess_cfg"]["interpolation"] = "bicubic"
     path.write_text(json.dumps(settings))
-    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "back"), "--image-heads", "2"]) == 0
+    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "back")]) == 0
     assert AutoConfig.from_pretrained(tmp_path / "back").vision_config.image_size == 70
     processor = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
     assert processor["resample"] == 3
     settings["model_cfg"]["vision_cfg"]["image_size"] = 96
     path.write_text(json.dumps(settings))
-    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "bad"), "--image-heads", "2"]) == 2
+    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "bad")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -101,12 +104,12 @@ def test_an_image_size_of_the_settings_is_kept(converted, tmp_path):
     ],
 )
 def test_another_model_is_refused(change, message, converted, tmp_path, capsys):
-    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "oc"), "--timm-model", "own"]) == 0
+    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "oc")]) == 0
     path = tmp_path / "oc" / "open_clip_model.safetensors"
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-    assert main(["from-open-clip", str(path), str(tmp_path / "out"), "--image-heads", "2"]) == 2
+    assert main(["from-open-clip", str(path), str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -115,8 +118,6 @@ def test_what_open_clip_cannot_build_is_refused(converted, tmp_path, capsys):
     for case, message in (("lit_bert", "two SigLIP towers"), ("clip_softmax_nobias", "MAP-pooled")):
         assert main(["to-open-clip", str(converted(case)), str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
-    assert main(["to-open-clip", str(converted("siglip1_mu16")), str(tmp_path / "out")]) == 2
-    assert "timm has no SigLIP tower of width 32" in capsys.readouterr().err
     config = find("siglip2_b16_224").config()
     config.text_config.token_embedding_size = 96
     with pytest.raises(CheckpointError, match="bottlenecked"):

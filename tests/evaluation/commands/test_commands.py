@@ -22,11 +22,13 @@ from modeling_siglip_ext import (
     encode_texts,
     train_tokenizer,
 )
+from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.evaluation import session
 from modeling_siglip_ext.evaluation.__main__ import main
 from modeling_siglip_ext.evaluation.commands.probe import common_labels
 from modeling_siglip_ext.evaluation.data import EvaluationData
 from modeling_siglip_ext.evaluation.data.classes import map_labels
+from modeling_siglip_ext.files import write_json
 from support.images import read_image
 from support.models import TINY
 
@@ -379,3 +381,31 @@ def test_classes_of_two_sets_are_matched_by_name_or_left_alone():
     assert common_labels({"train": train, "test": raw}) == {"train": [0, 1, 2], "test": [5, 7]}
     with pytest.raises(ValueError, match="the test rows have labels below 0"):
         common_labels({"train": train, "test": data([-1], ["c"])})
+
+
+def test_duplicates_of_texts_say_what_was_left_out(tmp_path, capsys):
+    rows = torch.randn(20, 8)
+    rows[5], rows[7], rows[9] = rows[2], rows[2], torch.nan
+    rows[11] = 0
+    settings = {"kind": "text", "rows": 20, "part_rows": 6, "form": "parquet"}
+    write_json(tmp_path / store.SETTINGS, settings)
+    for part, first in enumerate(range(0, 20, 6)):
+        errors = {9: "broken"} if part == 1 else {}
+        store.write_parquet(tmp_path / f"part-{part:05d}.parquet", first, rows[first : first + 6], errors, None)
+    output = tmp_path / "d.json"
+    options = ["--embeddings", str(tmp_path), "--output_file", str(output)]
+    assert main(["duplicates", *options, "--threshold", "1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "2  5  7"
+    assert shown[1] == "left out: 1 unreadable rows, 1 whose embedding is zero or not finite"
+    result = json.loads(output.read_text())
+    assert [(group["rows"], group["pairs"]) for group in result["groups"]] == [([2, 5, 7], 3)]
+    assert result["metrics"]["pairs"] == 3
+    output.unlink()
+    for threshold in ("1.5", "nan"):
+        assert main(["duplicates", *options, "--threshold", threshold]) == 2
+        assert "a cosine is between -1 and 1" in capsys.readouterr().err
+    (tmp_path / "part-00003.parquet").unlink()
+    assert main(["duplicates", *options]) == 2
+    assert "lacks 1 of 4 parts of its embeddings" in capsys.readouterr().err
+    assert not output.exists()

@@ -79,10 +79,10 @@ def test_the_webdataset_layout_of_clip_benchmark(tmp_path):
     (tmp_path / "test" / "nshards.txt").write_text("2")
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
     found = load(str(tmp_path))
-    check(found, image="png", label="cls")
+    check(found, label="cls")
     assert lines_beside(str(tmp_path), "classnames.txt") == ["cat", "dog"]
     assert lines_beside(str(tmp_path), "other.txt") is None
-    assert columns.file_names(found, "png") == ["s0", "s1", "s2", "s3"]
+    assert columns.file_names(found, "image") == ["s0", "s1", "s2", "s3"]
 
 
 def test_captions_of_every_form(tmp_path):

@@ -15,9 +15,9 @@ from PIL import Image
 
 from modeling_siglip_ext import SiglipExtImageProcessor, encode_images, encoding
 from modeling_siglip_ext import embedding_store as store
-from modeling_siglip_ext.encoding import image_files
 from modeling_siglip_ext.evaluation.data import columns as evaluation_columns
 from modeling_siglip_ext.images import UnreadableImageError, load_image
+from modeling_siglip_ext.inputs import image_files
 from modeling_siglip_ext.pipeline_siglip_ext import SiglipExtZeroShotImageClassificationPipeline
 from modeling_siglip_ext.training import (
     ImageTextCollator,

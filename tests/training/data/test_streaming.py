@@ -61,7 +61,7 @@ def test_brace_ranges_globs_and_lists(shards):
     assert expand(f"{shards}/train-{{000..003}}.tar") == expected
     assert [path.removeprefix("file://") for path in expand(f"{shards}/train-*.tar")] == expected
     assert expand("::".join(expected[:2])) == expected[:2]
-    with pytest.raises(FileNotFoundError, match="matches no shard"):
+    with pytest.raises(FileNotFoundError, match="matches no file"):
         expand(f"{shards}/none-*.tar")
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -218,19 +219,30 @@ def tiny_lit(folder: Path, rows) -> Path:
     return folder
 
 
-def test_siglit_from_embeddings(folder_of_images, rows, tmp_path):
+def test_siglit_from_embeddings(folder_of_images, rows, tmp_path, refused, monkeypatch):
     """Precompute, train the text tower, and get a whole model with the image tower as it was."""
     torch.manual_seed(0)
     towers = tiny_lit(tmp_path, rows)
-    common = ["--dataset", str(folder_of_images), "--caption_column", "captions", "--eval_fraction", "0.25"]
+    common = ["--dataset", str(folder_of_images), "--caption_column", "captions"]
     vision = ["--vision_name_or_path", str(towers / "vit")]
     assert (
         main(["precompute", *vision, *common, "--output_dir", str(tmp_path / "embeddings"), "--part_rows", "5"]) == 0
     )
-    batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu"]
+    batch = ["--per_device_train_batch_size", "4", "--mini_batch_size", "2", "--use_cpu", "--eval_fraction", "0.25"]
     run = [*batch, "--max_steps", "3", "--text_name_or_path", str(towers / "bert"), "--text_length", "8"]
-    output = ["--image_embeddings", str(tmp_path / "embeddings"), "--output_dir", str(tmp_path / "out")]
-    assert main(["siglit", *vision, *common, *run, *output]) == 0
+    embeddings = ["--image_embeddings", str(tmp_path / "embeddings")]
+
+    def gone(*args, **kwargs):
+        raise OSError("the tower is gone")
+
+    lost = ["siglit", *vision, *common, *run, *embeddings, "--output_dir", str(tmp_path / "lost")]
+    with monkeypatch.context() as patched:
+        patched.setattr("modeling_siglip_ext.training.run.train.attach_image_tower", gone)
+        refused(lost, r"the tower is gone .*what was trained is in .*lost/checkpoint-3, to be resumed")
+    assert main([*lost, "--resume_from_checkpoint", "true"]) == 0
+    assert main(["siglit", *vision, *common, *run, *embeddings, "--output_dir", str(tmp_path / "out")]) == 0
+    texts = [load_file(tmp_path / name / "model.safetensors") for name in ("lost", "out")]
+    assert all(torch.equal(texts[0][key], texts[1][key]) for key in texts[1])
 
     model = SiglipExtModel.from_pretrained(tmp_path / "out").eval()
     tower = ViTModel.from_pretrained(towers / "vit", add_pooling_layer=False)

@@ -1,0 +1,20 @@
+"""A model under evaluation is whole: in a stock class weights that are missing would be random, with figures."""
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.evaluation.session import Session, Settings
+from support.models import make_config, make_processor
+
+
+def test_a_checkpoint_without_some_weights_is_refused(tmp_path):
+    processor = make_processor(["a red square"], length=8)
+    SiglipExtModel(make_config({"vocab_size": 300})).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert type(Session.open(Settings(str(tmp_path))).model).__name__ == "SiglipModel"
+    file = tmp_path / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("text_model.head")}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"has no weights for 2 of the .* text_model\.head\.bias"):
+        Session.open(Settings(str(tmp_path)))

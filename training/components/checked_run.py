@@ -1,0 +1,163 @@
+"""What is made sure of before the first step, so that a run does not end after an epoch for what was wrong before it.
+
+Checked are the folder and the checkpoint (`run_folder.py`, `run_identity.py`), the name of the metric that chooses the
+best model, and every row of the evaluation data, by reading it. An evaluation that fails all the same, or too many bad
+training samples, leave a checkpoint of their step.
+"""
+
+from collections.abc import Iterable, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from ..arguments import SiglipExtTrainingArguments
+from ..data.dataset import CaptionedRows, ImageTextDataset
+from ..data.samples import TooManyBadSamples
+from .checkpoint import AtomicCheckpoints
+from .devices import share_of_the_host
+from .run_folder import STATE, check_unused, checkpoint_to_resume
+from .run_identity import run_identity
+
+
+# Of every evaluation, whatever `compute_metrics` gives.
+ALWAYS = ("loss", "loss_pairs", "runtime", "samples_per_second", "steps_per_second")
+
+
+class CheckedRun(AtomicCheckpoints):
+    """The part of `SiglipExtTrainer` that begins a run."""
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Train; see `transformers.Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: `args.resume_from_checkpoint` unless given; see `checkpoint_to_resume`.
+            trial, ignore_keys_for_eval: as for `transformers.Trainer`.
+
+        Raises:
+            OSError: `output_dir` holds another run, or no checkpoint to resume from.
+            ValueError: the checkpoint is of another run; evaluation data that cannot be read; a metric that no
+                evaluation gives.
+        """
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        folder = Path(self._get_output_dir(trial))
+        checkpoint = checkpoint_to_resume(wanted, folder)
+        if checkpoint is None:
+            check_unused(folder)
+        tokenizer = getattr(self.processing_class, "tokenizer", None)
+        self.identity = run_identity(self.model, self.loss_name, self.args, self.train_dataset, tokenizer)
+        if checkpoint is not None:
+            self.check_checkpoint(checkpoint)
+            check_steps(checkpoint, self.args.max_steps)
+        self.check_evaluation()
+        chosen = None if checkpoint is None else str(checkpoint)
+        return super().train(chosen, trial, ignore_keys_for_eval)
+
+    def check_evaluation(self) -> None:
+        """Read the evaluation data once, and check the metric that chooses the best model.
+
+        Raises:
+            ValueError: a row that cannot be read, a metric that no evaluation gives.
+        """
+        args = self.args
+        if self.eval_dataset is None or (args.eval_strategy == "no" and not args.eval_on_start):
+            return
+        parts = self.eval_dataset if isinstance(self.eval_dataset, dict) else {None: self.eval_dataset}
+        for part in parts.values():
+            self._check_readable(part)
+        names = getattr(self.compute_metrics, "names", None if self.compute_metrics is not None else ())
+        prefixes = [f"{name}_" if name else "" for name in parts]
+        if names is not None:
+            check_metric(args, [f"{prefix}{name}" for prefix in prefixes for name in names], prefixes)
+        elif not (is_known(args, prefixes) or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Only a call can tell what a function gives, and these make a model ready for it in training alone.
+            found = self.evaluate()
+            check_metric(args, [name.removeprefix("eval_") for name in found], prefixes)
+
+    def _check_readable(self, part: Any) -> None:
+        args = self.args
+        if isinstance(part, ImageTextDataset):
+            part.leave_out_unreadable(*share_of_the_host(args.device))
+            if not len(part):
+                raise ValueError(f"the evaluation data has no example that can be used{part.first_left_out()}")
+        elif not isinstance(part, CaptionedRows) and isinstance(part, Sized) and hasattr(part, "__getitem__"):
+            own = range(args.process_index, len(part), args.world_size)
+            collate = cast(Any, self.data_collator)
+            loader = DataLoader(
+                cast(Any, part),
+                sampler=own,
+                batch_size=None,
+                collate_fn=lambda row: collate([row]),
+                generator=torch.Generator(),  # leaves torch's own as it is
+            )
+            rows = iter(loader)
+            for index in own:
+                try:
+                    next(rows)
+                except ValueError as error:
+                    raise ValueError(f"evaluation example {index} cannot be used: {error}") from error
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        done = False
+        try:
+            metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            done = True
+            return metrics
+        finally:
+            if not done:
+                self._rescue(trial)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # of a finished run that is resumed: Trainer adds a step
+            self.control.should_training_stop = True
+            return
+        try:
+            super()._run_epoch(*args, **kwargs)
+        except TooManyBadSamples:
+            self._rescue(kwargs.get("trial"))
+            raise
+
+    def _rescue(self, trial: Any) -> None:
+        """Save what was trained, before the run ends with an error."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        # Of several processes one alone may fail, and cannot save without the others.
+        if self.args.world_size == 1 and self.state.global_step > 0 and not folder.exists():
+            self._save_checkpoint(self.model, trial)
+
+
+def check_steps(checkpoint: Path, max_steps: int) -> None:
+    """
+    Raises:
+        ValueError: the checkpoint lies beyond the end of the run.
+    """
+    step = TrainerState.load_from_json(str(checkpoint / STATE)).global_step
+    if 0 < max_steps < step:
+        raise ValueError(f"{checkpoint} is at step {step}, beyond max_steps={max_steps}: raise max_steps")
+
+
+def is_known(args: SiglipExtTrainingArguments, prefixes: Iterable[str]) -> bool:
+    """Whether every evaluation gives the metric that chooses the best model, or none is asked for."""
+    wanted, known = args.metric_for_best_model, [f"{prefix}{name}" for prefix in prefixes for name in ALWAYS]
+    return wanted is None or wanted.removeprefix("eval_") in known
+
+
+def check_metric(args: SiglipExtTrainingArguments, names: Iterable[str], prefixes: Iterable[str] = ("",)) -> None:
+    """Check that evaluations give the metric that chooses the best model.
+
+    Args:
+        names: of the metrics that `compute_metrics` gives.
+        prefixes: of several evaluation sets.
+
+    Raises:
+        ValueError: they do not; with the names of those they give.
+    """
+    wanted, names = args.metric_for_best_model, list(names)
+    if args.eval_strategy == "no" or is_known(args, prefixes) or str(wanted).removeprefix("eval_") in names:
+        return
+    given = [f"{prefix}{name}" for prefix in prefixes for name in ALWAYS[:1]] + [n for n in names if n not in ALWAYS]
+    raise ValueError(f"metric_for_best_model={wanted!r} is none that an evaluation gives: {', '.join(given)}")

@@ -1,0 +1,39 @@
+"""`--group_column none`: a field that a recipe sets can be unset on the command line."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+
+WORDS = ("", "none", "null")
+
+
+def is_unset(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in WORDS
+
+
+def take_out_unset(words: Sequence[str], optional: Collection[str]) -> tuple[list[str], list[str]]:
+    """Take the fields out of the words of a command line that are to be unset.
+
+    Args:
+        words: with the names of options in underscores.
+        optional: names of the fields that may be None.
+
+    Returns:
+        The other words, and the names of the fields.
+    """
+    kept, unset = [], []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        field = name.removeprefix("--")
+        if not name.startswith("--") or field not in optional:
+            kept.append(word)
+        elif equals and is_unset(value):
+            unset.append(field)
+        elif not equals and rest and is_unset(rest[0]) and all(word.startswith("--") for word in rest[1:2]):
+            rest.pop(0)
+            unset.append(field)
+        else:
+            kept.append(word)
+    return kept, unset
