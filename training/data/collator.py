@@ -119,10 +119,20 @@ class ImageTextCollator:
 class Addition(Protocol):
     """Makes further inputs of the samples of a batch."""
 
-    inputs: tuple[str, ...]
-    """Their names."""
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]: ...
+
+
+class Collator(Protocol):
+    """Makes a batch of examples."""
+
+    processor: ProcessorMixin
+
+    def __call__(self, examples: list[dict]) -> dict: ...
 
 
 class ExtendedCollator:
@@ -134,7 +144,7 @@ class ExtendedCollator:
             `SiglipExtTrainer`.
     """
 
-    def __init__(self, collator: ImageTextCollator, *additions: Addition):
+    def __init__(self, collator: Collator, *additions: Addition):
         self.collator, self.additions = collator, additions
         self.processor = collator.processor
         # In shared memory, so that dataloader workers see it change.

@@ -20,6 +20,7 @@ from modeling_siglip_ext.inputs import undecoded
 
 from .folder import check_columns
 from .pixels import fixed_size, resized_uint8
+from .regions import as_regions
 from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
 
@@ -31,7 +32,7 @@ class CaptionedRows(torch.utils.data.Dataset):
         unusable: rows that are left out whatever their captions, and why.
         called: what a row is called where it is left out, before its number.
         numbers: for each row its number there; its place by default.
-        pair_column: as for `ImageTextDataset`.
+        pair_column, region_column: as for `ImageTextDataset`.
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class CaptionedRows(torch.utils.data.Dataset):
         called: str = "example",
         numbers: Sequence[int] | None = None,
         pair_column: str | None = None,
+        region_column: str | None = None,
     ):
         columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         check_columns(dataset.column_names, "caption_column", columns)
-        if pair_column is not None:
-            check_columns(dataset.column_names, "pair_column", [pair_column])
+        for setting, column in (("pair_column", pair_column), ("region_column", region_column)):
+            if column is not None:
+                check_columns(dataset.column_names, setting, [column])
         self._pairs = None if pair_column is None else dataset[pair_column]
+        self._regions = None if region_column is None else dataset[region_column]
         self.seed = seed
         self._called, self._numbers = called, numbers
         self.captions: list[list[str]] = []
@@ -59,6 +63,8 @@ class CaptionedRows(torch.utils.data.Dataset):
             try:
                 if unusable and row in unusable:
                     raise UnusableRowError(unusable[row])
+                if self._regions is not None:
+                    as_regions(self._regions[row])
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
@@ -92,9 +98,10 @@ class CaptionedRows(torch.utils.data.Dataset):
         """The caption of this epoch."""
         return drawn(self.captions[index], self.key(index))
 
-    def pair(self, index: int) -> dict:
-        """`pair`, the value of `pair_column`, where there is one."""
-        return {} if self._pairs is None else {"pair": self._pairs[self.rows[index]]}
+    def further(self, index: int) -> dict:
+        """`pair` and `regions`, the values of their columns, where there are such columns."""
+        columns = {"pair": self._pairs, "regions": self._regions}
+        return {name: column[self.rows[index]] for name, column in columns.items() if column is not None}
 
 
 class ImageTextDataset(CaptionedRows):
@@ -119,6 +126,7 @@ class ImageTextDataset(CaptionedRows):
         shuffle_captions: give every image the captions of another one. A control: nothing can be learnt from it.
         group_column: column that says which examples are variants of one thing; `groups` then has it for each index,
             and `SiglipExtTrainer` puts variants into one batch.
+        region_column: column of lists of {box, text, score}, what a captioning decoder learns besides captions.
         pair_column: column of pair ids: images and texts of examples with equal values belong together, as positives.
         max_bad_fraction: largest share of examples that may be left out here. 0 makes any bad example an error, also
             later on.
@@ -142,6 +150,7 @@ class ImageTextDataset(CaptionedRows):
         shuffle_captions: bool = False,
         group_column: str | None = None,
         pair_column: str | None = None,
+        region_column: str | None = None,
         max_bad_fraction: float = 0.01,
         skips: SkipCounter | None = None,
         called: str = "example",
@@ -152,7 +161,7 @@ class ImageTextDataset(CaptionedRows):
             raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
         self.image_column = image_column
-        super().__init__(dataset, caption_column, seed, called=called, numbers=numbers, pair_column=pair_column)
+        super().__init__(dataset, caption_column, seed, None, called, numbers, pair_column, region_column)
         if group_column is not None:
             check_columns(dataset.column_names, "group_column", [group_column])
         self.skips = skips or SkipCounter(max_bad_fraction, grace=len(dataset))
@@ -239,7 +248,7 @@ class ImageTextDataset(CaptionedRows):
 
     def __getitem__(self, index: int) -> dict:
         """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `key`, of its draws; `sample`, a note on what was
-        skipped for it; `pair` with a `pair_column`."""
+        skipped for it; `pair` and `regions` with a column of them."""
         if self.pixels is not None:
             return self._item(index, self.pixels[index], [])
         skipped = []
@@ -271,7 +280,7 @@ class ImageTextDataset(CaptionedRows):
             "caption": self.caption(index),
             "key": self.key(index),
             "sample": {"name": self.rows[index], "read": 1 + len(skipped), "skipped": skipped},
-            **self.pair(index),
+            **self.further(index),
         }
 
 

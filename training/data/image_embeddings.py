@@ -82,5 +82,5 @@ class EmbeddingTextDataset(CaptionedRows):
             "embedding": self.embeddings[self.places[index]],
             "caption": self.caption(index),
             "sample": {"name": self.rows[index], "read": 1, "skipped": []},
-            **self.pair(index),
+            **self.further(index),
         }

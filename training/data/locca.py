@@ -5,7 +5,6 @@ example and epoch, as the draw of captions is: the same for any number of proces
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_siglip_ext.captioning import TASKS, CaptionDecoderConfig, Target, TargetWriter, padded
 
+from .collator import ImageTextCollator
 from .regions import Region, as_regions
 from .samples import as_captions, drawn
 
@@ -91,23 +91,23 @@ class CaptionTargets:
 class CaptioningCollator:
     """Adds the targets of a captioning decoder to the batches of another collator.
 
-    An example may carry `draw`, the key of its draws; without it they come from torch's random state, as the caption
-    of a bare row does.
+    The examples of the datasets here carry `key`, from which all is drawn; for bare rows it comes from torch's random
+    state, as the caption of such a row does.
 
     Args:
-        collator: makes the rest of the batch, as `ImageTextCollator`.
+        collator: makes the rest of the batch.
         targets: makes the targets.
         caption_column, region_column: keys of bare rows. Without the latter an example has no regions.
     """
 
     def __init__(
         self,
-        collator: Callable[[list[dict]], dict],
+        collator: ImageTextCollator,
         targets: CaptionTargets,
         caption_column: str = "caption",
         region_column: str = "regions",
     ):
-        self.collator, self.targets = collator, targets
+        self.collator, self.targets, self.processor = collator, targets, collator.processor
         self.caption_column, self.region_column = caption_column, region_column
 
     def __call__(self, examples: list[dict]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class CaptioningCollator:
         Raises:
             UnusableRowError: regions or captions that are none.
         """
-        keys = [example.get("draw") or f"{torch.randint(2**62, ()).item()}" for example in examples]
+        keys = [example.get("key") or f"{torch.randint(2**62, ()).item()}" for example in examples]
         examples = [{**example, "caption": self._caption(example, key)} for example, key in zip(examples, keys)]
         batch = self.collator(examples)
         labels, weights = zip(

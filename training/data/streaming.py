@@ -18,6 +18,7 @@ from modeling_siglip_ext.images import load_image
 from modeling_siglip_ext.inputs import undecoded
 
 from .pixels import fixed_size, resized_uint8
+from .regions import as_regions
 from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_captions, drawn
 
 
@@ -64,7 +65,7 @@ class ImageTextStream(IterableDataset):
         image_processor: resizes images in the worker, to uint8.
         shuffle_buffer: rows of the buffer, undecoded; 1 keeps the order of the source.
         seed: of buffer and captions.
-        pair_column: name of pair ids in a row; see `ImageTextDataset`.
+        pair_column, region_column: names of pair ids and of regions in a row; see `ImageTextDataset`.
 
     Example:
         stream = ImageTextStream(TarShards("shards/train-{0000..0127}.tar"), image_processor=processor.image_processor)
@@ -80,6 +81,7 @@ class ImageTextStream(IterableDataset):
         shuffle_buffer: int = 1000,
         seed: int = 0,
         pair_column: str | None = None,
+        region_column: str | None = None,
     ):
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be at least 1, got {shuffle_buffer}")
@@ -89,7 +91,7 @@ class ImageTextStream(IterableDataset):
         self.image_processor = image_processor if fixed_size(image_processor) else None
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
-        self.pair_column = pair_column
+        self.pair_column, self.region_column = pair_column, region_column
         self.rank, self.world_size, self.batch_size, self.workers = 0, 1, 1, 0
         self._positions: dict[int, tuple[int, int]] = {}
         self._replayed = 0
@@ -145,7 +147,7 @@ class ImageTextStream(IterableDataset):
     def _decode(self, row: dict, key: str) -> dict:
         if DROPPED in row:
             raise UnusableRowError(row[DROPPED])
-        names = (self.image_column, *self.caption_columns, self.pair_column)
+        names = (self.image_column, *self.caption_columns, self.pair_column, self.region_column)
         missing = [name for name in names if name is not None and name not in row]
         if missing:
             raise UnusableRowError(f"the row has no {missing[0]!r}, only {', '.join(map(repr, row))}")
@@ -155,6 +157,9 @@ class ImageTextStream(IterableDataset):
         sample = {"caption": caption, "key": key}
         if self.pair_column is not None:
             sample["pair"] = row[self.pair_column]
+        if self.region_column is not None:
+            as_regions(row[self.region_column])
+            sample["regions"] = row[self.region_column]
         if self.image_processor is None:
             return {"image": image, **sample}
         return {"pixels": resized_uint8([image], self.image_processor)[0], **sample}

@@ -128,6 +128,9 @@ class DataArguments:
         None, "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."
     )
     cache_gib: float = option(2.0, "Keep resized images in memory as uint8 if they fit in this many GiB.")
+    region_column: str | None = option(
+        None, "Column of regions for captioning: lists of {box, text, score}, boxes in shares of width and height."
+    )
     pair_column: str | None = option(
         None,
         "Column of pair ids: images and texts with equal ids belong together and are no negatives of each other, in "

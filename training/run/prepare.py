@@ -20,6 +20,7 @@ from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
 from .held_out import HeldOutMetrics, metric_names
 from .models import build_model, refuse_naflex, text_length
+from .objectives import build_beside
 from .recipe import Recipe
 from .rows import Rows, load_rows, training_data
 from .sources import check_sources
@@ -79,17 +80,20 @@ def prepare(recipe: Recipe) -> Run:
         rows = rows.judged_on(held_out)
     max_length = text_length(model, processor)
     tasks = () if rows.held_out is None else rows.about.tasks(rows.held_out)
+    collator = ImageTextCollator(
+        processor,
+        max_length,
+        uint8=args.mini_batch_size is not None,
+        equal_captions_match=data.equal_captions_match,
+    )
+    beside = build_beside(recipe.objectives, model, processor, collator, data.region_column is not None)
     trainer = SiglipExtTrainer(
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=held_out,
-        data_collator=ImageTextCollator(
-            processor,
-            max_length,
-            uint8=args.mini_batch_size is not None,
-            equal_captions_match=data.equal_captions_match,
-        ),
+        data_collator=beside.collator,
+        objectives=beside.objectives,
         processing_class=processor,
         compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )

@@ -17,6 +17,7 @@ from modeling_siglip_ext.command_line import underscored
 
 from ..arguments import SiglipExtTrainingArguments
 from .fields import DataArguments, ModelArguments, as_mapping
+from .objective_fields import ObjectiveArguments
 from .unset import is_unset, take_out_unset
 from .unused import find_unused
 
@@ -24,7 +25,7 @@ from .unused import find_unused
 logger = logging.get_logger(__name__)
 
 RECIPES = resources.files("modeling_siglip_ext.training.recipes")
-PARTS = (ModelArguments, DataArguments, SiglipExtTrainingArguments)
+PARTS = (ModelArguments, DataArguments, SiglipExtTrainingArguments, ObjectiveArguments)
 FIELDS = [field.name for part in PARTS for field in fields(part) if field.init]
 OPTIONAL = {field.name for part in PARTS for field in fields(part) if field.default is None}
 DEFAULTS = {
@@ -38,7 +39,7 @@ KINDS = {
     for part in PARTS
     for field in fields(part)
 }
-MAPPINGS = ("vision_config", "text_config")
+MAPPINGS = ("vision_config", "text_config", "objectives", "captioning", "self_distillation")
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
 
@@ -49,7 +50,7 @@ class Recipe:
 
     Args:
         name: of the bundled recipe or, without its suffix, of the file.
-        model, data, training: the fields.
+        model, data, training, objectives: the fields.
         given: those that the file or the command line set and that have an effect, in their order, with their final
             values.
     """
@@ -58,6 +59,7 @@ class Recipe:
     model: ModelArguments
     data: DataArguments
     training: SiglipExtTrainingArguments
+    objectives: ObjectiveArguments
     given: dict[str, Any]
 
 
@@ -145,7 +147,8 @@ def parse_recipe(
     if left_out:
         logger.warning("%s: left out, as without effect here: %s", name_or_path, "; ".join(left_out))
     parts = cast(
-        tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments], field_parser().parse_dict(vars(namespace))
+        tuple[ModelArguments, DataArguments, SiglipExtTrainingArguments, ObjectiveArguments],
+        field_parser().parse_dict(vars(namespace)),
     )
     given = {name: getattr(next(part for part in parts if hasattr(part, name)), name) for name in names}
     return Recipe(Path(name_or_path).stem, *parts, given)

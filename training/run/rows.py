@@ -150,7 +150,9 @@ def _with_columns(rows: Any, data: DataArguments) -> Any:
             rows = rows.rename_column(found, names[0])
         else:
             check_columns(present, setting, wanted)
-    check_columns(present, "pair_column", [] if data.pair_column is None else [data.pair_column])
+    for setting in ("pair_column", "region_column"):
+        column = getattr(data, setting)
+        check_columns(present, setting, [] if column is None else [column])
     return rows
 
 
@@ -211,7 +213,14 @@ def training_data(
         places = part[PLACE] if PLACE in part.column_names else None
         common: dict[str, Any] = {"image_processor": image_processor, "cache_gib": data.cache_gib, "seed": args.seed}
         return ImageTextDataset(
-            part, data.image_column, skips=skips, numbers=places, pair_column=data.pair_column, **common, **settings
+            part,
+            data.image_column,
+            skips=skips,
+            numbers=places,
+            pair_column=data.pair_column,
+            region_column=data.region_column,
+            **common,
+            **settings,
         )
 
     def for_evaluation() -> ImageTextDataset | None:
@@ -235,6 +244,7 @@ def training_data(
             shuffle_buffer=data.shuffle_buffer,
             seed=args.seed,
             pair_column=data.pair_column,
+            region_column=data.region_column,
         )
         return stream, for_evaluation()
     train = with_images(

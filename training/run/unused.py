@@ -13,6 +13,7 @@ from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..optimizers import OPTIMIZERS, takes_betas
 from .fields import BUNDLED, DataArguments
+from .objective_fields import as_weights
 
 
 OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")
@@ -68,6 +69,11 @@ def streams(n: Any) -> bool:
 
 def nothing_held_out(n: Any) -> bool:
     return n.eval_split is None and (streams(n) or (n.dataset != BUNDLED and n.eval_fraction == 0))
+
+
+def counts(n: Any, *names: str) -> bool:
+    """Whether one of these objectives has a weight."""
+    return any(as_weights(n.objectives).get(name) for name in names)
 
 
 START = "model_name_or_path"
@@ -155,6 +161,22 @@ RULES = (
         lambda n: streams(n) or n.group_column,
         f"group_column {DATA}",
         "with a stream, shards or group_column, whose order follows from seed",
+    ),
+    # the objectives
+    Unused(
+        "objectives", given("image_embeddings"), "image_embeddings", "with image_embeddings, where no image is at hand"
+    ),
+    Unused(
+        "captioning region_column",
+        lambda n: not counts(n, "captioning"),
+        "objectives",
+        "without captioning among the objectives",
+    ),
+    Unused(
+        "self_distillation",
+        lambda n: not counts(n, "distillation", "masking"),
+        "objectives",
+        "without distillation or masking among the objectives",
     ),
     # the length of the run and its schedule
     Unused(

@@ -59,7 +59,7 @@ def test_a_batch_has_what_the_objective_needs(targets, processor, rows):
     collator = CaptioningCollator(ImageTextCollator(processor), targets())
     examples = [dict(ImageTextDataset(rows)[index]) for index in range(3)]
     for index, example in enumerate(examples):
-        example["draw"] = f"0/0/{index}"
+        example["key"] = f"0/0/{index}"
     examples[1]["regions"] = [{"box": [0, 0, 1, 1], "text": "a thing"}]
     batch = collator(examples)
     plain = ImageTextCollator(processor)(examples)

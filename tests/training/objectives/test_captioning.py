@@ -204,7 +204,7 @@ def test_it_learns_captions_and_boxes():
                 "image": image,
                 "caption": text,
                 "regions": [{"box": [left / 80, top / 60, right / 80, bottom / 60], "text": text}],
-                "draw": f"0/{len(losses)}/{index}",
+                "key": f"0/{len(losses)}/{index}",
             }
             for index, ((image, (left, top, right, bottom)), text) in enumerate(zip(scenes, texts))
         ]

@@ -64,6 +64,10 @@ SITUATIONS = [
     ("cache_gib", 1.0, CACHED),
     *((name, value, where) for name, value in (("group_column", "base"), ("shuffle_captions", True))
       for where in (STREAM, CACHED, {**HUB, "streaming": True})),
+    ("objectives", {"captioning": 1.0}, CACHED),
+    ("captioning", {"parallel": 0.0}, {"objectives": {"masking": 1.0}}),
+    ("region_column", "regions", {}),
+    ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
     ("group_size", 4, {}),
     ("group_from_epoch", 2, {}),
     ("data_seed", 3, STREAM),

@@ -1,0 +1,89 @@
+"""The objectives that a recipe names beside the contrastive one: their parts, and what their batches need."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from modeling_siglip_ext.captioning import TASKS, CaptionDecoder, CaptionDecoderConfig
+
+from ..data.collator import Addition, Collator, ExtendedCollator, ImageTextCollator
+from ..data.locca import CaptioningCollator, CaptionTargets, CaptionTasks
+from ..objectives.captioning import Captioning, CaptionLossSettings
+from ..objectives.masks import MaskSettings, PatchMasks
+from ..objectives.matching import MatchingSettings
+from ..objectives.model import TrainedObjective
+from ..objectives.self_distillation import KINDS, self_distillation
+from ..objectives.views import Views, ViewSettings
+from .objective_fields import CAPTIONING, DECODER, STARTS_AT, ObjectiveArguments, names_of
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is trained beside the contrastive loss.
+
+    Args:
+        objectives: as `SiglipExtTrainer` takes them.
+        collator: makes what they need of each batch, too.
+    """
+
+    objectives: dict[str, tuple[TrainedObjective, float]]
+    collator: Collator
+
+
+def build_beside(
+    wanted: ObjectiveArguments,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    collator: ImageTextCollator,
+    regions: bool = False,
+) -> Beside:
+    """The objectives of a recipe for a model.
+
+    Args:
+        wanted: the fields of the recipe.
+        model: the dual model.
+        processor: its processor.
+        collator: makes the batches of the contrastive loss.
+        regions: whether examples have regions, which captioning learns, too, unless its tasks are given.
+
+    Raises:
+        ValueError: settings out of range, or a model or tokenizer that an objective cannot work with.
+    """
+    weights = wanted.weights()
+    if not weights:
+        return Beside({}, collator)
+    objectives: dict[str, tuple[TrainedObjective, float]] = {}
+    inner: Collator = collator
+    additions: list[Addition] = []
+    if CAPTIONING in weights:
+        values = as_settings(wanted.captioning)
+        tokenizer = processor.tokenizer
+        shape = {name: values[name] for name in DECODER if name in values}
+        config = CaptionDecoderConfig.for_towers(model.config, tokenizer, **shape)
+        loss = CaptionLossSettings(**part_of_settings(values, CaptionLossSettings))
+        objectives[CAPTIONING] = Captioning(CaptionDecoder(config), loss), weights[CAPTIONING]
+        learned: dict[str, Any] = {"tasks": TASKS if regions else TASKS[:1]}
+        tasks = CaptionTasks(**(learned | part_of_settings(values, CaptionTasks)))
+        inner = CaptioningCollator(collator, CaptionTargets(tokenizer, config, tasks))
+    own = {name: weight for name, weight in weights.items() if name in KINDS}
+    if own:
+        values, vision = as_settings(wanted.self_distillation), model.config.vision_config
+        matching = MatchingSettings(**part_of_settings(values, MatchingSettings))
+        objectives |= self_distillation(model, own, matching, values.get(STARTS_AT, 0.0))
+        views = ViewSettings.for_tower(vision, **part_of_settings(values, ViewSettings))
+        masks = MaskSettings.for_tower(vision, **part_of_settings(values, MaskSettings))
+        additions.extend((Views(views), PatchMasks(masks)))
+    return Beside(objectives, ExtendedCollator(inner, *additions))
+
+
+def as_settings(values: Any) -> dict[str, Any]:
+    """The settings of a recipe's field, whose lists become tuples."""
+    given = values if isinstance(values, Mapping) else {}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def part_of_settings(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Those of the values that are fields of a dataclass."""
+    return {name: value for name, value in values.items() if name in names_of(kind)}
