@@ -55,7 +55,7 @@ class Distillation(TrainedObjective):
         images, views = local.shape[:2]
         wanted: torch.Tensor = self._teacher[0].features(outputs, given(batch, GLOBAL, "distillation")).pooler_output
         found = vision_tower(core)(pixel_values=local.flatten(0, 1), interpolate_pos_encoding=True).pooler_output
-        weights = torch.full((images,), 1 / images, dtype=torch.float64, device=wanted.device)
+        weights = wanted.new_full((images,), 1 / images, dtype=torch.promote_types(wanted.dtype, torch.float32))
         return self.matching(found.unflatten(0, (images, views)), wanted, weights)
 
     def after_step(self, core: nn.Module) -> None:

@@ -62,7 +62,7 @@ class Masking(TrainedObjective):
             found = vision_tower(core)(pixel_values=views).last_hidden_state
         # A class token stands before the patches. Shares are by the image's own number of hidden patches.
         student, teacher = (tokens[:, -patches:][mask] for tokens in (found, wanted))
-        hidden = mask.sum(1, keepdim=True, dtype=torch.float64)
+        hidden = mask.sum(1, keepdim=True, dtype=torch.promote_types(found.dtype, torch.float32))
         weights = (1 / (images * hidden.clamp(min=1))).expand(-1, patches)[mask]
         return self.matching(student[:, None], teacher, weights)
 

@@ -131,7 +131,7 @@ class Matching(nn.Module):
         if not self._last:
             return {}
         order = ("rows", "entropy", "probabilities", "features")
-        total = reduce(torch.cat([self._last[name] for name in order])).double()
+        total = reduce(torch.cat([self._last[name] for name in order])).cpu().double()
         rows, entropy, probabilities, features = total.split([len(self._last[name]) for name in order])
         if not rows.item():
             return {}
@@ -139,7 +139,7 @@ class Matching(nn.Module):
             "teacher_entropy": (entropy / rows).item(),
             "mean_teacher_entropy": torch.special.entr(probabilities / rows).sum().item(),
             "feature_spread": 1 - (features / rows).square().sum().item(),
-            "center_norm": self.center.double().norm().item(),
+            "center_norm": self.center.cpu().double().norm().item(),
         }
         self._warning.look(figures, int(rows.item()), len(probabilities))
         return figures

@@ -43,7 +43,7 @@ def self_distillation(
         starts_at: share of training after which they join; SigLIP 2 has 0.8.
 
     Raises:
-        ValueError: for another name, or a tower that these objectives cannot work with.
+        ValueError: for another name, a share out of range, or a tower that these objectives cannot work with.
 
     Example:
 
@@ -59,6 +59,8 @@ def self_distillation(
     unknown = [name for name in weights if name not in KINDS]
     if unknown or not weights:
         raise ValueError(f"self-distillation has {' and '.join(KINDS)}, got {list(weights)}")
+    if not 0 <= starts_at < 1:
+        raise ValueError(f"starts_at is a share of training, at least 0 and below 1, got {starts_at}")
     check_tower(core, next(iter(weights)))
     settings = settings or MatchingSettings()
     chosen = {name: settings[name] if isinstance(settings, Mapping) else settings for name in weights}

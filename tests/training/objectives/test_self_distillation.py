@@ -229,6 +229,8 @@ def test_towers_that_cannot_learn_so_are_refused(make, our_model, processor):
     assert set(self_distillation(fixed, {"masking": 1.0}, SETTINGS)) == {"masking"}
     with pytest.raises(ValueError, match="maskin"):
         self_distillation(our_model, {"maskin": 1.0})
+    with pytest.raises(ValueError, match="starts_at"):
+        self_distillation(our_model, starts_at=80)
 
 
 def test_weights_follow_the_size():
