@@ -91,7 +91,10 @@ class TargetWriter:
         prefix = self.prefixes[task]
         room = self.config.max_length - len(prefix) - len(before) - len(after) - 1
         if room < 1:
-            raise ValueError(f"a box has {len(before or after)} tokens, too many for {self.config.max_length} in all")
+            raise ValueError(
+                f"a box has {len(before or after)} tokens of this tokenizer, too many for a decoder of max_length "
+                f"{self.config.max_length}"
+            )
         return Target([*prefix, *before, *words[:room], *after, self.config.eos_token_id], len(prefix))
 
 

@@ -54,7 +54,7 @@ class CaptionTargets:
         tasks: what it learns.
 
     Raises:
-        ValueError: parallel prediction with a decoder that has no mask token.
+        ValueError: parallel prediction with a decoder that has no mask token, or one too short for a box.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class CaptionTargets:
         if self.settings.parallel and not config.mask_token:
             raise ValueError("parallel prediction needs a decoder with mask_token=True; or set parallel=0")
         self.writer = TargetWriter(tokenizer, config)
+        if {"referring", "grounded"} & set(self.settings.tasks):
+            self.writer.referring("", (1.0, 1.0, 1.0, 1.0))  # whether there is room for the longest box
 
     def of_example(self, caption: str, regions: list[Region], key: str) -> list[Target | None]:
         """One target a task, None where there is nothing to write.

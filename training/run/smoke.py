@@ -1,8 +1,8 @@
 """`--smoke`: a recipe with a tiny model and few steps on the bundled emoji, to see that it runs.
 
 What makes the recipe stays: optimiser, learning rate, its schedule and factors, weight decay, clipping, the loss and
-its initial temperature and bias, poolings, locked towers, gradient cache and averaged weights. In place of checkpoints
-that a recipe starts from stand tiny ones with random weights.
+its initial temperature and bias, the objectives beside it, poolings, locked towers, gradient cache and averaged
+weights. In place of checkpoints that a recipe starts from stand tiny ones with random weights.
 """
 
 from pathlib import Path
@@ -42,8 +42,10 @@ _LEFT_OUT = (
     "tokenizer_name_or_path", "text_name_or_path", "text_pooling", "text_length", "num_train_epochs", "max_steps",
     "max_examples", "max_seconds", "warmup_steps", "warmup_examples", "group_from_epoch", "bf16", "fp16", "tf32",
     "torch_compile", "gradient_checkpointing", "dataloader_num_workers", "eval_steps", "save_steps", "fsdp",
-    "gradient_accumulation_steps",
+    "gradient_accumulation_steps", "region_column",
 )  # fmt: skip
+# Of heads and views, which at their size would be more than the model.
+_SMALL_HEADS = {"hidden": 32, "bottleneck": 16, "prototypes": 64, "local_views": 2}
 
 
 def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +69,8 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }
+    if "self_distillation" in recipe:
+        values["self_distillation"] = {**recipe["self_distillation"], **_SMALL_HEADS}
     if "mini_batch_size" in recipe:
         values["mini_batch_size"] = BATCH // 2
     starts = [name for name in ("model_name_or_path", "vision_name_or_path") if recipe.get(name) is not None]

@@ -23,6 +23,7 @@ PUBLISHED = {
     "siglit_g14_2days": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 4 * 5120, 107_000 * 20_480),
     "msiglip_b16": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 32 * 1024, 9e9),
     "resolution": ("scaling_vit_adafactor", 1e-5, 0.0, "torch", 32 * 1024, 5e9),
+    "siglip2_b16": ("adamw_bf16", 1e-3, 1e-4, "big_vision", 32 * 1024, 4e10),
     "siglip2_b16_curated": ("adamw_bf16", 1e-5, 0.0, "torch", 32 * 1024, 4e9),
 }
 
@@ -50,6 +51,7 @@ def test_what_a_smoke_run_keeps(name, tmp_path):
     for field in ("loss_type", "logit_scale_init", "logit_bias_init"):
         assert getattr(small.model, field) == getattr(whole.model, field), field
     assert (small.training.mini_batch_size is None) == (whole.training.mini_batch_size is None)
+    assert small.objectives.weights() == whole.objectives.weights()
     assert small.data.dataset == "emoji"
     assert small.training.max_steps == 12
     warmup = read_recipe(name).get("warmup_examples", read_recipe(name).get("warmup_steps", 0))

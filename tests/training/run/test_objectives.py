@@ -1,0 +1,129 @@
+"""Objectives that a recipe names: built from its settings, trained, saved without a trace, and refused where wrong."""
+
+import json
+
+import pytest
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from safetensors.torch import load_file
+from transformers import AutoModel, SiglipModel
+
+from modeling_siglip_ext.training.run.objective_fields import OBJECTIVES, SETTINGS, ObjectiveArguments
+from modeling_siglip_ext.training.run.prepare import prepare
+from modeling_siglip_ext.training.run.recipe import parse_recipe
+from modeling_siglip_ext.training.run.train import train
+from support.models import TINY
+
+
+RECIPE = {
+    "caption_column": ["caption"],
+    "vocab_size": 300,
+    "vision_config": {**TINY, "image_size": 16, "patch_size": 4},
+    "text_config": {**TINY, "max_position_embeddings": 40},
+    "per_device_train_batch_size": 4,
+    "max_steps": 3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "eval_fraction": 0.25,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+SMALL = {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_views": 2, "starts_at": 0.5}
+
+
+@pytest.fixture
+def make(tmp_path, rows):
+    """Parses a recipe with some changes, over a Parquet file of 16 captioned images with a region each."""
+    regions = [[{"box": [0.2, 0.2, 0.8, 0.7], "text": text, "score": 0.9}] for text in rows["caption"]]
+    box = {"box": List(Value("float64")), "text": Value("string"), "score": Value("float64")}
+    features = Features({"image": Image(), "caption": Value("string"), "regions": List(box)})
+    columns = {"image": list(rows["image"]), "caption": list(rows["caption"]), "regions": regions}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows.parquet")
+
+    def parse(**changes):
+        values = {**RECIPE, "dataset": str(tmp_path / "rows.parquet"), "output_dir": str(tmp_path / "out"), **changes}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+        return parse_recipe(str(tmp_path / "recipe.yaml"))
+
+    return parse
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_all_of_siglip_2_from_a_recipe(make, tmp_path, size):
+    """With boxes, joining at half of the run; the folder is a stock one and the logs name every loss."""
+    run = prepare(
+        make(
+            objectives={"captioning": 1.0, "distillation": 0.25, "masking": 0.0625},
+            captioning={"num_hidden_layers": 1, "parallel": 0.5},
+            self_distillation=SMALL,
+            region_column="regions",
+            mini_batch_size=size,
+        )
+    )
+    parts = run.trainer.parts
+    assert list(parts) == ["captioning", "distillation", "masking"]
+    assert len(parts["captioning"].decoder.layers) == 1
+    train(run)
+    logged = [entry for entry in run.trainer.state.log_history if "loss_captioning" in entry]
+    assert len(logged) == 3
+    assert ["loss_masking" in entry and "loss_distillation" in entry for entry in logged] == [False, False, True]
+    saved = load_file(tmp_path / "out/model.safetensors")
+    assert set(saved) == set(SiglipModel(AutoModel.from_pretrained(tmp_path / "out").config).state_dict())
+
+
+def test_captions_alone_are_learnt_without_regions(make):
+    run = prepare(make(objectives={"captioning": 0.5}, captioning={"num_hidden_layers": 1}))
+    batch = next(iter(run.trainer.get_train_dataloader()))
+    assert batch["caption_labels"].shape[1] == 1
+    assert batch["caption_weights"].sum() > 0
+    assert run.trainer._beside["captioning"].weight == 0.5
+
+
+def test_boxes_come_with_their_column(make):
+    recipe = make(objectives={"captioning": 1.0}, region_column="regions", captioning={"tasks": ["referring"]})
+    batch = next(iter(prepare(recipe).trainer.get_train_dataloader()))
+    assert batch["caption_labels"].shape[1] == 1
+    assert (batch["caption_weights"].sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"objectives": {"captoning": 1.0}}, "objectives: unknown name 'captoning'; did you mean 'captioning'"),
+        ({"objectives": {"captioning": -1.0}}, "objectives.captioning must be a weight that is not negative"),
+        ({"objectives": {"captioning": "much"}}, "objectives.captioning must be a weight"),
+        ({"objectives": {"contrastive": 2.0, "masking": 1.0}}, "objectives.contrastive is 1"),
+        ({"objectives": {"captioning": 1.0}, "captioning": {"layers": 2}}, "captioning: unknown name 'layers'"),
+        ({"objectives": {"masking": 1.0}, "self_distillation": {"ratio": 0.0}}, "ratio must hide a patch"),
+        ({"objectives": {"masking": 1.0}, "lock_towers": ["vision"]}, "masking"),
+        ({"objectives": {"captioning": 1.0}, "region_column": "boxes"}, "region_column"),
+        (
+            {"objectives": {"captioning": 1.0}, "region_column": "regions", "captioning": {"max_length": 20}},
+            "a box has [0-9]+ tokens of this tokenizer",
+        ),
+        ({"captioning": {"parallel": 0.0}}, "captioning has no effect without captioning among the objectives"),
+        ({"objectives": {"captioning": 0.0}, "captioning": {"parallel": 0.0}}, "captioning has no effect"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_the_first_step(make, changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        prepare(make(**changes))
+
+
+def test_a_command_line_sets_them_in_json_and_one_by_one(make, tmp_path):
+    make(objectives={"captioning": 1.0})
+    words = ["--objectives", '{"masking": 0.5}', "--self_distillation.ratio", "0.25"]
+    recipe = parse_recipe(str(tmp_path / "recipe.yaml"), words)
+    assert recipe.objectives.weights() == {"masking": 0.5}
+    assert recipe.objectives.self_distillation == {"ratio": 0.25}
+    json.dumps(recipe.given["objectives"])
+
+
+def test_every_setting_has_a_name_of_its_own():
+    for names in SETTINGS.values():
+        assert len(names) == len(set(names))
+    assert ObjectiveArguments().weights() == {}
+    assert OBJECTIVES == ("contrastive", "captioning", "distillation", "masking")
