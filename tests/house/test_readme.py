@@ -51,6 +51,8 @@ SMALL = {
     "--output_dir my-sharded": "--output_dir my-sharded --use_cpu true --per_device_train_batch_size 2 "
     "--save_strategy no --report_to none",
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
+    "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
+    "--output_dir my-four-losses": f"--output_dir my-four-losses {QUICK} --self_distillation.prototypes 64",
     "study batch-size --seeds 3 --output_dir studies": "study batch-size --output_dir studies --max_runs 1",
 }
 
