@@ -92,7 +92,10 @@ def load_image(source: Any, timeout: float | None = 30.0) -> Image.Image:
 
 def is_image_mapping(source: Any) -> bool:
     """Whether it is a row of an undecoded column of `datasets`, with "bytes" or "path"."""
-    return isinstance(source, Mapping) and (source.get("bytes") is not None or source.get("path") is not None)
+    if not isinstance(source, Mapping):
+        return False
+    data, path = source.get("bytes"), source.get("path")
+    return isinstance(data, (bytes, bytearray, memoryview)) or isinstance(path, (str, os.PathLike))
 
 
 def open_image(source: Any, timeout: float | None) -> Image.Image:

@@ -54,7 +54,7 @@ def inputs_of(source: Any, column: str | None = None, kind: str = "image") -> In
     """
     if kind == "image" and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         return collection(image_files(source), None)
-    if isinstance(source, ONE) or (kind == "image" and is_image_mapping(source)):
+    if isinstance(source, ONE) or (kind == "image" and column is None and is_image_mapping(source)):
         return Inputs([source], 1, single=True)
     if isinstance(source, Mapping) or hasattr(source, "column_names") or hasattr(source, "columns"):
         return of_table(source, column or kind, kind)
@@ -99,7 +99,7 @@ def of_table(source: Any, column: str, kind: str) -> Inputs:
     if hasattr(source, "select_columns"):  # datasets.Dataset or IterableDataset
         rows = undecoded(source, column).select_columns([column])
         return Inputs(cells(rows, column), len(source) if hasattr(source, "__len__") else None)
-    cell = source.column(column) if hasattr(source, "column") else source[column]
+    cell = source.column(column) if callable(getattr(source, "column", None)) else source[column]
     return inputs_of(cell, None, kind)
 
 

@@ -237,3 +237,16 @@ def test_a_folder_in_the_pipeline(classify, tmp_path):
         (tmp_path / f"{place}.png").write_bytes(file)
     expected = classify(IMAGES, candidate_labels=LABELS)
     assert classify(tmp_path, candidate_labels=LABELS) == expected
+
+
+def test_columns_with_the_names_of_other_things(parts, expected):
+    """A column of paths or bytes is no undecoded image, and a column may be called "column"."""
+    columns = {"path": BASE64, "column": FILES, "text": TEXTS}
+    for source in (columns, pandas.DataFrame(columns), pyarrow.table(columns)):
+        for column in ("path", "column"):
+            found = encode_images(*parts, source, column=column, errors="raise")
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    row = {"path": "elsewhere.png", "image": FILES[0]}
+    np.testing.assert_allclose(encode_images(*parts, row, column="image"), expected[:1], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="no column 'image'; it has path, column, text"):
+        encode_images(*parts, columns)

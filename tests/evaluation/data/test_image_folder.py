@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_siglip_ext.encoding import image_files
 from modeling_siglip_ext.evaluation.data import load, select
 from modeling_siglip_ext.evaluation.data.image_folder import read_folder
+from modeling_siglip_ext.inputs import image_files
 from support.shards import encoded
 
 

@@ -24,7 +24,7 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
-from modeling_siglip_ext.encoding import undecoded
+from modeling_siglip_ext.inputs import undecoded
 from modeling_siglip_ext.training import (
     ImageTextCollator,
     ImageTextDataset,
