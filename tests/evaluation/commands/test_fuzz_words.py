@@ -10,7 +10,7 @@ from modeling_siglip_ext.evaluation.session import Session, Settings
 
 
 NAMES = ["zero-shot", "retrieval", "multilingual-retrieval", "few-shot", "knn", "threshold", "embed", "duplicates"]
-NAMES += ["report"]
+NAMES += ["caption", "locate", "report"]
 OPTIONS = [
     *("--dataset", "--config", "--split", "--separator", "--image_column", "--caption_column", "--limit", "--images"),
     *("--texts", "--batch_size", "--workers", "--part_rows", "--sheet", "--threshold", "--embeddings", "--device"),
