@@ -21,6 +21,7 @@ MODULES = (
     "losses",
     "modeling_siglip_ext",
     "naflex",
+    "packing",
     "pipeline_siglip_ext",
     "pooling",
     "positions",
