@@ -46,8 +46,10 @@ def attend(
     dropout = config.attention_dropout if module.training else 0.0
     kwargs |= {"is_causal": False, "scaling": query.shape[-1] ** -0.5, "dropout": dropout}
     if isinstance(attention_mask, Packing):
-        flash = "flash" in (config._attn_implementation or "")
-        return attention_mask.attend(backend, module, query, key, value, flash=flash, **kwargs)
+        name = config._attn_implementation or "eager"
+        if name == "flex_attention":  # what it is for are masks, of which a packing has no need
+            backend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return attention_mask.attend(backend, module, query, key, value, flash="flash" in name, **kwargs)
     return backend(module, query, key, value, attention_mask, **kwargs)
 
 
