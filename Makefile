@@ -70,6 +70,7 @@ types: $(INSTALLED)
 # environment of their own: PEER_PYTHON=OTHER/bin/python make bench. conversion_catalogue.py (hours) is started by hand.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/towers.py
+	$(BIN)/python benchmarks/naflex.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/conversion.py

@@ -1,14 +1,14 @@
 """NaFlex without padding: B/16's image tower against stock `Siglip2VisionModel`, the same weights and padded inputs.
 
-    python benchmarks/naflex.py                  # everything, some forty minutes on two cores
+    python benchmarks/naflex.py                  # everything, a quarter of an hour on two cores
     python benchmarks/naflex.py equal memory     # parts of it; the others keep their lines in the table
 
 Mixed: 64 images with budgets drawn evenly from 64 to 1,024 patches and shapes from 1:4 to 4:1, padded to 1,024 as the
-stock processor pads them. Forward takes them at once, forward + backward by eight: the stock class needs the memory.
-Equal: 8 images of 16 x 16 patches. Bars: at mixed sizes at least 1.8 times stock's images a second forward and 1.6
-times forward + backward, in less memory; at equal sizes at least 0.97. Memory is the peak of anonymous memory of a
-process of its own, above what it had with the model and the inputs. Results are kept in results/naflex.json; the table
-beside it is drawn from that.
+stock processor pads them, by eight, each eight by ours and by stock in turn. Equal: 4 images of 16 x 16 patches. Bars:
+at mixed sizes at least 1.8 times stock's images a second forward and 1.6 times forward + backward, in less memory; at
+equal sizes at least 0.97. Memory is the peak of anonymous memory of a process of its own over a batch of eight mixed
+images, above what it had with the model and the inputs. Results are kept in results/naflex.json; the table beside it
+is drawn from that.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from functools import partial
 import torch
 from conversion_worker import measure
 from report import RESULTS, publish, store, stored, table, versions
-from timing import Ratio, alternate
+from timing import Ratio, alternate, alternate_over
 from torch import nn
 from transformers import Siglip2VisionModel
 
 from modeling_siglip_ext import SiglipExtVisionConfig, SiglipExtVisionModel, native_config
 
 
-IMAGES, MICRO_BATCH, LONGEST = 64, 8, 1024
+IMAGES, BATCH, LONGEST = 64, 8, 1024
 KINDS = ("ours", "stock")
 Inputs = dict[str, torch.Tensor]
 
@@ -71,65 +71,59 @@ def forward(model: nn.Module, inputs: Inputs) -> torch.Tensor:
 
 
 def step(model: nn.Module, inputs: Inputs) -> None:
-    """Forward and backward, in micro-batches."""
-    model.train()
-    for places in torch.arange(len(inputs["pixel_values"])).split(MICRO_BATCH):
-        pooled = model(**{name: tensor[places] for name, tensor in inputs.items()}).pooler_output
-        pooled.square().mean().backward()
+    model.train()(**inputs).pooler_output.square().mean().backward()
     model.zero_grad(set_to_none=True)
 
 
 RUNS: dict[str, Callable[[nn.Module, Inputs], object]] = {"forward": forward, "forward + backward": step}
 
 
-def compare(name: str, inputs: Inputs, rounds: dict[str, int]) -> dict[str, dict]:
+def towers_of_one_mind(inputs: Inputs) -> list[nn.Module]:
+    """Our tower and stock's, which agree on these inputs."""
     ours, stock = map(tower, KINDS)
-    some = {key: tensor[:MICRO_BATCH] for key, tensor in inputs.items()}
-    torch.testing.assert_close(forward(ours, some), forward(stock, some), rtol=0, atol=1e-5)
-    lines = {}
-    for what, run in RUNS.items():
-        run_ours, run_stock = partial(run, ours), partial(run, stock)
-        run_ours(some), run_stock(some)  # warm
-        ratio = alternate(partial(run_ours, inputs), partial(run_stock, inputs), rounds[what], warmup=0)
-        lines[f"{name}, {what}"] = asdict(ratio) | {"images": len(inputs["pixel_values"])}
-    return lines
+    torch.testing.assert_close(forward(ours, inputs), forward(stock, inputs), rtol=0, atol=1e-5)
+    return [ours, stock]
 
 
-def mixed_inputs() -> Inputs:
-    return naflex_inputs(mixed_grids(IMAGES), LONGEST)
+def mixed_batches() -> list[Inputs]:
+    grids = mixed_grids(IMAGES)
+    return [naflex_inputs(grids[start : start + BATCH], LONGEST) for start in range(0, IMAGES, BATCH)]
 
 
-def measure_mixed() -> dict[str, dict]:
-    inputs = mixed_inputs()
-    tokens = int(inputs["pixel_attention_mask"].sum())
-    name = f"{IMAGES} images of mixed sizes, {tokens:,} of {IMAGES * LONGEST:,} tokens"
-    return compare(name, inputs, {"forward": 4, "forward + backward": 2})
+def measure_mixed(what: str) -> dict[str, dict]:
+    batches = mixed_batches()
+    tokens = sum(int(batch["pixel_attention_mask"].sum()) for batch in batches)
+    ours, stock = (partial(RUNS[what], model) for model in towers_of_one_mind(batches[0]))
+    ratio = alternate_over(ours, stock, batches)
+    name = f"{IMAGES} images of mixed sizes, {tokens:,} of {IMAGES * LONGEST:,} tokens, {what}"
+    return {name: asdict(ratio) | {"images": IMAGES}}
 
 
 def measure_equal() -> dict[str, dict]:
-    inputs = naflex_inputs([(16, 16)] * MICRO_BATCH, 256)
-    return compare(f"{MICRO_BATCH} images of 16 x 16 patches", inputs, {"forward": 12, "forward + backward": 8})
+    inputs = naflex_inputs([(16, 16)] * 4, 256)
+    models, lines = towers_of_one_mind(inputs), {}
+    for what, rounds in {"forward": 20, "forward + backward": 10}.items():
+        ratio = alternate(*(partial(RUNS[what], model, inputs) for model in models), rounds, warmup=1)
+        lines[f"4 images of 16 x 16 patches, {what}"] = asdict(ratio) | {"images": 4}
+    return lines
 
 
 def measure_memory() -> dict[str, dict]:
-    lines = {}
+    lines: dict[str, dict] = {}
     for what in RUNS:
         for kind in KINDS:
             command = [sys.executable, __file__, "--one", what, kind]
             found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            lines.setdefault(f"mixed sizes, {what}", {})[kind] = found["bytes"]
+            lines.setdefault(f"{BATCH} images of mixed sizes, {what}", {})[kind] = found["bytes"]
     return lines
 
 
-def one(what: str, kind: str) -> None:
-    """In a process of its own: the memory of one run, forward of all images or a step of the first micro-batches."""
-    model, inputs = tower(kind), mixed_inputs()
-    if what != "forward":
-        inputs = {name: tensor[: 2 * MICRO_BATCH] for name, tensor in inputs.items()}
-    print(json.dumps(measure(lambda: RUNS[what](model, inputs))))
-
-
-MEASURES = {"mixed": measure_mixed, "equal": measure_equal, "memory": measure_memory}
+MEASURES: dict[str, Callable[[], dict[str, dict]]] = {
+    "forward": partial(measure_mixed, "forward"),
+    "equal": measure_equal,
+    "memory": measure_memory,
+    "backward": partial(measure_mixed, "forward + backward"),
+}
 
 
 def render(results: dict[str, dict]) -> list[str]:
@@ -163,7 +157,9 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        return one(*args.one)
+        what, kind = args.one
+        model, inputs = tower(kind), mixed_batches()[0]
+        return print(json.dumps(measure(lambda: RUNS[what](model, inputs))))
     path = RESULTS / "naflex.json"
     for part in args.parts or MEASURES:
         store(path, stored(path) | MEASURES[part]())

@@ -7,7 +7,7 @@ from .packing import Layout, pack_images
 
 
 # their compilers make one program for each shape, and running it is what reading a value waits for; "meta" has none
-UNREADABLE = ("meta", "xla", "tpu")
+UNREADABLE = {"meta", "xla", "tpu"}
 
 
 def naflex_layout(
@@ -35,7 +35,7 @@ def naflex_layout(
     """
     spatial_shapes = check_shapes(patches, mask, spatial_shapes, patch_values)
     length = patches.shape[1]
-    if is_tracing(patches) or spatial_shapes.device.type in UNREADABLE:
+    if is_tracing(patches) or {patches.device.type, spatial_shapes.device.type} & UNREADABLE:
         return valid_patches(spatial_shapes, length).to(patches.device) if mask is None else mask.bool()
     grids = read_grids(mask, spatial_shapes, length)
     if all(height * width == length for height, width in grids):

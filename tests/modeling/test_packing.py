@@ -10,6 +10,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel, modeling_flash
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from modeling_siglip_ext import SiglipExtModel, SiglipExtVisionConfig, SiglipExtVisionModel, positions
+from modeling_siglip_ext.naflex import naflex_layout
 from modeling_siglip_ext.packing import UnpaddedOutput
 from modeling_siglip_ext.positions import resize_positions_in_a_row
 from support.models import TINY, TINY_NAFLEX, make_config
@@ -306,6 +307,13 @@ def test_half_precision_and_autocast_stay_near(attention, train):
         found = tower.to(torch.bfloat16)(**inputs).pooler_output
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, **near)
+
+
+def test_values_that_cannot_be_read_are_not_asked_for():
+    patches, shapes = torch.empty(3, 18, 48, device="meta"), torch.empty(3, 2, dtype=torch.long, device="meta")
+    layout = naflex_layout(patches, None, shapes, 48)
+    assert isinstance(layout, torch.Tensor)
+    assert (layout.device.type, layout.dtype, layout.shape) == ("meta", torch.bool, (3, 18))
 
 
 # ---- unusual shapes
