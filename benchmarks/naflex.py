@@ -3,7 +3,7 @@
     python benchmarks/naflex.py                  # everything, a quarter of an hour on two cores
     python benchmarks/naflex.py equal memory     # parts of it; the others keep their lines in the table
 
-Mixed: 64 images with budgets drawn evenly from 64 to 1,024 patches and shapes from 1:4 to 4:1, padded to 1,024 as the
+Mixed: 64 images with budgets spread evenly from 64 to 1,024 patches and shapes from 1:4 to 4:1, padded to 1,024 as the
 stock processor pads them, by eight, each eight by ours and by stock in turn. Equal: 4 images of 16 x 16 patches. Bars:
 at mixed sizes at least 1.8 times stock's images a second forward and 1.6 times forward + backward, in less memory; at
 equal sizes at least 0.97. Memory is the peak of anonymous memory of a process of its own over a batch of eight mixed
@@ -37,11 +37,13 @@ Inputs = dict[str, torch.Tensor]
 
 
 def mixed_grids(count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Rows and columns that fill most of a budget."""
+    """Rows and columns that fill most of a budget, in random order."""
     draw = random.Random(seed)
+    budgets = [64 + (LONGEST - 64) * place / (count - 1) for place in range(count)]
+    draw.shuffle(budgets)
     grids = []
-    for _ in range(count):
-        budget, aspect = draw.uniform(64, LONGEST), 4 ** draw.uniform(-1, 1)
+    for budget in budgets:
+        aspect = 4 ** draw.uniform(-1, 1)
         height = max(1, math.floor((budget * aspect) ** 0.5))
         grids.append((height, math.floor(budget / height)))
     return grids
@@ -90,19 +92,20 @@ def mixed_batches() -> list[Inputs]:
     return [naflex_inputs(grids[start : start + BATCH], LONGEST) for start in range(0, IMAGES, BATCH)]
 
 
-def measure_mixed(what: str) -> dict[str, dict]:
-    batches = mixed_batches()
+def measure_mixed(what: str, count: int) -> dict[str, dict]:
+    batches = mixed_batches()[:count]
     tokens = sum(int(batch["pixel_attention_mask"].sum()) for batch in batches)
     ours, stock = (partial(RUNS[what], model) for model in towers_of_one_mind(batches[0]))
     ratio = alternate_over(ours, stock, batches)
-    name = f"{IMAGES} images of mixed sizes, {tokens:,} of {IMAGES * LONGEST:,} tokens, {what}"
-    return {name: asdict(ratio) | {"images": IMAGES}}
+    images = BATCH * len(batches)
+    name = f"{images} images of mixed sizes, {tokens:,} of {images * LONGEST:,} tokens, {what}"
+    return {name: asdict(ratio) | {"images": images}}
 
 
-def measure_equal() -> dict[str, dict]:
+def measure_equal(rounds: int) -> dict[str, dict]:
     inputs = naflex_inputs([(16, 16)] * 4, 256)
     models, lines = towers_of_one_mind(inputs), {}
-    for what, rounds in {"forward": 20, "forward + backward": 10}.items():
+    for what in RUNS:
         ratio = alternate(*(partial(RUNS[what], model, inputs) for model in models), rounds, warmup=1)
         lines[f"4 images of 16 x 16 patches, {what}"] = asdict(ratio) | {"images": 4}
     return lines
@@ -118,11 +121,11 @@ def measure_memory() -> dict[str, dict]:
     return lines
 
 
-MEASURES: dict[str, Callable[[], dict[str, dict]]] = {
-    "forward": partial(measure_mixed, "forward"),
-    "equal": measure_equal,
-    "memory": measure_memory,
-    "backward": partial(measure_mixed, "forward + backward"),
+MEASURES: dict[str, Callable[[argparse.Namespace], dict[str, dict]]] = {
+    "forward": lambda args: measure_mixed("forward", args.batches),
+    "backward": lambda args: measure_mixed("forward + backward", args.batches),
+    "equal": lambda args: measure_equal(args.rounds),
+    "memory": lambda args: measure_memory(),
 }
 
 
@@ -140,7 +143,8 @@ def render(results: dict[str, dict]) -> list[str]:
         "# NaFlex without padding",
         "",
         f"{versions(f'{torch.get_num_threads()} threads', 'float32')}; image tower of B/16 against stock "
-        "`Siglip2VisionModel` with the same inputs, padded to the longest budget. Medians of alternating pairs.",
+        "`Siglip2VisionModel` with the same inputs, padded to the longest budget. Of mixed sizes the sums over batches of "
+        "eight, each by both in turn, of equal sizes the medians of alternating pairs; 95 % intervals.",
         "",
         *table(
             ("what", "ours, images/s:", "stock, images/s:", "times as fast:", "time, ours / stock"),
@@ -154,6 +158,8 @@ def render(results: dict[str, dict]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(MEASURES)}; all by default")
+    parser.add_argument("--batches", type=int, default=IMAGES // BATCH, help="of eight mixed images")
+    parser.add_argument("--rounds", type=int, default=12, help="alternating pairs of equal images")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -162,7 +168,7 @@ def main() -> None:
         return print(json.dumps(measure(lambda: RUNS[what](model, inputs))))
     path = RESULTS / "naflex.json"
     for part in args.parts or MEASURES:
-        store(path, stored(path) | MEASURES[part]())
+        store(path, stored(path) | MEASURES[part](args))
         publish(RESULTS / "naflex.md", render(stored(path)), show=False)
     print((RESULTS / "naflex.md").read_text())
     return None
