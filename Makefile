@@ -66,11 +66,12 @@ types: $(INSTALLED)
 	@set -o pipefail; $(BIN)/ty check --python $(VENV) --output-format concise build/types \
 		| sed -E 's#build/types/(modeling_siglip_ext/($(subst $(space),|,$(ROOMS)))/)?#\2/#; s#^/##'
 
-# An hour and a half on two cores, in minutes: towers 4, data 1, encoding 7, duplicates 3, conversion 2, loss 10,
+# Nearly two hours on two cores, in minutes: towers 4, naflex 15, data 1, encoding 7, duplicates 3, conversion 2, loss 10,
 # training 15, pipeline 20, emoji 15 (three trainings and the controls). benchmarks/peers.py (4) needs timm and open_clip
 # in an environment of their own: PEER_PYTHON=OTHER/bin/python make bench. conversion_catalogue.py (hours) is started by hand.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/towers.py
+	$(BIN)/python benchmarks/naflex.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/duplicates.py

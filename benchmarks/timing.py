@@ -1,8 +1,9 @@
 """Ratios of two timings taken in turn, so that a machine whose speed drifts drifts for both."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -12,7 +13,8 @@ from scipy.stats import bootstrap
 class Ratio:
     """Time of A as a multiple of B's over alternating pairs: the median, with its 95 % interval (bootstrap).
 
-    The seconds are the medians of each side. A single pair has no interval.
+    The seconds are the medians of each side. A single pair has no interval. Of batches that differ (`alternate_over`)
+    they are the sums.
     """
 
     median: float
@@ -63,3 +65,17 @@ def alternate(a: Callable[[], object], b: Callable[[], object], rounds: int = 20
         interval = bootstrap((ratios,), np.median, rng=0, method="percentile").confidence_interval
         low, high = float(interval.low), float(interval.high)
     return Ratio(float(np.median(ratios)), low, high, *map(float, np.median(times, axis=0)))
+
+
+def alternate_over(a: Callable[[object], object], b: Callable[[object], object], batches: Sequence[object]) -> Ratio:
+    """Time a and b in turn on each batch, once: the ratio of the sums, with its interval over the batches."""
+    pairs = [(b, a) if index % 2 else (a, b) for index in range(len(batches))]
+    taken = [[seconds(partial(run, batch)) for run in pair] for pair, batch in zip(pairs, batches)]
+    times = np.array([found[::-1] if index % 2 else found for index, found in enumerate(taken)]).T
+
+    def ratio_of_sums(of_a: np.ndarray, of_b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return of_a.sum(axis) / of_b.sum(axis)
+
+    interval = bootstrap(times, ratio_of_sums, paired=True, rng=0, method="percentile").confidence_interval
+    sums = map(float, times.sum(axis=1))
+    return Ratio(float(ratio_of_sums(*times)), float(interval.low), float(interval.high), *sums)

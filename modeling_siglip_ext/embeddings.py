@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from .configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
-from .positions import interpolate_positions, resize_positions, sincos2d
+from .packing import Packing
+from .positions import interpolate_positions, resize_positions, resize_positions_in_a_row, sincos2d
 
 
 def all_rows(embedding: nn.Embedding, count: int, device: torch.device) -> torch.Tensor:
@@ -83,7 +84,10 @@ class SiglipExtVisionEmbeddings(nn.Module):
 
 
 class SiglipExtNaflexEmbeddings(nn.Module):
-    """Patches of images of any shape: (B, L, p·p·3), padded to L, each with the positions of its own grid."""
+    """Patches of images of any shape: (B, L, p·p·3), padded to L, each with the positions of its own grid.
+
+    With a packing the tokens of all images come in one row, (1, T, D), else padded, (B, L, D).
+    """
 
     def __init__(self, config: SiglipExtVisionConfig):
         super().__init__()
@@ -92,8 +96,16 @@ class SiglipExtNaflexEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid_size**2, config.hidden_size)
 
     def forward(
-        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor, interpolate_pos_encoding: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        spatial_shapes: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        packing: Packing | None = None,
     ) -> torch.Tensor:
+        if packing is not None:
+            pixel_values = packing.pack(pixel_values)
         tokens = self.patch_embedding(pixel_values.to(self.position_embedding.weight.dtype))
         table = all_rows(self.position_embedding, self.config.grid_size**2, tokens.device)
+        if packing is not None:
+            return tokens + resize_positions_in_a_row(table, packing.grids)
         return tokens + resize_positions(table, spatial_shapes, pixel_values.shape[1])

@@ -9,6 +9,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .packing import Packing
+
 
 def eager_attention(
     module: nn.Module,
@@ -24,7 +26,8 @@ def eager_attention(
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    weights = nn.functional.softmax(weights, dim=-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -35,19 +38,23 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | Packing | None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Bidirectional attention by the backend that `config._attn_implementation` names."""
+    """Bidirectional attention by the backend that `config._attn_implementation` names, masked or of packed images."""
     backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
-    scaling, dropout = query.shape[-1] ** -0.5, config.attention_dropout if module.training else 0.0
-    return backend(
-        module, query, key, value, attention_mask, is_causal=False, scaling=scaling, dropout=dropout, **kwargs
-    )
+    dropout = config.attention_dropout if module.training else 0.0
+    kwargs |= {"is_causal": False, "scaling": query.shape[-1] ** -0.5, "dropout": dropout}
+    if isinstance(attention_mask, Packing):
+        name = config._attn_implementation or "eager"
+        if name == "flex_attention":  # what it is for are masks, of which a packing has no need
+            backend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return attention_mask.attend(backend, module, query, key, value, flash="flash" in name, **kwargs)
+    return backend(module, query, key, value, attention_mask, **kwargs)
 
 
 class SiglipExtAttention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention over a batch (B, N, D), or over packed images (1, T, D) with their packing as mask."""
 
     is_causal = False  # some backends read it from the module
 
@@ -61,7 +68,7 @@ class SiglipExtAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
@@ -91,7 +98,7 @@ class SiglipExtEncoderLayer(GradientCheckpointingLayer):
         self.mlp = SiglipExtMLP(config)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None = None, **kwargs
     ) -> torch.Tensor:
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, **kwargs)
         hidden_states = hidden_states + attended
@@ -105,7 +112,7 @@ class SiglipExtEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None = None, **kwargs
     ) -> torch.Tensor:
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)

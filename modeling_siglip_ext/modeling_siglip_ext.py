@@ -35,7 +35,8 @@ from .foreign import ForeignTowerAdapter, tower_arguments, tower_width
 from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer, SiglipExtMLP
 from .loading import load_whole
 from .losses import sigmoid_loss, softmax_loss
-from .naflex import check_naflex_inputs, valid_patches
+from .naflex import naflex_layout, valid_patches
+from .packing import Layout, Packing, padded, unpadded
 from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
 from .positions import sincos2d
 from .sentence_embedding import save_settings
@@ -290,51 +291,58 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        unpadded_output: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         r"""
+        NaFlex images of different sizes are computed in one row, without padding (`packing.py`). They stay padded
+        where hidden states or attentions of the layers are asked for, and while tracing (`torch.compile` of the whole
+        tower, `torch.export`, ONNX). Layers may be compiled one by one, `layer.compile(dynamic=True)`, and get rows.
+
         Args:
             pixel_values: Images (B, 3, H, W), or for NaFlex patches (B, L, p·p·3); values in [-1, 1].
             pixel_attention_mask: 1 for patches, 0 for padding, (B, L); made from `spatial_shapes` if not given.
                 NaFlex only.
             spatial_shapes: Rows and columns of patches of each image, (B, 2). NaFlex only.
             interpolate_pos_encoding: Take images of another size and interpolate the positions (bicubic).
+            unpadded_output: Give [`UnpaddedOutput`] instead: tokens (T, D) of all images, image after image.
 
         Returns:
             `last_hidden_state` (B, N, D) after the last norm and `pooler_output` (B, E), not normalised. With pooling
-            "none" the latter is None, or (B, N, projection_size) where the config has a projection.
+            "none" the latter is None, or (B, N, projection_size) where the config has a projection. States of NaFlex
+            padding mean nothing: they are zero, or what the stock class has there.
 
         Raises:
             ValueError: The image size is not the tower's, or NaFlex inputs are missing or contradict each other.
         """
         if pixel_values is None:
             raise ValueError("pixel_values is missing")
-        pixel_attention_mask = self._patch_mask(pixel_values, pixel_attention_mask, spatial_shapes)
-        hidden_states = self.embeddings(pixel_values, spatial_shapes, interpolate_pos_encoding)
-        mask = None
-        if pixel_attention_mask is not None:
-            mask = create_bidirectional_mask(self.config, hidden_states, pixel_attention_mask)
+        recorded = ("output_hidden_states", "output_attentions")
+        recording = any(kwargs.get(name, getattr(self.config, name, False)) for name in recorded)
+        layout = self._layout(pixel_values, pixel_attention_mask, spatial_shapes, recording)
+        packing = {"packing": layout} if isinstance(layout, Packing) else {}
+        hidden_states = self.embeddings(pixel_values, spatial_shapes, interpolate_pos_encoding, **packing)
+        mask = layout
+        if isinstance(layout, torch.Tensor):
+            mask = create_bidirectional_mask(self.config, hidden_states, layout)
         hidden_states = self.post_layernorm(self.encoder(hidden_states, mask, **kwargs))
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=self._pool(hidden_states, pixel_attention_mask)
-        )
+        arrange = unpadded if unpadded_output else padded
+        return arrange(hidden_states, self._pool(hidden_states, layout), layout, pooled_tokens=self.head is None)
 
-    def _patch_mask(
-        self, pixel_values: torch.Tensor, mask: torch.Tensor | None, spatial_shapes: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def _layout(
+        self, patches: torch.Tensor, mask: torch.Tensor | None, spatial_shapes: torch.Tensor | None, recording: bool
+    ) -> Layout:
         if not self.config.naflex:
             if mask is not None or spatial_shapes is not None:
                 raise ValueError("pixel_attention_mask and spatial_shapes are for NaFlex; this tower's size is fixed")
             return None
         patch_values = self.config.num_channels * self.config.patch_size**2
-        check_naflex_inputs(pixel_values, mask, spatial_shapes, patch_values)
-        assert spatial_shapes is not None, "checked"
-        return valid_patches(spatial_shapes, pixel_values.shape[1]) if mask is None else mask
+        return naflex_layout(patches, mask, spatial_shapes, patch_values, keep_padding=recording)
 
-    def _pool(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+    def _pool(self, hidden_states: torch.Tensor, layout: Layout) -> torch.Tensor | None:
         if self.head is None and self.pre_logits is None and self.projection is None:
             return None
-        pooled = hidden_states if self.head is None else self.head(hidden_states, mask)
+        pooled = hidden_states if self.head is None else self.head(hidden_states, layout)
         if self.pre_logits is not None:
             pooled = torch.tanh(self.pre_logits(pooled))
         return pooled if self.projection is None else self.projection(pooled)
@@ -367,9 +375,9 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
             features = features[:, 1:]
         if post_norm:
             features = self.post_layernorm(features)
-        mask = self._patch_mask(pixel_values, pixel_attention_mask, spatial_shapes)
-        if mask is not None:
-            return PatchFeatures(features=features, grid=spatial_shapes, mask=mask.bool())
+        if spatial_shapes is not None:
+            mask = valid_patches(spatial_shapes, features.shape[1]).to(features.device)
+            return PatchFeatures(features=features, grid=spatial_shapes, mask=mask)
         grid = [size // self.config.patch_size for size in pixel_values.shape[-2:]]
         return PatchFeatures(features=features, grid=torch.tensor([grid] * len(features), device=features.device))
 

@@ -1,4 +1,8 @@
-"""From token states (B, N, D) to one vector (B, D): each pooling a small module, chosen once when a tower is built."""
+"""From token states to one vector (B, D): each pooling a small module, chosen once when a tower is built.
+
+Token states are a batch (B, N, D), with a mask (B, N) that has 1 for valid tokens where some are padding, or packed
+images (1, T, D), with their packing in the place of the mask.
+"""
 
 import torch
 from torch import nn
@@ -7,6 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import logging
 
 from .layers import SiglipExtMLP, attend
+from .packing import Packing
 
 
 logger = logging.get_logger(__name__)
@@ -30,13 +35,17 @@ class PoolingAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, probe: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+        self, probe: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None
     ) -> torch.Tensor:
         batch, tokens, width = hidden_states.shape
         heads = (self.num_heads, width // self.num_heads)
         # the probe is the same for all images: project it once and let the batch share it
         query = nn.functional.linear(probe, self.in_proj_weight[:width], self.in_proj_bias[:width])
-        query = query.view(1, 1, *heads).transpose(1, 2).expand(batch, -1, -1, -1)
+        query = query.view(1, 1, *heads).transpose(1, 2)
+        if isinstance(attention_mask, Packing):
+            query = query.expand(-1, -1, attention_mask.batch_shape[0], -1)
+        else:
+            query = query.expand(batch, -1, -1, -1)
         key_value = nn.functional.linear(hidden_states, self.in_proj_weight[width:], self.in_proj_bias[width:])
         key, value = key_value.view(batch, tokens, 2, *heads).permute(2, 0, 3, 1, 4)
         output, _ = attend(self, self.config, query, key, value, attention_mask)
@@ -47,7 +56,7 @@ class PoolingAttention(nn.Module):
             projection = self.out_proj
         elif not torch.compiler.is_compiling():
             logger.warning_once("an adapter on out_proj of a MAP head does nothing, as in the stock class: exclude it")
-        return projection(output.reshape(batch, 1, width))
+        return projection(output.reshape(-1, 1, width))
 
 
 class SiglipExtMultiheadAttentionPoolingHead(nn.Module):
@@ -61,10 +70,9 @@ class SiglipExtMultiheadAttentionPoolingHead(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SiglipExtMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """hidden_states (B, N, D), mask (B, N) with 1 for valid tokens, or None; returns (B, D)."""
-        attention_mask = None
-        if mask is not None:
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | Packing | None = None) -> torch.Tensor:
+        attention_mask = mask
+        if isinstance(mask, torch.Tensor):
             attention_mask = create_bidirectional_mask(
                 config=self.config,
                 inputs_embeds=self.probe.expand(hidden_states.shape[0], -1, -1),
@@ -72,33 +80,47 @@ class SiglipExtMultiheadAttentionPoolingHead(nn.Module):
                 encoder_hidden_states=hidden_states,
             )
         pooled = self.attention(self.probe, hidden_states, attention_mask)
-        return (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
+        pooled = (pooled + self.mlp(self.layernorm(pooled)))[:, 0]
+        return mask.images_in_batch_order(pooled) if isinstance(mask, Packing) else pooled
 
 
-class MeanPooling(nn.Module):
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+class ReductionPooling(nn.Module):
+    """A pooling without parameters. Of packed images it reduces each group, which has one length and no padding."""
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | Packing | None = None) -> torch.Tensor:
+        if isinstance(mask, Packing):
+            pooled = [self.reduce(group) for group in mask.split(hidden_states)]
+            return mask.images_in_batch_order(torch.cat(pooled))
+        return self.reduce(hidden_states, mask)
+
+    def reduce(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class MeanPooling(ReductionPooling):
+    def reduce(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is None:
             return hidden_states.mean(dim=1)
         weights = mask.to(hidden_states.dtype).unsqueeze(-1)
         return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-class MaxPooling(nn.Module):
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+class MaxPooling(ReductionPooling):
+    def reduce(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is not None:
             lowest = torch.finfo(hidden_states.dtype).min
             hidden_states = hidden_states.masked_fill(~mask.bool().unsqueeze(-1), lowest)
         return hidden_states.amax(dim=1)
 
 
-class TokenPooling(nn.Module):
+class TokenPooling(ReductionPooling):
     """One position's state: 0 for the first token (or the class token), -1 for the last one that the mask allows."""
 
     def __init__(self, position: int):
         super().__init__()
         self.position = position
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def reduce(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if mask is None or self.position == 0:
             return hidden_states[:, self.position]
         positions = torch.arange(mask.shape[1], device=mask.device)

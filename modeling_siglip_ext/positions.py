@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils.import_utils import is_tracing
 
 
 def sincos2d(grid_size: int, width: int, temperature: float = 10_000.0) -> torch.Tensor:
@@ -65,8 +66,8 @@ def resize_shorter_side(grid: torch.Tensor, height: int, width: int) -> torch.Te
     """A grid (n, n, D) with the shorter side of the target resized: (height, n·D), or (n, width·D) of a tall one."""
     side = grid.shape[0]
     if height <= width:
-        return resize_matrix(side, height) @ grid.flatten(1)
-    return torch.bmm(resize_matrix(side, width).expand(side, -1, -1), grid).flatten(1)
+        return resize_matrix(side, height).to(grid.dtype) @ grid.flatten(1)
+    return torch.bmm(resize_matrix(side, width).to(grid.dtype).expand(side, -1, -1), grid).flatten(1)
 
 
 def resize_longer_side(
@@ -74,52 +75,80 @@ def resize_longer_side(
 ) -> torch.Tensor:
     """The rest of the way from `resize_shorter_side` to (height·width, D)."""
     if height <= width:
-        columns = resize_matrix(side, width).expand(height, -1, -1)
+        columns = resize_matrix(side, width).to(half.dtype).expand(height, -1, -1)
         out = None if out is None else out.view(height, width, -1)
         return torch.bmm(columns, half.view(height, side, -1), out=out).view(height * width, -1)
     out = None if out is None else out.view(height, -1)
-    return torch.mm(resize_matrix(side, height), half, out=out).view(height * width, -1)
+    return torch.mm(resize_matrix(side, height).to(half.dtype), half, out=out).view(height * width, -1)
 
 
-def resize_grids_one_by_one(table: torch.Tensor, spatial_shapes: torch.Tensor, length: int) -> torch.Tensor:
-    """`resize_positions` with two small matrix products for each grid, cheapest on a CPU."""
+@torch.autocast("cpu", enabled=False)  # it would round positions, and does not know of products with an `out`
+def resize_grids_one_by_one(table: torch.Tensor, sizes: list[tuple[int, int]], padding: list[int]) -> torch.Tensor:
+    """Positions of grids of these sizes, one after another: two small products for each size, cheapest on a CPU.
+
+    Args:
+        table: Learned positions, (n², D).
+        sizes: Height and width of each grid.
+        padding: How often the first position is repeated after those of each grid.
+
+    Returns:
+        (sum of height · width + padding, D) in the table's dtype.
+    """
     side = math.isqrt(table.shape[0])
-    grid = table.to(torch.float32).view(side, side, -1)
-    sizes = [(height, width) for height, width in spatial_shapes.tolist()]
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    grid = table.to(dtype).view(side, side, -1)
     halves = {}  # many grids share their shorter side
     for height, width in sizes:
         if (min(height, width), height <= width) not in halves:
             halves[min(height, width), height <= width] = resize_shorter_side(grid, height, width)
+    resized: dict[tuple[int, int], torch.Tensor] = {}
+
+    def resize(height: int, width: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        half = halves[min(height, width), height <= width]
+        return resize_longer_side(half, side, height, width, out)
+
     if torch.is_grad_enabled() and table.requires_grad:
+        resized = {size: resize(*size) for size in dict.fromkeys(sizes)}
         pieces = []
-        for height, width in sizes:
-            half = halves[min(height, width), height <= width]
-            positions = resize_longer_side(half, side, height, width)
-            pieces += [positions, positions[:1].expand(length - height * width, -1)]
-        result = torch.cat(pieces).view(len(sizes), length, -1)
-    else:  # without autograd the products can be written to their place
-        # most of the time goes into touching new memory; numpy asks for huge pages, which halves it
-        result = torch.from_numpy(np.empty((len(sizes), length, grid.shape[-1]), np.float32))
-        for image, (height, width) in zip(result, sizes):
-            half = halves[min(height, width), height <= width]
-            resize_longer_side(half, side, height, width, out=image[: height * width])
-            image[height * width :] = image[0]
+        for size, repeats in zip(sizes, padding):
+            pieces += [resized[size], resized[size][:1].expand(repeats, -1)] if repeats else [resized[size]]
+        return torch.cat(pieces).to(table.dtype)
+    # Without autograd the products can be written to their place. Most of the time goes into touching new memory;
+    # numpy asks for huge pages, which halves it.
+    lengths = [height * width + repeats for (height, width), repeats in zip(sizes, padding)]
+    result = torch.from_numpy(np.empty((sum(lengths), grid.shape[-1]), str(dtype).removeprefix("torch.")))
+    for image, (height, width) in zip(result.split(lengths), sizes):
+        place = image[: height * width]
+        if (height, width) in resized:
+            place.copy_(resized[height, width])
+        else:
+            resized[height, width] = resize(height, width, out=place)
+        image[height * width :] = image[0]
     return result.to(table.dtype)
 
 
-def resize_grids_together(table: torch.Tensor, spatial_shapes: torch.Tensor, length: int) -> torch.Tensor:
-    """`resize_positions` as one matrix product, without a host synchronisation or a shape that depends on data.
+def gather_positions(
+    table: torch.Tensor, height: torch.Tensor, width: torch.Tensor, token: torch.Tensor
+) -> torch.Tensor:
+    """Positions (..., D) of tokens, each the `token`-th of a grid of its height and width; three arrays of one shape.
 
-    Bilinear resizing is separable: a token's position is a sum over the table, weighted by (row) x (column).
+    One matrix product, without a shape that depends on data: bilinear resizing is separable, and a token's position is
+    a sum over the table, weighted by (row) x (column).
     """
     side = math.isqrt(table.shape[0])
-    height, width = spatial_shapes[:, :1], spatial_shapes[:, 1:]
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    rows = antialiased_weights(height, token // width, side)
+    columns = antialiased_weights(width, token % width, side)
+    weights = (rows[..., :, None] * columns[..., None, :]).flatten(-2)
+    return (weights.to(dtype) @ table.to(dtype)).to(table.dtype)
+
+
+def resize_grids_together(table: torch.Tensor, spatial_shapes: torch.Tensor, length: int) -> torch.Tensor:
+    """`resize_positions` without a host synchronisation."""
+    height, width = spatial_shapes.to(table.device)[:, :, None].unbind(dim=1)
     token = torch.arange(length, device=table.device)[None]
     token = torch.where(token < height * width, token, 0)
-    rows = antialiased_weights(height.expand_as(token), token // width, side)
-    columns = antialiased_weights(width.expand_as(token), token % width, side)
-    weights = rows[..., :, None] * columns[..., None, :]
-    return (weights.flatten(2) @ table.to(torch.float32)).to(table.dtype)
+    return gather_positions(table, height.expand_as(token), width.expand_as(token), token)
 
 
 def resize_positions(table: torch.Tensor, spatial_shapes: torch.Tensor, length: int) -> torch.Tensor:
@@ -144,10 +173,22 @@ def resize_positions(table: torch.Tensor, spatial_shapes: torch.Tensor, length: 
     torch.Size([2, 256, 32])
 
     ```"""
-    on_cpu = table.device.type == "cpu" and spatial_shapes.device.type == "cpu"
-    if on_cpu and not torch.compiler.is_compiling():
-        return resize_grids_one_by_one(table, spatial_shapes, length)
+    if table.device.type == "cpu" and spatial_shapes.device.type == "cpu" and not is_tracing(spatial_shapes):
+        sizes = [(height, width) for height, width in spatial_shapes.tolist()]
+        padding = [length - height * width for height, width in sizes]
+        return resize_grids_one_by_one(table, sizes, padding).view(len(sizes), length, -1)
     return resize_grids_together(table, spatial_shapes, length)
+
+
+def resize_positions_in_a_row(table: torch.Tensor, sizes: list[tuple[int, int]]) -> torch.Tensor:
+    """As `resize_positions`, for grids of these heights and widths one after another: (sum of height · width, D)."""
+    if table.device.type == "cpu":
+        return resize_grids_one_by_one(table, sizes, padding=[0] * len(sizes))
+    tokens = [torch.arange(height * width) for height, width in sizes]
+    lengths = torch.tensor([len(token) for token in tokens])
+    grids = torch.tensor(sizes).repeat_interleave(lengths, dim=0)
+    of_tokens = torch.cat([grids, torch.cat(tokens)[:, None]], dim=1).to(table.device)  # in one transfer
+    return gather_positions(table, *of_tokens.unbind(dim=1))
 
 
 def resample_positions(table: torch.Tensor, grid_size: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ MODULES = (
     "modeling_siglip_ext",
     "naflex",
     "own_tokenizer",
+    "packing",
     "pipeline_siglip_ext",
     "pooling",
     "positions",

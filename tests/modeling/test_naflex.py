@@ -83,16 +83,17 @@ def test_saved_in_stock_form(folder, tmp_path):
     assert not report["unexpected_keys"]
 
 
+@pytest.mark.parametrize("padded", [False, True])  # the states of the layers are padded
 @pytest.mark.parametrize("attention", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
-def test_padding_changes_nothing_under_any_backend(attention):
+def test_padding_changes_nothing_under_any_backend(attention, padded):
     config = SiglipExtVisionConfig(**VISION)
     torch.manual_seed(0)
     model = SiglipExtVisionModel._from_config(config, attn_implementation=attention).eval()
     inputs = naflex_inputs()
     spoiled = inputs["pixel_values"] + 100 * (1 - inputs["pixel_attention_mask"])[..., None]
     with torch.no_grad():
-        expected = model(**inputs).pooler_output
-        found = model(**{**inputs, "pixel_values": spoiled}).pooler_output
+        expected = model(**inputs, output_hidden_states=padded).pooler_output
+        found = model(**{**inputs, "pixel_values": spoiled}, output_hidden_states=padded).pooler_output
         alone = [
             model(inputs["pixel_values"][i : i + 1, : h * w], spatial_shapes=GRIDS[i : i + 1]).pooler_output
             for i, (h, w) in enumerate(GRIDS.tolist())

@@ -78,6 +78,20 @@ def test_states_embeddings_and_logits(case, converted):
     check_outputs(SiglipExtModel.from_pretrained(converted(case)).eval(), Recorded(case))
 
 
+def test_images_in_one_row_give_the_vectors_of_the_original(converted):
+    """As above without the states of the layers, for which images stay padded."""
+    recorded = Recorded("siglip2_naflex")
+    assert len(recorded["in/spatial_shapes"].prod(1).unique()) > 1
+    model = SiglipExtModel.from_pretrained(converted("siglip2_naflex")).eval()
+    with torch.no_grad():
+        output = model(**recorded.inputs())
+    assert_near(output.image_embeds, recorded["out/zimg"], 1e-6)
+    assert_near(output.logits_per_image, recorded["out/logits_per_image"], 1e-5)
+    assert_near(output.vision_model_output.pooler_output, recorded["out/img/pre_logits"], 1e-5)
+    valid = recorded["in/type"].bool()
+    assert_near(output.vision_model_output.last_hidden_state[valid], recorded["out/img/encoded"][valid], 1e-5)
+
+
 @pytest.mark.parametrize("size", [48, 96])
 def test_another_resolution_resamples_as_the_original(size, converted):
     folder = converted("siglip1_resample", "--image-size", str(size))
