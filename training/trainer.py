@@ -15,11 +15,8 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, has_length
 
-from modeling_siglip_ext.sentence_embedding import save_settings
-
 from .arguments import SiglipExtTrainingArguments
 from .components.adapters import prepare_adapter
-from .components.card import output_folder
 from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
@@ -367,15 +364,6 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if is_training and args.mini_batch_size is not None and not isinstance(dataset, IterableDataset):
             return one_batch_at_a_time(self._backend.on_the_host(loader))
         return loader
-
-    # ---- saving ----
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        config: Any = core_model(self.model).config
-        # beside an adapter and stock classes, too: sentence-transformers would pad texts to the longest otherwise
-        if hasattr(config, "text_config") and "siglip" in config.model_type:
-            save_settings(config, output_dir or output_folder(self.args))
 
     # ---- evaluation ----
 

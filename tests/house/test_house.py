@@ -65,7 +65,10 @@ ARROWS = {
             "objectives",
         },
         "recipes": set(),
-        "run": {"data", "data.emoji", "components", "components.towers", "arguments", "optimizers", "recipes", "top"},
+        "run": {
+            *("data", "data.emoji", "components", "components.towers", "arguments", "optimizers", "objectives"),
+            *("recipes", "top"),
+        },
         "studies": {"data.emoji", "components", "components.schedule", "optimizers"},
     },
     "conversion": {

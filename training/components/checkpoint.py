@@ -11,17 +11,20 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_siglip_ext.files import put_in_place, read_json, write_json
+from modeling_siglip_ext.sentence_embedding import save_settings
 
+from .card import output_folder
 from .ema import WeightAverage
 from .hub import HubPushes
 from .run_identity import Identity, check_same_run
+from .towers import core_model
 
 
 PARTIAL = "checkpoint.partial"
@@ -123,6 +126,13 @@ class AtomicCheckpoints(HubPushes):
         # Trainer's final `train_loss` is the mean over the steps since the resume, to which this sum does not belong.
         self._total_loss_scalar = -sums["loss_sum"]
         self._globalstep_last_logged = sums["last_logged"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        config: Any = core_model(self.model).config
+        # beside an adapter and stock classes, too: sentence-transformers would pad texts to the longest otherwise
+        if hasattr(config, "text_config") and "siglip" in config.model_type:
+            save_settings(config, output_dir or output_folder(self.args))
 
     def _get_output_dir(self, trial) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
