@@ -143,8 +143,8 @@ def render(results: dict[str, dict]) -> list[str]:
         "# NaFlex without padding",
         "",
         f"{versions(f'{torch.get_num_threads()} threads', 'float32')}; image tower of B/16 against stock "
-        "`Siglip2VisionModel` with the same inputs, padded to the longest budget. Of mixed sizes the sums over batches of "
-        "eight, each by both in turn, of equal sizes the medians of alternating pairs; 95 % intervals.",
+        "`Siglip2VisionModel` with the same inputs, padded to the longest budget. Of mixed sizes the sums over "
+        "batches of eight, each by both in turn, of equal sizes the medians of alternating pairs; 95 % intervals.",
         "",
         *table(
             ("what", "ours, images/s:", "stock, images/s:", "times as fast:", "time, ours / stock"),
