@@ -159,6 +159,8 @@ def leave_out_unused(
 ) -> list[str]:
     """Put fields that the command line has made void, and with `loose` all void ones of the file, to their defaults.
 
+    So are those whose rule is mild, wherever they were set.
+
     Args:
         namespace: all fields.
         names: those that somebody set; the ones that are left out are taken away.
@@ -176,7 +178,7 @@ def leave_out_unused(
         void = [
             name
             for name, rule in unused.items()
-            if name not in on_line and (loose or not voided.isdisjoint(rule.because.split()))
+            if rule.mild or (name not in on_line and (loose or not voided.isdisjoint(rule.because.split())))
         ]
         if not void:
             name, rule = next(iter(unused.items()))

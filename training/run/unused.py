@@ -27,12 +27,15 @@ class Unused:
         when: this holds of all fields of a recipe,
         because: of the settings with these names,
         why: in words that follow "has no effect".
+        mild: the field only says how something would be done, and transformers' users set it in all of their runs: it
+            is left out with a word, and not refused.
     """
 
     fields: str
     when: Callable[[Any], Any]
     because: str
     why: str
+    mild: bool = False
 
 
 def said(value: Any) -> str:
@@ -250,8 +253,9 @@ RULES = (
         "without gradient_checkpointing",
     ),
     # evaluation
+    Unused("per_device_eval_batch_size", nothing_held_out, HELD_OUT, NO_ROWS, mild=True),
     Unused(
-        "per_device_eval_batch_size eval_contrastive_batch_size eval_accumulation_steps bf16_full_eval fp16_full_eval "
+        "eval_contrastive_batch_size eval_accumulation_steps bf16_full_eval fp16_full_eval "
         "load_best_model_at_end eval_delay eval_steps",
         nothing_held_out,
         HELD_OUT,

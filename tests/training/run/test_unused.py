@@ -193,6 +193,15 @@ def test_what_the_command_line_makes_void_is_left_out_and_said(recipe_file, capl
         parse_recipe(path, ["--max_steps", "4", "--num_train_epochs", "2"])
 
 
+def test_the_size_of_evaluation_batches_is_left_out_and_said_wherever_it_was_set(recipe_file, caplog):
+    """It is in everybody's command lines, whatever the data."""
+    words = ["--dataset", "a-{0..3}.tar", "--max_steps", "4", "--per_device_eval_batch_size", "4"]
+    with caplog.at_level(logging.WARNING):
+        recipe = parse_recipe(recipe_file(), words)
+    assert "per_device_eval_batch_size (without held-out rows" in caplog.text
+    assert "per_device_eval_batch_size" not in recipe.given
+
+
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_bundled_recipes_with_other_data(name, tmp_path):
     recipe = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--dataset", "a.tar", "--max_steps", "9"])
