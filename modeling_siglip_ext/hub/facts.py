@@ -12,6 +12,7 @@ from ..texts import NO_LENGTH, STOCK_TEXT_LENGTH
 
 STOCK_PATCH = 16
 HELD_OUT = "held_out"
+CAPTIONS = "captions.json"
 REMEDY = "save the model again"
 CONFIGS = {
     "siglip": SiglipExtConfig,
@@ -147,7 +148,7 @@ def facts_of(folder: str | Path) -> ModelFacts:
 
 def example_of(folder: str | Path) -> Example:
     """A held-out image of a training run and captions to choose among; otherwise the reader's own image."""
-    listing = Path(folder) / HELD_OUT / "captions.json"
+    listing = Path(folder) / HELD_OUT / CAPTIONS
     if not listing.is_file():
         return Example()
     images = read_json(listing, "remove the folder, or train again")["images"]

@@ -19,7 +19,7 @@ from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.samples import TooManyBadSamples
 from .checkpoint import AtomicCheckpoints
 from .devices import share_of_the_host
-from .run_folder import STATE, check_unused, checkpoint_to_resume
+from .run_folder import STATE, check_unused, checkpoint_to_resume, clear_pictures
 from .run_identity import run_identity
 
 
@@ -55,6 +55,8 @@ class CheckedRun(AtomicCheckpoints):
             self.check_checkpoint(checkpoint)
             check_steps(checkpoint, self.args.max_steps)
         self.check_evaluation()
+        if self.args.should_save and (checkpoint is None or checkpoint.resolve().parent != folder.resolve()):
+            clear_pictures(folder)
         chosen = None if checkpoint is None else str(checkpoint)
         return super().train(chosen, trial, ignore_keys_for_eval)
 

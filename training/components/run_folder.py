@@ -1,22 +1,22 @@
 """The folder of a run: whether it is free for a fresh one, and which checkpoint in it a resumed one continues.
 
 Trainer writes into whatever folder it is given. A fresh run among the checkpoints of another one is later resumed from
-the other's, if that had more steps, and its pictures are published with the new model.
+the other's, if that had more steps, and its pictures are published with the new model. A finished model without
+checkpoints is replaced, as a script that is run again expects.
 """
 
 import re
+import shutil
 from pathlib import Path
 
-from modeling_siglip_ext.hub.facts import HELD_OUT
+from modeling_siglip_ext.hub.facts import CAPTIONS, HELD_OUT
 
 
 STATE = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# What a run leaves beside its checkpoints.
-RESULTS = (
-    "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", STATE, "loss_curve.png",
-    "retrieval.png", HELD_OUT,
-)  # fmt: skip
+ADAPTER = "adapter_model.safetensors"
+# What a run shows of its model.
+PICTURES = ("loss_curve.png", "retrieval.png")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -32,10 +32,10 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def check_unused(folder: Path) -> None:
-    """Check that a fresh run may write into a folder.
+    """Check that a fresh run may write into a folder: a model that lies there is replaced, a run is not joined.
 
     Raises:
-        FileExistsError: it holds checkpoints, or results, of an earlier run.
+        FileExistsError: it holds checkpoints of an earlier run, or an adapter, which would be put on top of a model.
     """
     there = checkpoints(folder)
     if there:
@@ -43,12 +43,19 @@ def check_unused(folder: Path) -> None:
             f"output_dir={str(folder)!r} holds {there[-1].name} of an earlier run: continue that with "
             "--resume_from_checkpoint true, or choose another output_dir, or remove the folder"
         )
-    results = [name for name in RESULTS if (folder / name).exists()]
-    if results:
+    if (folder / ADAPTER).exists():
         raise FileExistsError(
-            f"output_dir={str(folder)!r} holds {results[0]} of an earlier run, which would be mixed with this one's: "
-            "choose another output_dir, or remove the folder"
+            f"output_dir={str(folder)!r} holds {ADAPTER} of an earlier run, which would be mixed with this one's "
+            "model: choose another output_dir, or remove the folder"
         )
+
+
+def clear_pictures(folder: Path) -> None:
+    """Remove what an earlier run left of pictures and held-out samples: with another model they would be published."""
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
+    if (folder / HELD_OUT / CAPTIONS).is_file():  # another folder of this name is the user's
+        shutil.rmtree(folder / HELD_OUT)
 
 
 def checkpoint_to_resume(wanted: str | bool | None, folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ from modeling_siglip_ext.evaluation.pictures.loss_curve import loss_curve
 from modeling_siglip_ext.evaluation.pictures.retrieval_sheet import retrieval_contact_sheet
 from modeling_siglip_ext.files import new_folder, write_json
 from modeling_siglip_ext.hub.card import Card, write_card
-from modeling_siglip_ext.hub.facts import HELD_OUT, example_of, facts_of
+from modeling_siglip_ext.hub.facts import CAPTIONS, HELD_OUT, example_of, facts_of
 from modeling_siglip_ext.hub.results import Figure, Results, today
 from modeling_siglip_ext.images import load_image
 
@@ -95,7 +95,7 @@ def write_samples(images: Sequence[Image.Image], captions: list[str], folder: Pa
     """Some held-out images as PNG, and `captions.json` with their captions and others to choose among."""
     chosen = torch.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().int().tolist()
     labels = {}
-    if (folder / "captions.json").is_file():  # of an earlier run
+    if (folder / CAPTIONS).is_file():  # of an earlier run
         shutil.rmtree(folder)
     elif folder.exists():
         logger.warning("%s is there and not of an earlier run: no held-out images are written", folder)
@@ -105,7 +105,7 @@ def write_samples(images: Sequence[Image.Image], captions: list[str], folder: Pa
             file = f"{number:02d}.png"
             load_image(images[row]).save(draft / file)
             labels[file] = captions[row]
-        write_json(draft / "captions.json", {"images": labels, "captions": captions[:MAX_CAPTIONS]})
+        write_json(draft / CAPTIONS, {"images": labels, "captions": captions[:MAX_CAPTIONS]})
 
 
 def _results(run: Run, metrics: Mapping[str, float], count: int) -> Results:

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from modeling_siglip_ext.training.components.run_folder import RESULTS, check_unused, checkpoint_to_resume, checkpoints
+from modeling_siglip_ext.training.components.run_folder import (
+    check_unused,
+    checkpoint_to_resume,
+    checkpoints,
+    clear_pictures,
+)
 
 
 def checkpoint(run: Path, step: int, *, optimizer: bool = True) -> Path:
@@ -23,12 +28,16 @@ def test_a_fresh_run_needs_a_folder_without_another_run(tmp_path):
     (tmp_path / "checkpoint.partial").mkdir()  # of a run that was killed in its first checkpoint
     (tmp_path / "checkpoint-7").mkdir()  # as another writer leaves it: not whole
     check_unused(tmp_path)
-    for number, name in enumerate(RESULTS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / name).write_text("x")
-        with pytest.raises(FileExistsError, match=f"holds {name} of an earlier run.*another output_dir"):
-            check_unused(folder)
+    (tmp_path / "model.safetensors").write_text("x")  # a finished run, which a script that is run again replaces
+    (tmp_path / "trainer_state.json").write_text("{}")
+    check_unused(tmp_path)
+    adapter = tmp_path / "tuned"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_text("x")
+    with pytest.raises(
+        FileExistsError, match=r"holds adapter_model\.safetensors of an earlier run.*another output_dir"
+    ):
+        check_unused(adapter)
     checkpoint(tmp_path, 8)
     with pytest.raises(FileExistsError, match=r"holds checkpoint-8 of an earlier run.*--resume_from_checkpoint true"):
         check_unused(tmp_path)
@@ -65,11 +74,18 @@ def test_a_named_checkpoint(tmp_path):
     checkpoint(other, 8)
     with pytest.raises(ValueError, match="is of another run than checkpoint-8"):
         checkpoint_to_resume(str(there), other)
-    used = tmp_path / "used"
-    used.mkdir()
-    (used / "model.safetensors").write_text("x")
-    with pytest.raises(FileExistsError, match=r"holds model\.safetensors of an earlier run"):
-        checkpoint_to_resume(str(there), used)
     bare = checkpoint(tmp_path / "bare", 1, optimizer=False)
     with pytest.raises(FileNotFoundError, match="no state of the optimiser"):
         checkpoint_to_resume(str(bare), tmp_path / "new")
+
+
+def test_pictures_of_an_earlier_run_go_and_folders_of_the_user_stay(tmp_path):
+    for name in ("loss_curve.png", "retrieval.png", "held_out/captions.json", "held_out/0.png", "mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    clear_pictures(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out/photo.jpg").write_text("mine")
+    clear_pictures(tmp_path)
+    assert (tmp_path / "held_out/photo.jpg").is_file()
