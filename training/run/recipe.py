@@ -176,7 +176,7 @@ def leave_out_unused(
         void = [
             name
             for name, rule in unused.items()
-            if name not in on_line and (loose or not voided.isdisjoint(rule.because.split()))
+            if rule.harmless or (name not in on_line and (loose or not voided.isdisjoint(rule.because.split())))
         ]
         if not void:
             name, rule = next(iter(unused.items()))
