@@ -53,7 +53,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
         False, "Let DDP search for unused parameters at every step; both towers use theirs."
     )
     lr_scheduler_type: str = option("cosine", "Learning-rate schedule (P1: cosine to 0).")
-    optim: OptimizerNames | str = field(
+    optim: str = field(  # no OptimizerNames: a command line would take no other name
         default=TrainingArguments.optim,
         metadata={
             "help": "scaling_vit_adafactor (SigLIP's, a quarter of AdamW's state), adamw, adamw_bf16 (first moment in "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -27,6 +27,8 @@ from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
 from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
+from .data.collator import ImageTextCollator
+from .data.dataset import CaptionedRows
 from .data.grouped_sampler import GroupedSampler
 from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
 from .data.pixels import normalized
@@ -79,7 +81,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         args: `SiglipExtTrainingArguments`, whose defaults the above relies on.
         objectives: what else to train for, {name: (objective, weight)}; its parameters are trained and kept in
             checkpoints, but are no part of the saved model.
-        kwargs: as for `transformers.Trainer`, except `compute_loss_func`, which is refused.
+        kwargs: as for `transformers.Trainer`, except `compute_loss_func`, which is refused. `data_collator` is an
+            `ImageTextCollator` of `processing_class` unless given, for the datasets here.
 
     Raises:
         TypeError: if `args` or `model` lacks what the loss needs.
@@ -131,6 +134,12 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
 
+        processor = kwargs.get("processing_class")
+        if kwargs.get("data_collator") is None and isinstance(processor, ProcessorMixin):
+            given = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+            if any(isinstance(data, (CaptionedRows, ImageTextStream)) for data in given):
+                kwargs["data_collator"] = ImageTextCollator(processor)
+
         beside = trained_beside(model, objectives) if objectives else None
         if any(objective.starts_at > 0 for objective, _ in (objectives or {}).values()):
             args.ddp_find_unused_parameters = True  # until it joins an objective has parameters without gradients
@@ -140,8 +149,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
         core = core_model(self.model)
         prepare_adapter(getattr(beside, "model", self.model), saves=args.save_strategy != SaveStrategy.NO)
-        self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
         self._contrastive = Contrastive(lambda: core_model(self.model))
+        self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
         weights = {name: weight for name, (_, weight) in (objectives or {}).items()}
         self._beside = {name: Weighted(FromForward(name), weight) for name, weight in weights.items()}
         self.loss_name = self._contrastive.name

@@ -86,11 +86,13 @@ class CaptionDecoderConfig:
             raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the text tower {text.vocab_size}")
         # SigLIP pads with the end token, which is a word here; row 0 of its vocabulary is a padding token in disuse
         pad = tokenizer.pad_token_id
+        if num_hidden_layers is None:
+            num_hidden_layers = max(1, text.num_hidden_layers // 2)
         sizes: dict[str, Any] = {
             "vocab_size": text.vocab_size,
             "hidden_size": tower_width(text),
             "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": num_hidden_layers or max(1, text.num_hidden_layers // 2),
+            "num_hidden_layers": num_hidden_layers,
             "num_attention_heads": text.num_attention_heads,
             "encoder_hidden_size": tower_width(config.vision_config),
             "max_length": min(MOST_TOKENS, text.max_position_embeddings),

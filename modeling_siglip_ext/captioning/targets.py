@@ -93,7 +93,7 @@ class TargetWriter:
         if room < 1:
             raise ValueError(
                 f"a box has {len(before or after)} tokens of this tokenizer, too many for a decoder of max_length "
-                f"{self.config.max_length}"
+                f"{self.config.max_length}: raise max_length, or leave the tasks with boxes out"
             )
         return Target([*prefix, *before, *words[:room], *after, self.config.eos_token_id], len(prefix))
 

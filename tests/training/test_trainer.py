@@ -120,6 +120,22 @@ def test_a_model_without_loss_head_is_refused(our_model, arguments, rows, proces
         make_trainer(our_model.text_model, arguments(), rows, processor)
 
 
+def test_a_model_with_one_tower_is_called_one(our_model, arguments, rows, processor):
+    with pytest.raises(TypeError, match="SiglipExtTextModel has no logit_scale and no logit_bias"):
+        make_trainer(our_model.text_model, arguments(), rows, processor)
+    our_model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^requires_grad=False on the model's parameters leaves nothing to train"):
+        make_trainer(our_model, arguments(), rows, processor)
+
+
+def test_a_collator_follows_from_the_processor(our_model, arguments, rows, processor):
+    data = ImageTextDataset(rows, caption_column="caption")
+    trainer = SiglipExtTrainer(model=our_model, args=arguments(), train_dataset=data, processing_class=processor)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].shape == (8, 3, 16, 16)
+    assert torch.equal(batch["input_ids"][0] != 0, batch["input_ids"][0] != processor.tokenizer.pad_token_id)
+
+
 def test_loss_is_that_of_the_paper(any_model, arguments, rows, processor):
     trainer = make_trainer(any_model, arguments(), rows, processor)
     any_model.train()

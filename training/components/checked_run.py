@@ -20,7 +20,7 @@ from ..data.samples import TooManyBadSamples
 from .checkpoint import AtomicCheckpoints
 from .devices import share_of_the_host
 from .run_folder import STATE, check_unused, checkpoint_to_resume, clear_pictures
-from .run_identity import run_identity
+from .run_identity import Identity, run_identity
 
 
 # Of every evaluation, whatever `compute_metrics` gives.
@@ -49,8 +49,8 @@ class CheckedRun(AtomicCheckpoints):
         checkpoint = checkpoint_to_resume(wanted, folder)
         if checkpoint is None:
             check_unused(folder)
-        tokenizer = getattr(self.processing_class, "tokenizer", None)
-        self.identity = run_identity(self.model, self.loss_name, self.args, self.train_dataset, tokenizer)
+        data = self.train_dataset, getattr(self.processing_class, "tokenizer", None), self.data_collator
+        self.identity = run_identity(self.model, self.loss_name, self.args, *data) | self.about_objectives()
         if checkpoint is not None:
             self.check_checkpoint(checkpoint)
             check_steps(checkpoint, self.args.max_steps)
@@ -59,6 +59,10 @@ class CheckedRun(AtomicCheckpoints):
             clear_pictures(folder)
         chosen = None if checkpoint is None else str(checkpoint)
         return super().train(chosen, trial, ignore_keys_for_eval)
+
+    def about_objectives(self) -> Identity:
+        """What else is trained for, as a part of the run's identity."""
+        return {}
 
     def check_evaluation(self) -> None:
         """Read the evaluation data once, and check the metric that chooses the best model.

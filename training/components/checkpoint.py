@@ -9,12 +9,15 @@ like any other. Here it is written into `checkpoint.partial/` and renamed when e
 
 import hashlib
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_siglip_ext.files import put_in_place, read_json, write_json
@@ -23,12 +26,14 @@ from modeling_siglip_ext.sentence_embedding import save_settings
 from .card import output_folder
 from .ema import WeightAverage
 from .hub import HubPushes
+from .run_folder import STATE
 from .run_identity import Identity, check_same_run
 from .towers import core_model
 
 
 PARTIAL = "checkpoint.partial"
 PROCESSES, RUN = "processes", "run"
+REMEDY = "copy the checkpoint again, or name an earlier one in resume_from_checkpoint"
 
 
 class Progress(Protocol):
@@ -68,8 +73,9 @@ class AtomicCheckpoints(HubPushes):
         """
         Raises:
             FileNotFoundError: another Trainer wrote it, or a part is missing.
-            ValueError: it is of another run.
+            ValueError: it is of another run, or a part is damaged.
         """
+        check_parts(checkpoint)
         (first, *_) = read_progress(checkpoint, self.args.process_index, self.args.world_size)
         check_same_run(checkpoint, first[RUN], self.identity)
 
@@ -185,6 +191,28 @@ class AtomicCheckpoints(HubPushes):
 
 def progress_file(folder: Path, process: int) -> Path:
     return folder / f"progress_{process}.json"
+
+
+def check_parts(checkpoint: Path) -> None:
+    """Check that what Trainer wrote is all there and whole: where the schedule is missing, it would pass over the
+    optimiser's state in silence.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+        ValueError: a part is damaged.
+    """
+    read_json(checkpoint / STATE, REMEDY)
+    if (checkpoint / OPTIMIZER_NAME).is_file() and not (checkpoint / SCHEDULER_NAME).is_file():
+        raise FileNotFoundError(f"{checkpoint / SCHEDULER_NAME} is missing: {REMEDY}")
+    for path in sorted(checkpoint.iterdir()):
+        if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is damaged (cut off, or no file of torch): {REMEDY}")
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}): {REMEDY}") from error
 
 
 def read_progress(checkpoint: Path, process: int, processes: int) -> list[dict]:

@@ -35,7 +35,12 @@ Identity = dict[str, str | int | float | list | None]
 
 
 def run_identity(
-    model: nn.Module, loss: str, args: SiglipExtTrainingArguments, data: Any, tokenizer: Any = None
+    model: nn.Module,
+    loss: str,
+    args: SiglipExtTrainingArguments,
+    data: Any,
+    tokenizer: Any = None,
+    collator: Any = None,
 ) -> Identity:
     """The description of a run, in terms of JSON.
 
@@ -44,6 +49,7 @@ def run_identity(
         loss: name of its loss.
         data: the training data.
         tokenizer: if there is one; it goes in as what it makes of some captions.
+        collator: says, as the data may, which rows belong together.
     """
     core = core_model(model)
     shapes = [f"{name} {tuple(parameter.shape)}" for name, parameter in core.named_parameters()]
@@ -51,7 +57,7 @@ def run_identity(
     for name in SETTINGS:
         value = getattr(args, name)
         identity[name] = getattr(value, "value", value)
-    identity |= _data_identity(data, args) | _tokens(data, tokenizer)
+    identity |= _data_identity(data, args) | _pairs(data, collator) | _tokens(data, tokenizer)
     # The first difference is told, and a new tokenizer and its embeddings follow from other data.
     parameters = sum(parameter.numel() for parameter in core.parameters())
     return identity | {"parameters": parameters, "model": _digest(shapes)}
@@ -114,6 +120,16 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
         chosen = torch.linspace(0, len(data) - 1, min(PROBES, len(data))).round().int().tolist()
         identity["images"] = _digest(data.embeddings[data.places[index]].numpy().tobytes() for index in chosen)
     return identity
+
+
+def _pairs(data: Any, collator: Any) -> Identity:
+    while hasattr(collator, "collator"):  # of one that adds to another's batches
+        collator = collator.collator
+    found = {
+        "pair_column": getattr(data, "pair_column", None) or getattr(collator, "pair_column", None),
+        "equal_captions_match": getattr(collator, "equal_captions_match", None),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _tokens(data: Any, tokenizer: Any) -> Identity:

@@ -82,5 +82,6 @@ def lock_towers(model: nn.Module, towers: Sequence[str]) -> list[nn.Module]:
     for module in locked:
         module.requires_grad_(False).eval()
     if all(part_of(name) == HEAD for name, parameter in model.named_parameters() if parameter.requires_grad):
-        raise ValueError(f"lock_towers={list(towers)} leaves nothing to train but the temperature and the bias")
+        what = f"lock_towers={list(towers)}" if towers else "requires_grad=False on the model's parameters"
+        raise ValueError(f"{what} leaves nothing to train but the temperature and the bias")
     return locked

@@ -18,7 +18,7 @@ from modeling_siglip_ext.encoding import ahead
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import undecoded
 
-from .folder import check_columns
+from .folder import check_columns, check_map_style
 from .pixels import fixed_size, resized_uint8
 from .regions import as_regions
 from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
@@ -51,6 +51,7 @@ class CaptionedRows(torch.utils.data.Dataset):
         for setting, column in (("pair_column", pair_column), ("region_column", region_column)):
             if column is not None:
                 check_columns(dataset.column_names, setting, [column])
+        self.pair_column = pair_column
         self._pairs = None if pair_column is None else dataset[pair_column]
         self._regions = None if region_column is None else dataset[region_column]
         self.seed = seed
@@ -134,6 +135,7 @@ class ImageTextDataset(CaptionedRows):
         called, numbers: what an example is called where it is left out; see `CaptionedRows`.
 
     Raises:
+        TypeError: `dataset` is no map-style dataset of `datasets`.
         ValueError: for columns that are not there.
         TooManyBadSamples: a ValueError that lists the bad examples.
     """
@@ -156,6 +158,7 @@ class ImageTextDataset(CaptionedRows):
         called: str = "example",
         numbers: Sequence[int] | None = None,
     ):
+        check_map_style(dataset)
         check_columns(dataset.column_names, "image_column", [image_column])
         if shuffle_captions and pair_column is not None:
             raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from modeling_siglip_ext.evaluation.data.image_folder import metadata_files, read_folder
 
@@ -21,6 +22,26 @@ def check_columns(present: Iterable[str], setting: str, columns: Iterable[str]) 
                 f"{setting}={column!r}: the dataset has no such column. It has: {', '.join(map(repr, present))}. "
                 f"Set {setting} to one of them."
             )
+
+
+def check_map_style(rows: Any) -> None:
+    """Check that rows are those of a `datasets.Dataset`, and say how they become so.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    if isinstance(rows, Dataset):
+        return
+    what = f"a {type(rows).__name__}"
+    if isinstance(rows, (DatasetDict, IterableDatasetDict)):
+        remedy = f"choose one of its splits: {', '.join(map(repr, rows))}"
+    elif isinstance(rows, IterableDataset):
+        what, remedy = "a stream", "give it to ImageTextStream"
+    elif isinstance(rows, (str, Path)):
+        remedy = "read a folder with load_image_folder, other files with datasets.load_dataset"
+    else:
+        remedy = "make one with datasets.Dataset.from_list or from_dict"
+    raise TypeError(f"ImageTextDataset takes a datasets.Dataset, got {what}: {remedy}")
 
 
 def load_image_folder(folder: str | Path) -> Dataset:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Protocol
 
+from datasets import Dataset
 from datasets import IterableDataset as HubIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import BaseImageProcessor
@@ -67,6 +68,9 @@ class ImageTextStream(IterableDataset):
         seed: of buffer and captions.
         pair_column, region_column: names of pair ids and of regions in a row; see `ImageTextDataset`.
 
+    Raises:
+        TypeError: the source is none.
+
     Example:
         stream = ImageTextStream(TarShards("shards/train-{0000..0127}.tar"), image_processor=processor.image_processor)
     """
@@ -86,6 +90,14 @@ class ImageTextStream(IterableDataset):
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer must be at least 1, got {shuffle_buffer}")
         self.source = HubSource(source, image_column) if isinstance(source, HubIterable) else source
+        if not callable(getattr(self.source, "rows", None)):
+            remedy = "choose one of its splits, or read shards with TarShards"
+            if isinstance(source, Dataset):
+                remedy = "it has an index, so give it to ImageTextDataset"
+            raise TypeError(
+                "ImageTextStream takes a streaming dataset of datasets or a source such as TarShards, got a "
+                f"{type(source).__name__}: {remedy}"
+            )
         self.image_column = image_column
         self.caption_columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         self.image_processor = image_processor if fixed_size(image_processor) else None

@@ -2,16 +2,19 @@
 nothing else; what trains beside it stands in `objectives.safetensors`, by name.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..components.checked_run import CheckedRun
-from .model import ObjectiveModel
+from ..components.run_identity import Identity
+from . import Weighted
+from .model import ObjectiveModel, TrainedObjective
 
 
 FILE = "objectives.safetensors"
@@ -19,6 +22,9 @@ FILE = "objectives.safetensors"
 
 class ObjectiveCheckpoints(CheckedRun):
     """The part of `SiglipExtTrainer` that keeps objectives out of the model's files and in its checkpoints."""
+
+    _beside: Mapping[str, Weighted] = {}
+    """The objectives beside the contrastive one, by name."""
 
     @property
     def parts(self) -> nn.ModuleDict:
@@ -29,6 +35,11 @@ class ObjectiveCheckpoints(CheckedRun):
     def active_parts(self) -> tuple[str, ...]:
         """Names of those that are computed now."""
         return self.model.active if isinstance(self.model, ObjectiveModel) else ()
+
+    def about_objectives(self) -> Identity:
+        weights = {f"weight of {name}": one.weight for name, one in self._beside.items()}
+        later = {name: float(cast(TrainedObjective, part).starts_at) for name, part in self.parts.items()}
+        return weights | {f"starts_at of {name}": share for name, share in later.items() if share}
 
     @contextmanager
     def _dual_model(self) -> Generator[None]:

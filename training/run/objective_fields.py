@@ -3,7 +3,9 @@
 import difflib
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+
+from modeling_siglip_ext.captioning import CaptionDecoderConfig
 
 from ..data.locca import CaptionTasks
 from ..objectives.captioning import CaptionLossSettings
@@ -18,6 +20,8 @@ CONTRASTIVE, CAPTIONING = "contrastive", "captioning"
 OBJECTIVES = (CONTRASTIVE, CAPTIONING, *KINDS)
 DECODER = ("num_hidden_layers", "max_length", "dropout")
 STARTS_AT = "starts_at"
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
+PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 def names_of(*kinds: Any) -> list[str]:
@@ -25,9 +29,16 @@ def names_of(*kinds: Any) -> list[str]:
     return [one.name for kind in kinds for one in fields(kind) if one.default is not MISSING]
 
 
+def types_of(*kinds: Any) -> dict[str, Any]:
+    """The types of `names_of`."""
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    return {name: hints[name] for name in names_of(*kinds)}
+
+
+DECODER_TYPES = get_type_hints(CaptionDecoderConfig)
 SETTINGS = {
-    "captioning": [*DECODER, *names_of(CaptionTasks, CaptionLossSettings)],
-    "self_distillation": [STARTS_AT, *names_of(MatchingSettings, ViewSettings, MaskSettings)],
+    "captioning": {name: DECODER_TYPES[name] for name in DECODER} | types_of(CaptionTasks, CaptionLossSettings),
+    "self_distillation": {STARTS_AT: float} | types_of(MatchingSettings, ViewSettings, MaskSettings),
 }
 
 
@@ -70,8 +81,10 @@ class ObjectiveArguments:
         for setting, known in SETTINGS.items():
             given = as_mapping(setting, getattr(self, setting))
             setattr(self, setting, given)
-            for name in given or {}:
+            for name, value in (given or {}).items():
                 check_name(setting, name, known)
+                if not is_of(value, known[name]):
+                    raise ValueError(f"{setting}.{name} must be {in_words(known[name])}, got {value!r}")
 
     def weights(self) -> dict[str, float]:
         """Of the objectives beside the contrastive one that count."""
@@ -92,3 +105,28 @@ def check_name(setting: str, name: str, known: Collection[str]) -> None:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"{setting}: unknown name {name!r}; {hint}")
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of YAML or JSON is of the type of a setting; a list where that is a tuple."""
+    parts = get_args(kind)
+    if get_origin(kind) is tuple:
+        some = isinstance(value, (list, tuple))
+        length = some and (parts[-1] is Ellipsis or len(value) == len(parts))
+        return length and all(is_of(one, parts[0]) for one in value)
+    if parts:
+        return any(is_of(value, part) for part in parts)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind) and value == value  # NaN is no number
+
+
+def in_words(kind: Any) -> str:
+    """What a setting of this type takes."""
+    parts = get_args(kind)
+    if get_origin(kind) is tuple:
+        count = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        return f"a list of {count}{PLURAL[parts[0]]}"
+    if parts:
+        return " or ".join(in_words(part) for part in parts)
+    return WORDS[kind]

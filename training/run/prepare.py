@@ -10,6 +10,8 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from modeling_siglip_ext.evaluation.data.image_folder import metadata_files
+
 from ..components.card import output_folder
 from ..components.checked_run import check_metric
 from ..components.progress import ReadableProgress
@@ -18,6 +20,7 @@ from ..data.collator import ImageTextCollator
 from ..data.dataset import CaptionedRows
 from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
+from .fields import BUNDLED
 from .held_out import HeldOutMetrics, metric_names
 from .models import build_model, refuse_naflex, text_length
 from .objectives import build_beside
@@ -106,11 +109,32 @@ def check_folder(recipe: Recipe) -> None:
     """
     Raises:
         OSError: the output folder is another run's, or there is no checkpoint to resume.
-        ValueError: the checkpoint is another run's.
+        ValueError: the checkpoint is another run's, or the output folder lies in that of the data.
     """
     folder = output_folder(recipe.training)
     if checkpoint_to_resume(recipe.training.resume_from_checkpoint, folder) is None:
         check_unused(folder)
+        if recipe.data.dataset != BUNDLED:
+            check_apart(folder, Path(recipe.data.dataset))
+
+
+def check_apart(folder: Path, dataset: Path) -> None:
+    """Check that a run does not write among its data, where its pictures would be examples of the next one.
+
+    Where a table names the images, or `save_to_disk` wrote the folder, nothing else in it is read.
+
+    Raises:
+        ValueError: it would.
+    """
+    data = dataset.expanduser()
+    if not data.is_dir() or not folder.resolve().is_relative_to(data.resolve()):
+        return
+    saved = any((data / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if not saved and not metadata_files(data):
+        raise ValueError(
+            f"output_dir={str(folder)!r} lies in the dataset {str(data)!r}, where the pictures of this run would be "
+            "taken for data: choose a folder beside it"
+        )
 
 
 def check_rows(recipe: Recipe, rows: Rows) -> None:
@@ -126,8 +150,8 @@ def check_rows(recipe: Recipe, rows: Rows) -> None:
         strategy = IntervalStrategy(args.eval_strategy).value
         setting = "eval_on_start" if strategy == "no" else f"eval_strategy={strategy}"
         raise ValueError(
-            f"{setting} needs held-out rows, and there are none: a stream or shards have none by themselves (set "
-            "eval_split), other data need eval_fraction above 0. Or set eval_strategy no"
+            f"{setting} needs held-out rows, and there are none: a stream has none by itself (set "
+            "eval_split), shards have none at all, other data need eval_fraction above 0. Or set eval_strategy no"
         )
     if rows.held_out is not None:
         check_metric(args, metric_names(rows.about.tasks(rows.held_out)))

@@ -159,7 +159,7 @@ def leave_out_unused(
 ) -> list[str]:
     """Put fields that the command line has made void, and with `loose` all void ones of the file, to their defaults.
 
-    So are those whose rule is mild, wherever they were set.
+    So are those whose rule calls them harmless, wherever they were set.
 
     Args:
         namespace: all fields.
@@ -178,7 +178,7 @@ def leave_out_unused(
         void = [
             name
             for name, rule in unused.items()
-            if rule.mild or (name not in on_line and (loose or not voided.isdisjoint(rule.because.split())))
+            if rule.harmless or (name not in on_line and (loose or not voided.isdisjoint(rule.because.split())))
         ]
         if not void:
             name, rule = next(iter(unused.items()))

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def write_run_report(run: Run, metrics: Mapping[str, float], embeddings: tuple[n
         pictures=pictures,
         measured=measured,
         training=training_text(trainer.trained(), len(rows.train) if isinstance(rows.train, Dataset) else None),
-        recipe=_recipe_text(run.recipe),
+        recipe=text_of_recipe(run.recipe),
     )
     write_card(folder, card)
 
@@ -163,14 +164,23 @@ def _summary(run: Run) -> str:
     ).rstrip()
 
 
-def _recipe_text(recipe: Recipe) -> str:
+def text_of_recipe(recipe: Recipe) -> str:
     """The recipe with its overrides as YAML, without paths of this machine and tokens."""
     private = ("output_dir", "hub_token", "resume_from_checkpoint")
-    shown = {name: getattr(value, "value", value) for name, value in recipe.given.items() if name not in private}
+    shown = {name: _plain(value) for name, value in recipe.given.items() if name not in private}
     for name in ("dataset", "model_name_or_path", "vision_name_or_path", "text_name_or_path", "image_embeddings"):
         if shown.get(name) is not None:
             shown[name] = _shown(shown[name])
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML can hold it: of a member of an enumeration, its value."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return getattr(value, "value", value)
 
 
 def _shown(name: str) -> str:

@@ -1,7 +1,8 @@
 """Settings without effect: for each field of a recipe that can have none, when that is so.
 
-A field that somebody gives and nothing reads is refused. Those of a bundled recipe, and those of a file that the
-command line has made void, are left out and named instead: a recipe is written for one kind of data and start.
+A field that somebody gives and nothing reads is refused. Those of a bundled recipe, those of a file that the command
+line has made void, and those that only decide the speed are left out and named instead: a recipe, or a habit, is for
+one kind of data and start.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,15 +28,14 @@ class Unused:
         when: this holds of all fields of a recipe,
         because: of the settings with these names,
         why: in words that follow "has no effect".
-        mild: the field only says how something would be done, and transformers' users set it in all of their runs: it
-            is left out with a word, and not refused.
+        harmless: they decide how fast something is, and not what comes out: left out and named wherever they stand.
     """
 
     fields: str
     when: Callable[[Any], Any]
     because: str
     why: str
-    mild: bool = False
+    harmless: bool = False
 
 
 def said(value: Any) -> str:
@@ -253,10 +253,9 @@ RULES = (
         "without gradient_checkpointing",
     ),
     # evaluation
-    Unused("per_device_eval_batch_size", nothing_held_out, HELD_OUT, NO_ROWS, mild=True),
+    Unused("per_device_eval_batch_size eval_accumulation_steps", nothing_held_out, HELD_OUT, NO_ROWS, harmless=True),
     Unused(
-        "eval_contrastive_batch_size eval_accumulation_steps bf16_full_eval fp16_full_eval "
-        "load_best_model_at_end eval_delay eval_steps",
+        "eval_contrastive_batch_size bf16_full_eval fp16_full_eval load_best_model_at_end eval_delay eval_steps",
         nothing_held_out,
         HELD_OUT,
         NO_ROWS,
@@ -266,12 +265,21 @@ RULES = (
     Unused(
         "metric_for_best_model greater_is_better",
         lambda n: (
-            not n.load_best_model_at_end
+            is_none("lr_scheduler_type", "reduce_lr_on_plateau", "greedy")(n)
+            and (is_any("eval_strategy", "no")(n) or is_any("save_strategy", "no")(n))
+        ),
+        "lr_scheduler_type eval_strategy save_strategy",
+        "without evaluations and checkpoints in training, the best of which is kept",
+    ),
+    Unused(
+        "greater_is_better",
+        lambda n: (
+            not (n.metric_for_best_model or n.load_best_model_at_end)
             and is_none("save_strategy", "best")(n)
             and is_none("lr_scheduler_type", "reduce_lr_on_plateau", "greedy")(n)
         ),
-        "load_best_model_at_end save_strategy lr_scheduler_type",
-        "without load_best_model_at_end",
+        "metric_for_best_model load_best_model_at_end save_strategy lr_scheduler_type",
+        "without metric_for_best_model",
     ),
     # checkpoints, logs, the Hub
     Unused("save_steps", is_none("save_strategy", "steps"), "save_strategy", "without save_strategy=steps"),

@@ -17,13 +17,15 @@ BROKEN = {"bytes": b"not an image", "path": "broken.jpg"}
 
 @pytest.fixture
 def make(our_model, arguments, rows, processor):
-    def build(evaluation=None, compute_metrics=None, train=None, **changes) -> SiglipExtTrainer:
+    def build(
+        evaluation=None, compute_metrics=None, train=None, equal_captions_match=False, **changes
+    ) -> SiglipExtTrainer:
         return SiglipExtTrainer(
             model=our_model,
             args=arguments(**changes),
             train_dataset=ImageTextDataset(rows) if train is None else train,
             eval_dataset=evaluation,
-            data_collator=ImageTextCollator(processor),
+            data_collator=ImageTextCollator(processor, equal_captions_match=equal_captions_match),
             processing_class=processor,
             compute_metrics=compute_metrics,
         )
@@ -161,9 +163,27 @@ def test_a_checkpoint_of_another_run(make, rows):
         ({"train": ImageTextDataset(rows.select(range(12)))}, "rows is 16 there and 12 here"),
         ({"train": ImageTextDataset(rows, caption_column="captions")}, "its training captions are others"),
         ({"train": ImageTextDataset(rows, shuffle_captions=True)}, "its training captions are others"),
+        ({"train": ImageTextDataset(rows, pair_column="caption")}, "pair_column is None there and 'caption' here"),
+        ({"equal_captions_match": True}, "equal_captions_match is None there and True here"),
     ):
         with pytest.raises(ValueError, match=f"checkpoint-4 is .*{reason}"):
             make(**CHECKPOINTS | changes).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors"]
+)
+def test_a_checkpoint_that_is_not_whole(make, name):
+    make(max_steps=1, save_strategy="steps", save_steps=1).train()
+    trainer = make()
+    path = Path(trainer.args.output_dir) / "checkpoint-1" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*an earlier one in resume_from_checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    if name == "scheduler.pt":
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"scheduler\.pt is missing"):
+            trainer.train(resume_from_checkpoint=True)
 
 
 def test_a_checkpoint_of_another_model(make, our_model):

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, load_image_folder
+from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, ImageTextStream, load_image_folder
 
 
 @pytest.mark.parametrize("cache_gib", [0, 1])
@@ -46,6 +46,20 @@ def test_missing_columns_are_reported_with_those_present(rows, processor):
         ImageTextDataset(rows, image_column="picture")
     with pytest.raises(ValueError, match=r"caption_column='caption'.*'image', 'name'"):
         ImageTextCollator(processor)([{"image": rows[0]["image"], "name": "red"}])
+
+
+def test_what_is_no_map_style_dataset_is_refused_with_the_way_to_one(rows):
+    for wrong, remedy in (
+        (DatasetDict(train=rows, test=rows), "a DatasetDict: choose one of its splits: 'train', 'test'"),
+        (rows.to_iterable_dataset(), "a stream: give it to ImageTextStream"),
+        ("my-images", "a str: read a folder with load_image_folder"),
+        (list(rows), "a list: make one with datasets.Dataset.from_list"),
+    ):
+        with pytest.raises(TypeError, match=f"takes a datasets.Dataset, got {remedy}"):
+            ImageTextDataset(wrong)
+    for wrong, remedy in ((rows, "give it to ImageTextDataset"), ("a.tar", "TarShards")):
+        with pytest.raises(TypeError, match=f"^ImageTextStream takes a streaming dataset .*{remedy}"):
+            ImageTextStream(wrong)
 
 
 @pytest.mark.parametrize("caption", ["", "  ", None, [], [""]])

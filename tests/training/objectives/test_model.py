@@ -136,8 +136,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, our_model, tmp_path, size)
 def test_a_checkpoint_of_other_objectives_is_refused(make, our_model, tmp_path):
     make(our_model, max_steps=1, save_strategy="steps", save_steps=1).train()
     checkpoint = str(tmp_path / "run/checkpoint-1")
-    with pytest.raises(ValueError, match="other objectives"):
+    with pytest.raises(ValueError, match=r"weight of brightness is 0\.3 there and None here"):
         make(our_model, weight=None).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"weight of brightness is 0\.3 there and 7\.0 here"):
+        make(our_model, weight=7.0).train(resume_from_checkpoint=checkpoint)
     other = Brightness(32)
     other.map = nn.Linear(32, 1, bias=False)
     with pytest.raises(ValueError, match=r"brightness\.map\.bias"):

@@ -96,6 +96,23 @@ def test_boxes_come_with_their_column(make):
         ({"objectives": {"captioning": "much"}}, "objectives.captioning must be a weight"),
         ({"objectives": {"contrastive": 2.0, "masking": 1.0}}, "objectives.contrastive is 1"),
         ({"objectives": {"captioning": 1.0}, "captioning": {"layers": 2}}, "captioning: unknown name 'layers'"),
+        (
+            {"objectives": {"masking": 1.0}, "self_distillation": {"starts_at": "80%"}},
+            "self_distillation.starts_at must be a number, got '80%'",
+        ),
+        (
+            {"objectives": {"masking": 1.0}, "self_distillation": {"global_area": [0.4]}},
+            r"self_distillation.global_area must be a list of 2 numbers, got \[0.4\]",
+        ),
+        (
+            {"objectives": {"captioning": 1.0}, "captioning": {"num_hidden_layers": 1.5}},
+            "captioning.num_hidden_layers must be a whole number, got 1.5",
+        ),
+        ({"objectives": {"captioning": 1.0}, "captioning": {"num_hidden_layers": 0}}, "must be at least 1, got 0"),
+        (
+            {"objectives": {"captioning": 1.0}, "captioning": {"task_weights": 1}},
+            "captioning.task_weights must be a list of numbers or none, got 1",
+        ),
         ({"objectives": {"masking": 1.0}, "self_distillation": {"ratio": 0.0}}, "ratio must hide a patch"),
         ({"objectives": {"masking": 1.0}, "lock_towers": ["vision"]}, "masking"),
         ({"objectives": {"captioning": 1.0}, "region_column": "boxes"}, "region_column"),

@@ -86,6 +86,21 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
     return words[0], words[1:]
 
 
+def test_a_run_does_not_write_among_its_data(command, images, rows, refused, monkeypatch):
+    for folder in (images, images / "out"):
+        refused(command("--output_dir", str(folder)), "lies in the dataset .*: choose a folder beside it")
+    monkeypatch.chdir(images)
+    refused(command("--dataset", ".", "--output_dir", "out"), "lies in the dataset '.*'")
+    assert not (images / "out").exists()
+    (images / "metadata.csv").write_text(
+        "file_name,caption\n" + "".join(f"{n:02d}.png,a red {n}\n" for n in range(16))
+    )
+    assert main(command("--dataset", ".", "--output_dir", "out", "--max_steps", "1", "--save_strategy", "no")) == 0
+    rows.save_to_disk("saved")
+    words = command("--dataset", "saved", "--output_dir", "saved/out")
+    assert prepare(parse_recipe(words[0], words[1:])).folder.name == "out"
+
+
 @pytest.mark.parametrize("more", [(), ("--eval_strategy", "no", "--save_strategy", "no")])
 def test_training_ends_with_a_saved_model(command, broken, tmp_path, more):
     """With the pixels uncached, evaluating after each epoch or only at the end."""

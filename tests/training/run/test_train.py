@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -27,6 +28,7 @@ from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training import SiglipExtTrainer
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.run import report
+from modeling_siglip_ext.training.run.recipe import parse_recipe
 
 
 DEMO = Path(__file__).parents[3] / "training" / "run" / "demo.py"
@@ -116,6 +118,12 @@ def test_the_card(trained, folder_of_images):
     assert 0 <= results["image_to_text_recall@1"] <= results["image_to_text_recall@5"] <= 1
     assert str(folder_of_images.parent) not in card.content, "a card names no path of this machine"
     assert "learning_rate: 0.001" in card.content
+
+
+def test_the_card_shows_choices_by_their_names():
+    recipe = parse_recipe("emoji", ["--debug", "underflow_overflow", "--lr_scheduler_type", "linear", "--use_cpu"])
+    shown = yaml.safe_load(report.text_of_recipe(recipe))
+    assert (shown["debug"], shown["lr_scheduler_type"]) == (["underflow_overflow"], "linear")
 
 
 @pytest.mark.parametrize(("strategy", "steps"), [("steps", [2, 3]), ("no", [3])])

@@ -104,7 +104,9 @@ SITUATIONS = [
     ("eval_steps", 5, {"eval_strategy": "epoch"}),
     ("eval_delay", 5, {"eval_strategy": "no"}),
     ("metric_for_best_model", "loss", {}),
+    ("metric_for_best_model", "loss", {"eval_strategy": "epoch", "save_strategy": "no"}),
     ("greater_is_better", True, {}),
+    ("greater_is_better", True, {"eval_strategy": "epoch", "save_strategy": "epoch"}),
     ("save_steps", 5, {"save_strategy": "epoch"}),
     *((name, value, {"save_strategy": "no"}) for name, value in (
         ("save_total_limit", 2), ("save_only_model", True), ("save_on_each_node", True),
@@ -193,13 +195,21 @@ def test_what_the_command_line_makes_void_is_left_out_and_said(recipe_file, capl
         parse_recipe(path, ["--max_steps", "4", "--num_train_epochs", "2"])
 
 
-def test_the_size_of_evaluation_batches_is_left_out_and_said_wherever_it_was_set(recipe_file, caplog):
-    """It is in everybody's command lines, whatever the data."""
-    words = ["--dataset", "a-{0..3}.tar", "--max_steps", "4", "--per_device_eval_batch_size", "4"]
+@pytest.mark.parametrize("by", ["file", "line"])
+def test_what_only_decides_the_speed_is_left_out_and_said(recipe_file, by, caplog):
+    file, words = (
+        ({"per_device_eval_batch_size": 4}, []) if by == "file" else ({}, ["--per_device_eval_batch_size", "4"])
+    )
     with caplog.at_level(logging.WARNING):
-        recipe = parse_recipe(recipe_file(), words)
+        recipe = parse_recipe(recipe_file(**STREAM, **file), words)
     assert "per_device_eval_batch_size (without held-out rows" in caplog.text
     assert "per_device_eval_batch_size" not in recipe.given
+
+
+def test_the_command_line_takes_every_optimizer(recipe_file):
+    assert parse_recipe(recipe_file(), ["--optim", "scaling_vit_adafactor"]).training.optim == "scaling_vit_adafactor"
+    with pytest.raises(ValueError, match="optim='adm': choose from scaling_vit_adafactor"):
+        parse_recipe(recipe_file(), ["--optim", "adm"])
 
 
 @pytest.mark.parametrize("name", bundled_recipes())
