@@ -10,10 +10,11 @@ from modeling_siglip_ext.evaluation.session import Session, Settings
 
 
 NAMES = ["zero-shot", "retrieval", "multilingual-retrieval", "few-shot", "knn", "threshold", "embed", "duplicates"]
-NAMES += ["caption", "locate", "report"]
+NAMES += ["report", "caption", "locate"]
 OPTIONS = [
     *("--dataset", "--config", "--split", "--separator", "--image_column", "--caption_column", "--limit", "--images"),
     *("--texts", "--batch_size", "--workers", "--part_rows", "--sheet", "--threshold", "--embeddings", "--device"),
+    *("--decoder", "--image", "--phrases", "--temperature", "--top_k", "--top_p", "--shown"),
 ]
 ODD = st.sampled_from(
     ["", "nan", "inf", "-1", "0", "1e9", "none", "true", "{", "a/b", "x.csv", "x.tar", ".", "/", "a" * 300]
