@@ -18,7 +18,7 @@ from modeling_siglip_ext.command_line import underscored
 from ..arguments import SiglipExtTrainingArguments
 from .fields import DataArguments, ModelArguments, as_mapping
 from .objective_fields import ObjectiveArguments
-from .unset import is_unset, take_out_unset
+from .unset import check_places, is_unset, take_out_unset
 from .unused import find_unused
 
 
@@ -132,7 +132,8 @@ def parse_recipe(
         check_kind(name, value, name_or_path)
     if change is not None:
         values = change(values)
-    words, unset = take_out_unset(underscored(overrides), OPTIONAL)
+    check_places(words := underscored(overrides))
+    words, unset = take_out_unset(words, OPTIONAL)
     values |= dict.fromkeys([*unset, *(name for name in OPTIONAL & values.keys() if is_unset(values[name]))])
     words, nested = split_nested(words)
     for name, entries in nested.items():

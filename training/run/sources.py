@@ -11,7 +11,7 @@ from .fields import ModelArguments
 
 SOURCES = ("model_name_or_path", "vision_name_or_path", "text_name_or_path", "tokenizer_name_or_path")
 CONFIGURED = SOURCES[:3]
-OF_A_MODEL, OF_A_TOKENIZER = "config.json", "tokenizer_config.json"
+OF_A_MODEL, OF_A_TOKENIZER, OF_AN_ADAPTER = "config.json", "tokenizer_config.json", "adapter_config.json"
 
 
 def check_sources(model: ModelArguments) -> None:
@@ -40,6 +40,11 @@ def is_folder(field: str, name: str, wanted: str) -> bool:
     path = Path(name)
     if path.is_dir():
         if not (path / wanted).is_file() and not (path / OF_A_MODEL).is_file():
+            if (path / OF_AN_ADAPTER).is_file():
+                raise FileNotFoundError(
+                    f"{field}={name!r} is an adapter of PEFT: merge it into its model (merge_and_unload), save that, "
+                    "and begin with it"
+                )
             raise FileNotFoundError(f"{field}={name!r}: the folder has no {wanted}, so it is no saved model")
         return True
     if path.exists():

@@ -5,10 +5,30 @@ from typing import Any
 
 
 WORDS = ("", "none", "null")
+# What a run begins with and where it ends: an empty word is a variable of the shell that nobody set.
+PLACES = (
+    "model_name_or_path", "vision_name_or_path", "text_name_or_path", "tokenizer_name_or_path", "dataset",
+    "image_embeddings", "output_dir",
+)  # fmt: skip
 
 
 def is_unset(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() in WORDS
+
+
+def check_places(words: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: a place is an empty word.
+    """
+    for word, following in zip(words, [*words[1:], "none"]):
+        name, equals, value = word.partition("=")
+        if (
+            name.removeprefix("--") in PLACES
+            and name.startswith("--")
+            and not (value if equals else following).strip()
+        ):
+            raise ValueError(f"{name} is empty: give a value, or none to unset it")
 
 
 def take_out_unset(words: Sequence[str], optional: Collection[str]) -> tuple[list[str], list[str]]:

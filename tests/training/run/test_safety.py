@@ -165,6 +165,9 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text("no JSON")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
     monkeypatch.setattr("modeling_siglip_ext.training.run.prepare.load_rows", unexpected)
     monkeypatch.setattr("modeling_siglip_ext.training.run.sources.AutoConfig.from_pretrained", no_such_model)
     (tmp_path / "file").write_text("x")
@@ -179,6 +182,9 @@ def test_errors_that_come_before_anything_is_loaded(command, images, tmp_path, r
         ((*scratch, str(damaged)), "its configuration cannot be read"),
         ((*scratch, "nosuch"), "model_name_or_path='nosuch' is no folder, and no model of the Hub"),
         (("--tokenizer_name_or_path", str(tmp_path / "none")), "tokenizer_name_or_path=.*there is no such folder"),
+        ((*scratch, ""), "--model_name_or_path is empty: give a value, or none to unset it"),
+        (("--dataset=",), "--dataset is empty"),
+        ((*scratch, str(adapter)), "is an adapter of PEFT: merge it into its model"),
         (("--report_to", "wandbb"), "unknown tracker 'wandbb'"),
         (("--remove_unused_columns", "true"), "remove_unused_columns=True has no meaning here"),
         (("--per_device_train_batch_size", "0"), "per_device_train_batch_size must be at least 1"),
