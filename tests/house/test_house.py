@@ -53,6 +53,7 @@ ARROWS = {
     "training": {
         "data": set(),
         "data.emoji": {"data"},
+        "data.scenes": {"data", "data.emoji"},
         "components.towers": set(),
         "optimizers": {"components.towers"},
         "components.schedule": set(),
@@ -65,7 +66,10 @@ ARROWS = {
             "objectives",
         },
         "recipes": set(),
-        "run": {"data", "data.emoji", "components", "components.towers", "arguments", "optimizers", "recipes", "top"},
+        "run": {
+            *("data", "data.emoji", "data.scenes", "components", "components.towers", "arguments", "optimizers"),
+            *("recipes", "top"),
+        },
         "studies": {"data.emoji", "components", "components.schedule", "optimizers"},
     },
     "conversion": {
