@@ -41,7 +41,7 @@ _NO_THINGS = {
     "wearing turban", "in tuxedo", "middle finger", "cooking", "lipstick", "gem stone", "flag in hole",
 }  # fmt: skip
 # White ones, most of which goes with the white ground.
-_WHITE = {"cook", "volleyball", "baseball", "ice hockey", "hospital", "factory"}
+_WHITE = {"cook", "volleyball", "baseball", "ice hockey", "hospital", "factory", "skis"}
 # Names with these would read like what captions say of places.
 _PLACES = ("left", "right")
 

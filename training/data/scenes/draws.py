@@ -1,4 +1,4 @@
-"""Random numbers that follow from (seed, what for, index) by whole-number arithmetic: the same everywhere.
+"""Random numbers that follow from (key, what for, index) by whole-number arithmetic: the same everywhere.
 
 No generator is carried along, so any scene can be drawn without those before it, and many at once. NumPy may change
 its distributions from one version to the next; these do not.
@@ -15,12 +15,15 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 class Draws:
     """
     Args:
-        seed: with the same one all draws are the same.
-        split: draws of another split are independent.
+        key: with the same one all draws are the same.
     """
 
-    def __init__(self, seed: int, split: str):
-        self._key = f"{seed}/{split}"
+    def __init__(self, key: str):
+        self._key = key
+
+    def under(self, purpose: str) -> "Draws":
+        """Others, for a part of the work."""
+        return Draws(f"{self._key}/{purpose}")
 
     def __call__(self, purpose: str, indices: np.ndarray, count: int) -> np.ndarray:
         """Numbers from 0 up to 2**62, int64 (N, count), for indices (N,)."""

@@ -9,6 +9,7 @@ from .settings import SceneSettings
 from .sprites import Sprites, sides
 
 
+_ATTEMPTS = 12
 _TRIES = 32
 # Of the smaller box; one in so many.
 _OVERLAP = 10
@@ -37,7 +38,8 @@ def lay_out(
     """The layouts of scenes by index (N,).
 
     An emoji is tried in places at random, and smaller from try to try, until it overlaps no other by more than a tenth
-    of the smaller box. Where that fails, all emoji of the scene are of the smallest size, side by side on a grid.
+    of the smaller box. Where that fails, the scene is begun anew; in the end its emoji are of the
+    smallest size, on a grid.
 
     Args:
         sprites_of: for each name the numbers of its cut-outs.
@@ -54,18 +56,40 @@ def lay_out(
     chosen = table[names, draws("variants", indices, most) % lengths[names]]
     longest = low + draws("sizes", indices, most) % (high - low + 1)
     boxes = np.zeros((rows, most, 4), dtype=np.int64)
-    failed = np.zeros(rows, dtype=bool)
-    shrink = np.arange(_TRIES)
+    left = np.arange(rows)
+    for attempt in range(_ATTEMPTS):
+        drawn = draws.under(f"attempt {attempt}")
+        boxes[left], good = _one_after_another(
+            settings, drawn, indices[left], longest[left], chosen[left], sprites, count[left]
+        )
+        left = left[~good]
+        if not len(left):
+            break
+    boxes[left] = _on_a_grid(settings, draws, indices[left], chosen[left], sprites)
+    return Layout(count, names, chosen, boxes)
+
+
+def _one_after_another(
+    settings: SceneSettings,
+    draws: Draws,
+    indices: np.ndarray,
+    longest: np.ndarray,
+    chosen: np.ndarray,
+    sprites: Sprites,
+    count: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, K, 4), each in the first of its places that fits those before it, and whether all of a scene fit."""
+    rows, most = chosen.shape
+    low, shrink = settings.emoji_size[0], np.arange(_TRIES)
+    boxes, good = np.zeros((rows, most, 4), dtype=np.int64), np.ones(rows, dtype=bool)
     for place in range(most):
         size = longest[:, place, None] - (longest[:, place, None] - low) * shrink // (_TRIES - 1)
         own = chosen[:, place, None]
         tried = _at_random(settings, draws(f"place {place}", indices, 2 * _TRIES), size, own, sprites)
         fits = _fitting(tried, boxes[:, :place])
-        first = fits.argmax(axis=1)
-        boxes[:, place] = tried[np.arange(rows), first]
-        failed |= ~np.any(fits, axis=1) & (place < count)
-    boxes[failed] = _on_a_grid(settings, draws("grid", indices[failed], 1), chosen[failed], sprites)
-    return Layout(count, names, chosen, boxes)
+        boxes[:, place] = tried[np.arange(rows), fits.argmax(axis=1)]
+        good &= np.any(fits, axis=1) | (place >= count)
+    return boxes, good
 
 
 def _at_random(
@@ -88,10 +112,12 @@ def _fitting(tried: np.ndarray, placed: np.ndarray) -> np.ndarray:
     return np.all(_OVERLAP * shared <= smaller, axis=2)
 
 
-def _on_a_grid(settings: SceneSettings, draws: np.ndarray, chosen: np.ndarray, sprites: Sprites) -> np.ndarray:
-    """Boxes (N, K, 4) of the smallest size, in cells that are spread evenly from a random one on."""
+def _on_a_grid(
+    settings: SceneSettings, draws: Draws, indices: np.ndarray, chosen: np.ndarray, sprites: Sprites
+) -> np.ndarray:
+    """Boxes (N, K, 4) of the smallest size, in different cells at random."""
     low, most = settings.emoji_size[0], settings.objects[1]
     height, width = sides(np.full_like(chosen, low), sprites.heights[chosen], sprites.widths[chosen])
     down, across = (side // low for side in settings.canvas)
-    cell = (draws + np.arange(most) * (down * across // most)) % (down * across)
+    cell = np.argsort(draws("grid", indices, down * across), axis=1, kind="stable")[:, :most]
     return np.stack([cell % across * low, cell // across * low, width, height], axis=-1)

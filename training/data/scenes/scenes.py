@@ -89,7 +89,7 @@ class Scenes(Sequence[dict[str, Any]]):
                 f"objects: up to {self.settings.objects[1]} emoji of different names, but only {len(self.names)} of "
                 f"{self.settings.names} names have held-out ones; raise names, or lower objects"
             )
-        self._draws = Draws(self.settings.seed, split)
+        self._draws = Draws(f"{self.settings.seed}/{split}")
 
     def __len__(self) -> int:
         return self.settings.count if self.split == "train" else self.settings.held_out
