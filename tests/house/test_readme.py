@@ -53,7 +53,6 @@ SMALL = {
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
     "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
     "--output_dir my-scenes": "--output_dir my-scenes --max_steps 2 --scenes.count 128 --scenes.held_out 16",
-    "--smoke --output_dir smoke-scenes": "--smoke --output_dir smoke-scenes --max_steps 2 --scenes.count 64",
     "--output_dir my-four-losses": f"--output_dir my-four-losses {QUICK} --self_distillation.prototypes 64",
     "study batch-size --seeds 3 --output_dir studies": "study batch-size --output_dir studies --max_runs 1",
 }

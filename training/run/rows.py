@@ -132,6 +132,8 @@ def every_row(data: DataArguments) -> Dataset:
 
 
 def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
+    if data.dataset in ABOUT and Path(data.dataset).exists():
+        logger.warning("dataset: %s is the bundled one; what is here is ./%s", data.dataset, data.dataset)
     if data.dataset == EMOJI:
         train, test = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
         return _with_columns(train, data), _with_columns(test, data)

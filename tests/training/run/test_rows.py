@@ -66,3 +66,12 @@ def test_settings_of_scenes_on_the_command_line(tmp_path):
     words = ["--output_dir", str(tmp_path), "--scenes.count", "64", "--scenes.size", "[48, 96]", "--scenes.names=30"]
     settings = parse_recipe("scenes", words).data.scene_settings()
     assert (settings.count, settings.size, settings.names, settings.held_out) == (64, (48, 96), 30, 500)
+
+
+@pytest.mark.parametrize("name", ["emoji", "scenes"])
+def test_a_folder_named_as_a_bundled_dataset(name, tmp_path, monkeypatch, caplog):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    column = {"emoji": "en", "scenes": "caption"}[name]
+    load_rows(DataArguments(dataset=name, caption_column=[column], scenes={"count": 2, "held_out": 2}), seed=0)
+    assert f"what is here is ./{name}" in caplog.text

@@ -38,8 +38,8 @@ def lay_out(
     """The layouts of scenes by index (N,).
 
     An emoji is tried in places at random, and smaller from try to try, until it overlaps no other by more than a tenth
-    of the smaller box. Where that fails, the scene is begun anew; in the end its emoji are of the
-    smallest size, on a grid.
+    of the smaller box. Where that fails, the scene is begun anew; in the end its emoji are of the smallest size, on a
+    grid.
 
     Args:
         sprites_of: for each name the numbers of its cut-outs.
