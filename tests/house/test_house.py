@@ -53,6 +53,7 @@ ARROWS = {
     "training": {
         "data": set(),
         "data.emoji": {"data"},
+        "data.scenes": {"data", "data.emoji"},
         "components.towers": set(),
         "optimizers": {"components.towers"},
         "components.schedule": set(),
@@ -66,8 +67,8 @@ ARROWS = {
         },
         "recipes": set(),
         "run": {
-            *("data", "data.emoji", "components", "components.towers", "arguments", "optimizers", "objectives"),
-            *("recipes", "top"),
+            *("data", "data.emoji", "data.scenes", "components", "components.towers", "arguments", "optimizers"),
+            *("objectives", "recipes", "top"),
         },
         "studies": {"data.emoji", "components", "components.schedule", "optimizers"},
     },

@@ -33,7 +33,7 @@ CHAINS = (
     ("training/README.md",),
     ("evaluation/README.md",),
     ("conversion/README.md",),
-    ("training/data/emoji/README.md",),
+    ("training/data/emoji/README.md", "training/data/scenes/README.md"),
 )
 WITHOUT_SNIPPETS = ("benchmarks/README.md", "benchmarks/results/studies/README.md", "evaluation/prompts/README.md")
 RELEASED = "google/siglip2-base-patch16-224"
@@ -52,6 +52,7 @@ SMALL = {
     "--save_strategy no --report_to none",
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
     "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
+    "--output_dir my-scenes": "--output_dir my-scenes --max_steps 2 --scenes.count 128 --scenes.held_out 16",
     "--output_dir my-four-losses": f"--output_dir my-four-losses {QUICK} --self_distillation.prototypes 64",
     "study batch-size --seeds 3 --output_dir studies": "study batch-size --output_dir studies --max_runs 1",
 }

@@ -3,7 +3,8 @@
 import difflib
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -11,9 +12,12 @@ from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, Si
 from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..arguments import option
+from ..data.scenes.settings import SceneSettings
 
 
-BUNDLED = "emoji"
+EMOJI, SCENES = "emoji", "scenes"
+BUNDLED = (EMOJI, SCENES)
+SCENE_SETTINGS = [one.name for one in fields(SceneSettings)]
 # Of a text tower from scratch they follow from its tokenizer.
 OF_THE_TOKENIZER = {
     "vocab_size": "set vocab_size, or tokenizer_name_or_path",
@@ -99,9 +103,17 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset: str = option(
-        BUNDLED,
-        "`emoji` (bundled), a folder of images with captions, a Parquet, CSV, TSV, JSON or JSON lines file, the Hub "
-        "name of a dataset, or WebDataset shards: `data/train-{0000..0127}.tar`, a glob, a folder, any fsspec URL.",
+        EMOJI,
+        "`emoji` or `scenes` (bundled), a folder of images with captions, a Parquet, CSV, TSV, JSON or JSON lines "
+        "file, the Hub name of a dataset, or WebDataset shards: `data/train-{0000..0127}.tar`, a glob, a folder, any "
+        "fsspec URL.",
+    )
+    scenes: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of the dataset scenes: names, variants, objects, size, emoji_size, backgrounds, count, "
+            "held_out, seed. Also `--scenes.count 1000`."
+        },
     )
     separator: str | None = option(
         None, "Of the values in a CSV file, such as `;`. Without it: the one found in its first line."
@@ -109,7 +121,9 @@ class DataArguments:
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
     train_split: str = option("train", "Split of a Hub dataset to train on.")
     eval_split: str | None = option(
-        None, "Split of a Hub dataset to evaluate on. Without it: eval_fraction of train_split."
+        None,
+        "Split of a Hub dataset to evaluate on. Without it: eval_fraction of train_split. Of scenes: validation "
+        "unless given, or test, scenes of held-out emoji.",
     )
     eval_fraction: float = option(
         0.1, "Share of a dataset without evaluation split that is held out, by seed. 0: none."
@@ -151,6 +165,8 @@ class DataArguments:
     def __post_init__(self):
         if isinstance(self.caption_column, str):
             self.caption_column = [self.caption_column]
+        self.scenes = as_mapping("scenes", self.scenes)
+        self.scene_settings()
         if self.image_embeddings is not None and self.is_stream:
             raise ValueError("image_embeddings belong to rows with an index: unset streaming, and use no shards")
         if self.pair_column is not None and self.equal_captions_match:
@@ -161,6 +177,20 @@ class DataArguments:
             raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         check_number("shuffle_buffer", self.shuffle_buffer, least=1)
         check_number("cache_gib", self.cache_gib, least=0)
+
+    def scene_settings(self) -> SceneSettings:
+        """What scenes look like.
+
+        Raises:
+            ValueError: an unknown setting, or one that `SceneSettings` refuses.
+        """
+        given = as_mapping("scenes", self.scenes) or {}
+        for name in given:
+            check_name("scenes", name, SCENE_SETTINGS)
+        try:
+            return SceneSettings(**given)
+        except ValueError as error:
+            raise ValueError(f"scenes.{error}") from error
 
     @property
     def is_stream(self) -> bool:
@@ -212,3 +242,14 @@ def as_mapping(name: str, value: dict | str | None) -> dict | None:
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} must be a mapping, got {value!r}")
     return value
+
+
+def check_name(setting: str, name: str, known: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: naming the nearest known name.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"{setting}: unknown name {name!r}; {hint}")

@@ -1,7 +1,5 @@
 """The fields of a recipe that say what a model is trained for beside the contrastive loss."""
 
-import difflib
-from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -13,7 +11,7 @@ from ..objectives.masks import MaskSettings
 from ..objectives.matching import MatchingSettings
 from ..objectives.self_distillation import KINDS
 from ..objectives.views import ViewSettings
-from .fields import as_mapping
+from .fields import as_mapping, check_name
 
 
 CONTRASTIVE, CAPTIONING = "contrastive", "captioning"
@@ -94,17 +92,6 @@ class ObjectiveArguments:
 def as_weights(value: dict | str | None) -> dict[str, float]:
     """Weights of objectives, as a recipe or, in JSON, a command line gives them."""
     return as_mapping("objectives", value) or {}
-
-
-def check_name(setting: str, name: str, known: Collection[str]) -> None:
-    """
-    Raises:
-        ValueError: naming the nearest known name.
-    """
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"{setting}: unknown name {name!r}; {hint}")
 
 
 def is_of(value: Any, kind: Any) -> bool:

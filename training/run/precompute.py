@@ -27,7 +27,7 @@ from .unused import find_unused
 
 
 # Options as for training, so that both read the same rows.
-DATA = ("dataset", "dataset_config", "train_split", "eval_split", "image_column", "caption_column")
+DATA = ("dataset", "scenes", "dataset_config", "train_split", "eval_split", "image_column", "caption_column")
 DTYPES = ("float32", "bfloat16", "float16")
 
 

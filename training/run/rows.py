@@ -17,21 +17,25 @@ from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_m
 
 from ..components.devices import share_of_the_host
 from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
-from ..data.emoji.about import ABOUT as EMOJI
+from ..data.emoji.about import ABOUT as ABOUT_EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
 from ..data.folder import check_captions, check_columns
 from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
 from ..data.samples import GRACE, SkipCounter
+from ..data.scenes.about import ABOUT as ABOUT_SCENES
+from ..data.scenes.scenes import HELD_OUT_SCENES
+from ..data.scenes.table import scenes_of
 from ..data.streaming import ImageTextStream
 from ..data.tar_shards import TarShards
-from .fields import BUNDLED, DataArguments
+from .fields import EMOJI, SCENES, DataArguments
 from .recipe import Recipe
 
 
 logger = logging.get_logger(__name__)
 # A row of the whole dataset knows its place, so that embeddings are found after the split, and bad rows are named.
 PLACE = "__place__"
+ABOUT = {EMOJI: ABOUT_EMOJI, SCENES: ABOUT_SCENES}
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ def facts_of_dataset(name: str) -> DatasetFacts:
     """What is known of the dataset that a recipe names: a path of this machine says nothing elsewhere, and a URL may
     hold a signature.
     """
-    if name == BUNDLED:
-        return EMOJI
+    if name in ABOUT:
+        return ABOUT[name]
     path = Path(name).expanduser()
     if path.exists() or is_url(name) or names_many(name) or kind_of(name) is not None:
         last = path.resolve().name if path.exists() else short_name(name)
@@ -128,9 +132,17 @@ def every_row(data: DataArguments) -> Dataset:
 
 
 def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    if data.dataset == BUNDLED:
+    if data.dataset in ABOUT and Path(data.dataset).exists():
+        logger.warning("dataset: %s is the bundled one; what is here is ./%s", data.dataset, data.dataset)
+    if data.dataset == EMOJI:
         train, test = (cast(Dataset, load_emoji(split, languages="all")) for split in ("train", "test"))
         return _with_columns(train, data), _with_columns(test, data)
+    if data.dataset == SCENES:
+        split, settings = data.eval_split or HELD_OUT_SCENES[0], data.scene_settings()
+        if split not in HELD_OUT_SCENES:
+            raise ValueError(f"eval_split={split!r}: held-out splits of scenes are {', '.join(HELD_OUT_SCENES)}")
+        held_out = scenes_of(split, settings)
+        return _with_columns(scenes_of("train", settings), data), _with_columns(held_out, data)
     rows, held_out = _from_files(data) if is_local(data.dataset) else _from_hub(data)
     return _with_columns(rows, data), None if held_out is None else _with_columns(held_out, data)
 

@@ -21,8 +21,8 @@ from modeling_siglip_ext import (
 
 from ..components.card import output_folder
 from ..data.emoji.loader import load_emoji
+from .fields import EMOJI
 from .recipe import Recipe
-from .rows import BUNDLED
 
 
 STEPS = 12
@@ -38,7 +38,8 @@ IMAGE_PROCESSOR = SiglipExtImageProcessor(size={"height": VISION["image_size"], 
 _BOTTLENECK = 8
 # Belong to the data and the machine that the recipe is for.
 _LEFT_OUT = (
-    "dataset_config", "train_split", "eval_split", "eval_fraction", "streaming", "image_embeddings", "group_column",
+    "scenes", "dataset_config", "train_split", "eval_split", "eval_fraction", "streaming", "image_embeddings",
+    "group_column",
     "tokenizer_name_or_path", "text_name_or_path", "text_pooling", "text_length", "num_train_epochs", "max_steps",
     "max_examples", "max_seconds", "warmup_steps", "warmup_examples", "group_from_epoch", "bf16", "fp16", "tf32",
     "torch_compile", "gradient_checkpointing", "dataloader_num_workers", "eval_steps", "save_steps", "fsdp",
@@ -55,7 +56,7 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
     """
     values = {name: value for name, value in recipe.items() if name not in _LEFT_OUT}
     values |= {
-        "dataset": BUNDLED,
+        "dataset": EMOJI,
         "image_column": "image",
         "caption_column": ["en"],
         "per_device_train_batch_size": BATCH,

@@ -13,7 +13,7 @@ from typing import Any
 from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..optimizers import OPTIMIZERS, takes_betas
-from .fields import BUNDLED, DataArguments
+from .fields import BUNDLED, EMOJI, SCENES, DataArguments
 from .objective_fields import as_weights
 
 
@@ -71,7 +71,7 @@ def streams(n: Any) -> bool:
 
 
 def nothing_held_out(n: Any) -> bool:
-    return n.eval_split is None and (streams(n) or (n.dataset != BUNDLED and n.eval_fraction == 0))
+    return n.eval_split is None and (streams(n) or (n.dataset not in BUNDLED and n.eval_fraction == 0))
 
 
 def counts(n: Any, *names: str) -> bool:
@@ -128,9 +128,9 @@ RULES = (
     ),
     # the data
     # what else of these a dataset has, only reading it tells
-    Unused(
-        "dataset_config separator train_split eval_split", is_any("dataset", BUNDLED), "dataset", f"with {BUNDLED}"
-    ),
+    Unused("dataset_config separator train_split", is_any("dataset", *BUNDLED), "dataset", "with a bundled dataset"),
+    Unused("scenes", is_none("dataset", SCENES), "dataset", f"without dataset={SCENES}"),
+    Unused("eval_split", is_any("dataset", EMOJI), "dataset", f"with {EMOJI}"),
     Unused("eval_split", lambda n: shards_of(n.dataset), "dataset", "with shards, which have no splits"),
     Unused(
         "train_split",
@@ -144,7 +144,7 @@ RULES = (
         "dataset streaming eval_split",
         "with a stream, shards or eval_split",
     ),
-    Unused("eval_fraction", is_any("dataset", BUNDLED), "dataset", f"with {BUNDLED}, which has its test split"),
+    Unused("eval_fraction", is_any("dataset", *BUNDLED), "dataset", "with a bundled dataset, which has its splits"),
     Unused("shuffle_buffer", lambda n: not streams(n), DATA, "without a stream or shards"),
     Unused(
         "cache_gib",

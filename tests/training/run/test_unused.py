@@ -53,6 +53,8 @@ SITUATIONS = [
     ("dataset_config", "en", {}),
     ("separator", ";", {}),
     ("train_split", "all", STREAM),
+    ("scenes", {"count": 64}, {}),
+    ("scenes", {"count": 64}, HUB),
     ("eval_split", "test", {}),
     ("eval_split", "test", STREAM),
     ("eval_fraction", 0.2, {}),
