@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import subprocess
 import sys
 
@@ -72,6 +73,8 @@ def test_a_scene_depends_on_nothing_but_seed_split_and_index():
     assert [row["caption"] for row in rows] == [scenes[index]["caption"] for index in (599, 3, 300, 3)]
     assert rows[1]["image"].tobytes() == scenes[3]["image"].tobytes() == scenes[:4][3]["image"].tobytes()
     assert scenes[-1] == scenes[599]
+    # as spawned workers of a DataLoader get them
+    assert pickle.loads(pickle.dumps(scenes))[3] == scenes[3]
     others = Scenes(SceneSettings(count=600, seed=1)), Scenes(SceneSettings(held_out=600), "validation")
     for other in others:
         assert [row["caption"] for row in other[:50]] != [row["caption"] for row in scenes[:50]]

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 
 _WHITE = 232
 _OPAQUE = 128
+_MOST_KEPT = 8192
 
 
 def cut_out(pictures: Sequence[bytes]) -> list[Image.Image]:
@@ -66,14 +66,20 @@ class Sprites:
         self._images = images
         self.heights = np.array([image.height for image in images])
         self.widths = np.array([image.width for image in images])
-        self.scaled = lru_cache(maxsize=8192)(self._scaled)
+        self._kept: dict[tuple[int, int, int], tuple[Image.Image, Image.Image]] = {}
 
-    def _scaled(self, number: int, height: int, width: int) -> tuple[Image.Image, Image.Image]:
+    def scaled(self, number: int, height: int, width: int) -> tuple[Image.Image, Image.Image]:
         """One of them as RGBA, and the mask of what is rather opaque than not, as L of 0 and 255."""
+        key = number, height, width
+        if key in self._kept:
+            return self._kept[key]
         image = self._images[number]
         smaller = height <= image.height
         scaled = image.resize((width, height), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
-        return scaled, scaled.getchannel("A").point(lambda value: 255 if value >= _OPAQUE else 0)
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        self._kept[key] = scaled, scaled.getchannel("A").point([255 * (value >= _OPAQUE) for value in range(256)])
+        return self._kept[key]
 
     def __len__(self) -> int:
         return len(self._images)
