@@ -114,7 +114,7 @@ def check_folder(recipe: Recipe) -> None:
     folder = output_folder(recipe.training)
     if checkpoint_to_resume(recipe.training.resume_from_checkpoint, folder) is None:
         check_unused(folder)
-        if recipe.data.dataset != BUNDLED:
+        if recipe.data.dataset not in BUNDLED:
             check_apart(folder, Path(recipe.data.dataset))
 
 

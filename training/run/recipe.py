@@ -96,15 +96,27 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: listing the bundled recipes.
-        ValueError: if the file is not a YAML mapping.
+        ValueError: if the file is not a YAML mapping, or has a field twice.
     """
     try:
-        recipe = yaml.safe_load(recipe_text(name_or_path))
+        text = recipe_text(name_or_path)
+        recipe, twice = yaml.safe_load(text), repeated_key(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name_or_path} is not YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{name_or_path} must be a YAML mapping of field names to values")
+    if twice is not None:
+        raise ValueError(f"{name_or_path} has {twice!r} twice: leave one out")
     return recipe
+
+
+def repeated_key(node: Any) -> str | None:
+    """A key that a mapping of YAML has twice, of which a parser keeps the last in silence."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    names = [str(key.value) for key, _ in node.value]
+    inside = (repeated_key(value) for _, value in node.value)
+    return next((name for name in names if names.count(name) > 1), None) or next(filter(None, inside), None)
 
 
 def field_parser(**kwargs: Any) -> HfArgumentParser:

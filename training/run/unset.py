@@ -23,11 +23,8 @@ def check_places(words: Sequence[str]) -> None:
     """
     for word, following in zip(words, [*words[1:], "none"]):
         name, equals, value = word.partition("=")
-        if (
-            name.removeprefix("--") in PLACES
-            and name.startswith("--")
-            and not (value if equals else following).strip()
-        ):
+        empty = not (value if equals else following).strip()
+        if empty and name.startswith("--") and name.removeprefix("--") in PLACES:
             raise ValueError(f"{name} is empty: give a value, or none to unset it")
 
 

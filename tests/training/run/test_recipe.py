@@ -76,6 +76,8 @@ def test_a_boolean_can_be_turned_off(recipe_file):
         ("model_name_or_path: here\nvision_config: {hidden_size: 3}", [], ["model_name_or_path", "vision_config"]),
         ("- a list", [], ["mapping"]),
         ("a: [", [], ["not YAML"]),
+        ("seed: 1\nseed: 2", [], ["has 'seed' twice"]),
+        ("vision_config: {patch_size: 8, patch_size: 4}", [], ["has 'patch_size' twice"]),
     ],
 )
 def test_errors_name_the_field(recipe_file, text, overrides, words):
