@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 from modeling_siglip_ext import SiglipExtTextConfig
@@ -99,6 +100,8 @@ class Checkpoint(ABC):
         catalogue: The released file that it is.
         licence: The Hub's identifier, of the weights.
         images: How they are prepared.
+        tokenizer_folder: Where its own tokenizer is, if it has one.
+        tokenizer_ready: Whether that one needs no further rules.
         remarks: What the user should know of it.
     """
 
@@ -111,6 +114,8 @@ class Checkpoint(ABC):
     catalogue: str | None = None
     licence: str | None = None
     images: Preprocessing = Preprocessing()
+    tokenizer_folder: Path | None = None
+    tokenizer_ready: bool = False
     remarks: tuple[str, ...] = ()
 
     @abstractmethod

@@ -17,7 +17,16 @@ from .containers.safetensors_files import SafetensorsWriter
 from .containers.sources import sha256
 from .errors import CheckpointError
 from .model_folder.folder import choose_form, in_stock_form, model_shapes, verify_folder, write_config
-from .model_folder.processor import check_tokenizer, fit_tokenizer, load_tokenizer, missing_tokenizer, write_processor
+from .model_folder.processor import (
+    NO_RULES,
+    check_same_tokens,
+    check_tokenizer,
+    fit_tokenizer,
+    load_tokenizer,
+    missing_tokenizer,
+    tokenizer_of_folder,
+    write_processor,
+)
 from .model_folder.report import ConversionReport, Origin, write_report
 from .plan import AnyConfig, NewSizes, check_shapes, resized, vision_of
 from .released.cards import conversion_card
@@ -69,11 +78,21 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
             raise CheckpointError("--tokenizer and --text_rules have no effect: this checkpoint is an image tower")
         write_processor(folder, vision, None, images)
         return None
+    length = checkpoint.text_length or text.max_position_embeddings
+    own = checkpoint.tokenizer_folder if options.tokenizer is None else None
+    if own is not None and checkpoint.tokenizer_ready and options.rules is None:
+        tokenizer = tokenizer_of_folder(own)
+        tokenizer.model_max_length = length
+        write_processor(folder, vision, tokenizer, images)
+        check_same_tokens(folder, tokenizer, length, text.vocab_size)
+        return None
     tokenizer, rules = None, options.rules or (wanted.rules if wanted else None)
     if options.tokenizer is not None:
         if rules is None:
             raise CheckpointError("--text_rules is needed: this checkpoint is not in the catalogue (v1, v2 or bert)")
         tokenizer = load_tokenizer(options.tokenizer)
+    elif own is not None and rules is not None:
+        tokenizer = tokenizer_of_folder(own)
     elif wanted is not None:
         try:
             tokenizer = load_tokenizer(wanted.repo, local_only=True)
@@ -83,8 +102,7 @@ def add_processor(folder: Path, config: AnyConfig, checkpoint: Checkpoint, optio
         raise CheckpointError("--text_rules has no effect without a tokenizer: name one with --tokenizer")
     if tokenizer is None or rules is None:
         write_processor(folder, vision, None, images)
-        return missing_tokenizer(wanted)
-    length = checkpoint.text_length or text.max_position_embeddings
+        return missing_tokenizer(wanted) if own is None else NO_RULES
     write_processor(folder, vision, fit_tokenizer(tokenizer, rules, length), images)
     check_tokenizer(folder, rules, length, text.vocab_size)
     return None

@@ -35,12 +35,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class NewSizes:
-    """The sizes that a user wants changed; None leaves the checkpoint's."""
+    """The sizes that a user wants changed; None leaves the checkpoint's.
+
+    Raises:
+        CheckpointError: A size below 1.
+    """
 
     image_size: int | None = None
     patch_size: int | None = None
     text_length: int | None = None
     naflex: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "text_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CheckpointError(f"{name}={value} must be at least 1")
 
 
 def resized(config: AnyConfig, sizes: NewSizes) -> AnyConfig:

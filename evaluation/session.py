@@ -63,7 +63,7 @@ class Inputs:
 
     Args:
         kind: "image" or "text".
-        items: paths or texts, or rows of `datasets` with images in `column`.
+        items: paths or texts (None where a row has none), or rows of `datasets` with images in `column`.
         identity: a hash that changes with the inputs.
         column: of the images.
         names: of the inputs, for people.
@@ -100,7 +100,11 @@ class Session:
             raise FileNotFoundError(f"{name} is no folder")
         device = checked_device(settings.device or default_device())
         options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-        model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0].eval()
+        try:
+            model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0]
+        except OSError as error:
+            raise OSError(f"--model {name} cannot be read: {error}") from error
+        model = model.eval()
         if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
             raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
         processor = AutoProcessor.from_pretrained(name, **options)
@@ -135,7 +139,9 @@ class Session:
             part = (row[inputs.column] for row in inputs.items.select(range(first, last)))
         options: dict[str, Any] = {"batch_size": self.settings.batch_size, "normalize": normalize}
         if inputs.kind == "text":
-            return stream_texts(self.model, self.processor, part, **options)
+            texts = list(part)
+            present = ["" if text is None else text for text in texts]
+            return without_captions(texts, stream_texts(self.model, self.processor, present, **options))
         return stream_images(self.model, self.processor, part, workers=self.settings.workers, **options)
 
     def write(
@@ -193,6 +199,18 @@ class Session:
             if isinstance(value, float):
                 print(f"{key:40s} {value:.4f}")
         print(path)
+
+
+def without_captions(texts: Sequence[str | None], batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
+    """Batches with a row of NaN and the reason where there is no text."""
+    first = 0
+    for batch in batches:
+        for place in range(len(batch.embeds)):
+            if texts[first + place] is None:
+                batch.embeds[place] = torch.nan
+                batch.errors[place] = "there is no caption"
+        first += len(batch.embeds)
+        yield batch
 
 
 def default_device() -> str:

@@ -116,6 +116,8 @@ def stream_images(
     image_processor = getattr(processor, "image_processor", processor)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
+    if workers < 0:
+        raise ValueError(f"workers={workers} must not be negative")
 
     def prepare(source: Any) -> dict[str, torch.Tensor] | str:
         try:
@@ -193,6 +195,23 @@ def check_choices(errors: str, return_tensors: str) -> None:
             raise ValueError(f"{name}={value!r}; choose one of {', '.join(map(repr, allowed))}")
 
 
+def check_parts(model: Any, processor: Any, kind: str) -> None:
+    """
+    Raises:
+        TypeError: the model has no tower of this kind, or the processor does not prepare inputs for it.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, f"get_{kind}_features"):
+        raise TypeError(f"the first argument is a {type(model).__name__}, not a model of images and texts")
+    name = "image_processor" if kind == "image" else "tokenizer"
+    part = getattr(processor, name, processor)
+    is_tokenizer = isinstance(part, PreTrainedTokenizerBase)
+    if not callable(part) or isinstance(part, nn.Module) or is_tokenizer != (kind == "text"):
+        raise TypeError(
+            f"the second argument is a {type(processor).__name__}, not a processor with {name}: give what "
+            "AutoProcessor.from_pretrained loads from the model's folder"
+        )
+
+
 def encode_images(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -252,6 +271,7 @@ def encode_images(
 
     ```"""
     check_choices(errors, return_tensors)
+    check_parts(model, processor, "image")
     found = inputs_of(images, column, "image")
     batches = stream_images(
         model, processor, found.items, batch_size=batch_size, workers=workers, normalize=normalize, timeout=timeout
@@ -295,6 +315,7 @@ def encode_texts(
         TypeError: an input that is no string, with its index, or no collection of strings.
     """
     check_choices("raise", return_tensors)
+    check_parts(model, processor, "text")
     found = inputs_of(texts, column, "text")
     batches = stream_texts(model, processor, found.items, batch_size=batch_size, normalize=normalize)
     embeds, _, cut = collect(batches, found.count, "texts", "raise", progress, model)

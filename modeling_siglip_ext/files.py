@@ -23,6 +23,40 @@ except ImportError:  # Windows: what a killed run left is not found there
 DRAFT = ".part"
 
 
+def check_output_dir(folder: str | None, name: str = "output_dir") -> None:
+    """Whether a folder can be written to, before what is written there is computed.
+
+    Args:
+        name: what people call it.
+
+    Raises:
+        OSError: it is a file, or may not be written to.
+        ValueError: its name is empty.
+    """
+    if not folder:
+        raise ValueError(f"{name} is empty: name the folder to write to")
+    path = Path(folder)
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"{name}={folder!r}: {there} is a file; choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}={folder!r}: nothing may be written in {there}; choose another folder")
+
+
+def check_output_file(file: str, name: str = "output_file") -> None:
+    """As `check_output_dir`, of a file.
+
+    Raises:
+        OSError: it is a folder, or its own folder cannot be written to.
+        ValueError: its name is empty.
+    """
+    if not file:
+        raise ValueError(f"{name} is empty: name the file to write")
+    if Path(file).is_dir():
+        raise IsADirectoryError(f"{name}={file!r} is a folder: name a file in it")
+    check_output_dir(str(Path(file).absolute().parent), name)
+
+
 def lock(folder: Path) -> int | None:
     """Mark a draft as in use for as long as this process lives; None where another process has it or removed it.
 

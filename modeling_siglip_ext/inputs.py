@@ -74,11 +74,17 @@ def inputs_of(source: Any, column: str | None = None, kind: str = "image") -> In
 
 
 def of_array(array: np.ndarray | torch.Tensor, column: str | None, kind: str) -> Inputs:
-    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufc":  # texts, paths, any objects
-        return inputs_of(array.item(), column, kind) if array.ndim == 0 else collection(array.tolist(), column, kind)
     shape = tuple(array.shape)
+    if isinstance(array, np.ndarray) and array.dtype.kind not in "biufc":  # texts, paths, any objects
+        if array.ndim == 2 and shape[1] == 1:  # one column of a table
+            array = array[:, 0]
+        if array.ndim > 2 and kind == "image":  # what numpy makes of PIL images of one size
+            return of_array(np.array(array.tolist()), column, kind)
+        return inputs_of(array.item(), column, kind) if array.ndim == 0 else collection(array.tolist(), column, kind)
     if kind == "text":
         raise TypeError(f"numbers of shape {shape} are no texts; token ids go to model.get_text_features")
+    if len(shape) == 3 and shape[-1] == 2 and shape[0] not in CHANNELS:  # grey with transparency, as numpy has it
+        raise ValueError(f"an array of shape {shape} is not {IMAGE} with 1, 3 or 4 channels")
     if len(shape) == 2 or (len(shape) == 3 and (shape[0] in CHANNELS or shape[-1] in CHANNELS)):
         return Inputs([array], 1, single=True)
     if len(shape) not in (3, 4):
@@ -97,7 +103,7 @@ def of_table(source: Any, column: str, kind: str) -> Inputs:
         what = "mapping" if isinstance(source, Mapping) else "table"
         raise ValueError(f"the {what} has no column {column!r}; it has {listed(names)}: give column=")
     if hasattr(source, "select_columns"):  # datasets.Dataset or IterableDataset
-        rows = undecoded(source, column).select_columns([column])
+        rows = undecoded(unformatted(source), column).select_columns([column])
         return Inputs(cells(rows, column), len(source) if hasattr(source, "__len__") else None)
     cell = source.column(column) if callable(getattr(source, "column", None)) else source[column]
     return inputs_of(cell, None, kind)
@@ -127,7 +133,16 @@ def cells(rows: Iterable[Any], column: str) -> Iterator[Any]:
 
 
 def image_files(folder: str | os.PathLike) -> list[Path]:
-    """All files below a folder that PIL can read by their suffix, in order of their names."""
+    """All files below a folder that PIL can read by their suffix, in order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is a file, or holds no images.
+    """
+    if not os.fspath(folder) or not os.path.exists(folder):
+        raise FileNotFoundError(f"the folder {os.fspath(folder)!r} does not exist")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{os.fspath(folder)} is a file, not a folder of images")
     files = sorted(path for path in Path(folder).rglob("*") if is_image_file(path) and path.is_file())
     if not files:
         raise ValueError(f"{os.fspath(folder)} holds no image files")
@@ -140,6 +155,12 @@ def undecoded(source: Any, column: str) -> Any:
     if features and type(features.get(column)).__name__ == "Image" and features[column].decode:
         return source.cast_column(column, type(features[column])(decode=False))
     return source
+
+
+def unformatted(source: Any) -> Any:
+    """A dataset whose rows are Python's own values, all columns among them; a transform of the user's own stays."""
+    kind = (getattr(source, "format", None) or {}).get("type", "custom")
+    return source if kind == "custom" else source.with_format(None)
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -69,6 +69,21 @@ def check_table(tokenizer: PreTrainedTokenizerBase, config: Any, largest: int) -
         )
 
 
+def check_characters(texts: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: a text with half of a surrogate pair, as JSON can have it, which is no character.
+    """
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text {text[:60]!r} has no character in place {error.start}, but half of a pair of surrogates: "
+                "mend it or leave it out"
+            ) from error
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[str]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -78,10 +93,12 @@ def tokenize(
     their EOS token.
 
     Raises:
-        ValueError: the tokenizer is not the one of the model, so that vectors would be wrong or an id has no row.
+        ValueError: the tokenizer is not the one of the model, so that vectors would be wrong or an id has no row; or
+            a text that no tokenizer reads.
     """
     config = text_config(model)
     check_tokenizer(tokenizer, config)
+    check_characters(texts)
     length = config.max_position_embeddings
     if pads_to_full_length(model):
         tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")

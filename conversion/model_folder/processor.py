@@ -1,7 +1,9 @@
 """The processor of a converted model: image settings, and a tokenizer that cuts texts as in training."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -21,6 +23,12 @@ from ..errors import CheckpointError, VerificationError
 
 RESAMPLE = {"bilinear": PILImageResampling.BILINEAR, "bicubic": PILImageResampling.BICUBIC}
 PROBES = ("A Photo of a CAT, on the mat!", "two  dogs", "word " * 200)
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+BESIDE_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+NO_RULES = (
+    "no tokenizer was written: open_clip mends texts before the one beside the checkpoint, and nothing says how; say "
+    "it with --text_rules"
+)
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token")
 
 
@@ -65,6 +73,30 @@ def load_tokenizer(source: str | Path, *, local_only: bool = False) -> PreTraine
         raise CheckpointError(f"{source}: {error}; pip install siglip-ext[sentencepiece]") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"no tokenizer at {source}: {error}") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the vocabulary of one."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
+def tokenizer_of_folder(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside another library's weights, whose config.json says nothing to transformers.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with TemporaryDirectory() as alone:
+        for name in (*VOCABULARIES, *BESIDE_VOCABULARY):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, alone)
+        try:
+            return load_tokenizer(alone, local_only=True)
+        except CheckpointError as error:
+            reason = error.__cause__ or error
+            raise CheckpointError(
+                f"the tokenizer in {folder} cannot be read ({reason}): name one with --tokenizer"
+            ) from error
 
 
 def name_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -149,6 +181,20 @@ def check_tokenizer(folder: Path, rules: str, max_length: int, vocab_size: int) 
         closing = row[last + 1] if rules == "v1" and last + 1 < max_length else row[last]
         if closing != end or row[0] in (padding, end):
             raise VerificationError(f"the tokenizer does not end {text[:20]!r} as in training: {row[:12]} …")
+
+
+def check_same_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, vocab_size: int) -> None:
+    """Load the processor from the folder as a user would, and compare what it makes of some texts.
+
+    Raises:
+        VerificationError: Another tokenizer than the given one, or one that is not of this model.
+    """
+    length: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": max_length}
+    wanted = tokenizer(list(PROBES), **length)["input_ids"]
+    if AutoProcessor.from_pretrained(folder)(text=list(PROBES), **length)["input_ids"] != wanted:
+        raise VerificationError("the processor gives other tokens than the tokenizer beside the checkpoint")
+    if max(map(max, wanted)) >= vocab_size:
+        raise VerificationError(f"the tokenizer has ids beyond the model's vocabulary of {vocab_size}")
 
 
 def missing_tokenizer(tokenizer: Tokenizer | None) -> str:

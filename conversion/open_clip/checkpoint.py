@@ -6,11 +6,12 @@ from ..checkpoint import Checkpoint, Choices
 from ..containers.arrays import Arrays, count_values, types_line
 from ..containers.sources import Source
 from ..errors import CheckpointError
+from ..model_folder.processor import has_tokenizer
 from ..name_map import unclaimed
 from ..plan import AnyConfig, Plan, check_complete, constants_for
 from ..released.catalogue import tokenizers
 from ..resize import changes_between
-from .config import CONFIG, describe_open_clip, preprocessing_of, read_config, remarks_on
+from .config import CLEANING, CONFIG, describe_open_clip, preprocessing_of, read_config, remarks_on
 from .names import open_clip_rules
 from .towers import TIMM_CONFIG
 
@@ -43,7 +44,8 @@ def read(source: Source, *, origin: str | Path, name: str | None, choices: Choic
     """What a checkpoint of open_clip holds; see `open_checkpoint`. The catalogue knows none of them."""
     if not claims(source.arrays):
         raise CheckpointError(f"{source.name} has no visual.trunk: not a CustomTextCLIP with a timm image tower")
-    settings = read_config(source.path if source.path.is_dir() else source.path.parent)
+    beside = source.path if source.path.is_dir() else source.path.parent
+    settings = read_config(beside)
     config = describe_open_clip(source.arrays, settings, choices)
     size = getattr(config.text_config, "vocab_size", None)
     return OpenClipCheckpoint(
@@ -53,5 +55,7 @@ def read(source: Source, *, origin: str | Path, name: str | None, choices: Choic
         {"kind": "open_clip"},
         tokenizer=next((known for known in tokenizers().values() if known.vocab_size == size), None),
         images=preprocessing_of(settings),
+        tokenizer_folder=beside if has_tokenizer(beside) else None,
+        tokenizer_ready=settings.cleaning == CLEANING,
         remarks=tuple(remarks_on(settings, config, choices)),
     )

@@ -41,6 +41,7 @@ HUB_TOKENIZERS = {
 }
 # open_clip's where a configuration does not say
 OPEN_CLIP_MEAN, OPEN_CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLEANING = "whitespace"  # of open_clip's three the one that changes least, and its default
 TEXT_HEADS, TEXT_EPSILON, POOLINGS = 8, 1e-5, ("last", "first")
 
 
@@ -74,6 +75,11 @@ class Settings:
         return untold(given.get("architecture", name), given.get("model_args", {}) | self.timm_arguments)
 
     @property
+    def cleaning(self) -> str:
+        """What open_clip does to a text before its tokenizer sees it."""
+        return (self.text.get("tokenizer_kwargs") or {}).get("clean", CLEANING)
+
+    @property
     def timm_arguments(self) -> dict[str, Any]:
         """Of open_clip after 3.3."""
         return self.vision.get("timm_model_kwargs") or {}
@@ -96,6 +102,19 @@ def read_config(folder: Path) -> Settings:
     if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path} is damaged: one of its parts is no mapping")
     return settings
+
+
+def chosen(option: str, given: Any, told: Any) -> Any:
+    """What the user says where the checkpoint says nothing.
+
+    Raises:
+        CheckpointError: it says otherwise.
+    """
+    if given is not None and told is not None and given != told:
+        raise CheckpointError(
+            f"{option}={given} has no effect: the configuration beside the weights says {told}; leave it out"
+        )
+    return told if given is None else given
 
 
 def heads_of(width: int, given: int | None, option: str) -> int:
@@ -125,13 +144,15 @@ def describe_image_tower(arrays: Arrays, settings: Settings, choices: Choices) -
     shapes: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": count_layers(arrays, "visual.trunk.blocks."),
-        "num_attention_heads": heads_of(width, choices.image_heads or told.num_attention_heads, "--image_heads"),
+        "num_attention_heads": heads_of(
+            width, chosen("--image_heads", choices.image_heads, told.num_attention_heads), "--image_heads"
+        ),
         "intermediate_size": shape_of(arrays, "visual.trunk.blocks.0.mlp.fc1.weight", 2)[0],
         "patch_size": patch_size,
         "image_size": size,
         "num_patches": grid**2 if naflex else None,
     }
-    act = choices.image_act or told.hidden_act or usual_activation(shapes)
+    act = chosen("--image_act", choices.image_act, told.hidden_act) or usual_activation(shapes)
     return SiglipExtVisionConfig(**shapes, naflex=naflex, hidden_act=act, layer_norm_eps=EPSILON)
 
 
@@ -161,7 +182,7 @@ def describe_text_tower(arrays: Arrays, settings: Settings, choices: Choices) ->
         vocab_size=vocab_size,
         hidden_size=width,
         num_hidden_layers=count_layers(arrays, "text.transformer.resblocks."),
-        num_attention_heads=heads_of(width, choices.text_heads or heads, "--text_heads"),
+        num_attention_heads=heads_of(width, chosen("--text_heads", choices.text_heads, heads), "--text_heads"),
         intermediate_size=shape_of(arrays, "text.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         max_position_embeddings=shape_of(arrays, "text.positional_embedding", 2)[0],
         use_head=head,

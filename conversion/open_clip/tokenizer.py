@@ -17,16 +17,14 @@ from modeling_siglip_ext import SiglipExtTextConfig
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError, VerificationError
 from ..model_folder.folder import ModelFolder
-from ..model_folder.processor import PROBES, load_tokenizer
+from ..model_folder.processor import PROBES, has_tokenizer, load_tokenizer
 from ..released.catalogue import tokenizers
-from .config import HUB_TOKENIZERS
+from .config import CLEANING, HUB_TOKENIZERS
 
 
 # Words that rules and vocabularies treat differently; open_clip's cleaning changes none of them.
 TEXTS = (*(" ".join(probe.split()) for probe in PROBES), "", "ein Bär, 12 °C", "写真 fünf-mal", "UPPER lower 3.5!")
-FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "vocab.txt", "vocab.json")
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes without rules of their own
-CLEANING = "whitespace"  # of open_clip's three the one that changes least
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def write_tokenizer(folder: ModelFolder, text: SiglipExtTextConfig, draft: Path,
     Raises:
         CheckpointError: open_clip cannot use it.
     """
-    if not any((folder.path / name).is_file() for name in FILES):
+    if not has_tokenizer(folder.path):
         return without_tokenizer(folder.path, text, address)
     tokenizer, length = tokenizer_in(folder.path), text.max_position_embeddings
     if tokenizer.pad_token is None:

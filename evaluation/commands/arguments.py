@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from modeling_siglip_ext.command_line import Parser, Run, Subparsers, add_command, refuse_unused
+from modeling_siglip_ext.files import check_output_dir
 
 from ..data import EvaluationData, select
+from ..data.sources import short_name
 from ..known_benchmarks import known_to
 from ..session import Session, Settings
 
@@ -69,8 +71,12 @@ def open_session(arguments: argparse.Namespace, *, central_crop: bool = False) -
     """The model, loaded and run as the arguments want it.
 
     Raises:
+        OSError: what the command finds cannot be written where it should go.
         ValueError: a revision of a folder, which has none.
     """
+    for name in ("output_dir", "cache_dir"):
+        if hasattr(arguments, name):
+            check_output_dir(getattr(arguments, name), f"--{name}")
     if Path(arguments.model).is_dir():
         refuse_unused(arguments, ["revision"], "with a folder")
     given: dict[str, Any] = {**vars(arguments), "central_crop": central_crop}
@@ -93,5 +99,5 @@ def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData
 
 def result_path(arguments: argparse.Namespace, suffix: str = ".json") -> Path:
     """The result file, or its picture."""
-    about = arguments.benchmark or Path(arguments.dataset.rstrip("/")).name
+    about = arguments.benchmark or short_name(arguments.dataset)
     return Path(arguments.output_dir) / (re.sub(r"[^\w.-]+", "-", f"{arguments.command}-{about}") + suffix)

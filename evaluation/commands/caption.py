@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
-from modeling_siglip_ext.command_line import Subparsers, add_command
+from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.inputs import image_files
 
@@ -22,7 +22,7 @@ def register(commands: Subparsers) -> None:
     own.add_argument("--temperature", type=float, help="below 1 likely words become likelier")
     own.add_argument("--top_k", type=int, metavar="N", help="draw among this many likeliest words")
     own.add_argument("--top_p", type=float, help="draw among the likeliest words that add up to this probability")
-    own.add_argument("--seed", type=int, default=0, help="of the draws")
+    own.add_argument("--seed", type=int, help="of the draws (default: 0)")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output_dir", default="captions", metavar="FOLDER", help="for captions.json and captions.png"
@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..pictures.boxes import box_sheet
 
     sampling = sampling_of(arguments)
+    if arguments.shown < 0:
+        raise ValueError(f"--shown must not be negative, got {arguments.shown}; 0 draws no sheet")
     paths = [path for name in arguments.images for path in paths_in(name)]
     decoder, session = load_decoder(arguments.decoder), open_session(arguments)
     if not session.first:
@@ -68,6 +70,7 @@ def paths_in(name: str) -> list[Path]:
 def sampling_of(arguments: argparse.Namespace) -> Sampling | None:
     """How words are drawn; None where no option asks for it."""
     if arguments.temperature is None and arguments.top_k is None and arguments.top_p is None:
+        refuse_unused(arguments, ["seed"], "where nothing is drawn, without --temperature, --top_k and --top_p")
         return None
     temperature = 1.0 if arguments.temperature is None else arguments.temperature
-    return Sampling(temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    return Sampling(temperature, arguments.top_k, arguments.top_p, arguments.seed or 0)

@@ -13,6 +13,7 @@ from modeling_siglip_ext.hub.card import add_results
 from modeling_siglip_ext.hub.results import CLASSIFICATION, TASKS, Figure, Results, is_share
 
 from ..data import Provenance
+from ..data.sources import place_of
 from ..known_benchmarks import BENCHMARKS
 from ..results import Result, is_number, read_results
 
@@ -93,7 +94,7 @@ def label(key: str) -> str:
 
 def dataset_id(dataset: Provenance) -> str:
     """The dataset's name on the Hub; of a copy or a dataset here, which has none, a short name."""
-    source = dataset.source
+    source = place_of(dataset.source)  # a signature in a URL is nobody's business
     if Path(source).exists() or "/" not in source:
         return dataset.benchmark or re.sub(r"[^\w.-]+", "-", Path(source).stem) or "data"
     benchmark = BENCHMARKS.get(dataset.benchmark or "")

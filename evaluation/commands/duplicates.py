@@ -4,6 +4,7 @@ import argparse
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
 from modeling_siglip_ext.embedding_blocks import StoredBlocks, open_blocks
+from modeling_siglip_ext.files import check_output_file
 
 from ..data import Provenance
 from ..metrics.connected import Group
@@ -23,6 +24,7 @@ def register(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_output_file(arguments.output_file, "--output_file")
     stored = open_blocks(arguments.embeddings)
     found = find_duplicates(stored, arguments.threshold)
     odd = sorted(set(found.without_direction) - stored.errors.keys())

@@ -1,7 +1,10 @@
 """`embed`: embeddings of many images or texts in a folder, for search."""
 
 import argparse
+import os
 from pathlib import Path
+
+from transformers.utils import logging
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
@@ -11,6 +14,9 @@ from ..data import columns, load
 from ..data.classes import read_lines_or_json
 from ..session import Inputs
 from .arguments import add_columns, add_model, open_session
+
+
+logger = logging.get_logger(__name__)
 
 
 def register(commands: Subparsers) -> None:
@@ -42,14 +48,16 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
     if sum(value is not None for value in (arguments.images, arguments.texts, arguments.dataset)) != 1:
         raise ValueError("give one of --images, --texts and --dataset")
     if arguments.dataset is None:
-        refuse_unused(arguments, ("config", "split", "image_column", "caption_column"), "without --dataset")
+        unread = ("config", "split", "separator", "image_column", "caption_column")
+        refuse_unused(arguments, unread, "without --dataset")
     elif Path(arguments.dataset).exists():
         refuse_unused(arguments, ["config"], "with a file or a folder")
     if arguments.texts or arguments.caption_column:
         refuse_unused(arguments, ("image_column", "workers"), "where texts are embedded")
     if arguments.images:
         names = [str(path) for path in image_files(arguments.images)]
-        return Inputs("image", names, store.fingerprint({"items": names}), names=list(names))
+        marks = [f"{one.st_size} {one.st_mtime_ns}" for one in map(os.stat, names)]  # a mended image is another
+        return Inputs("image", names, store.fingerprint({"items": names, "marks": marks}), names=list(names))
     if arguments.texts:
         texts = read_lines_or_json(arguments.texts)
         return Inputs("text", texts, store.fingerprint({"items": texts}))
@@ -57,7 +65,11 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
     rows = load(arguments.dataset, **about)
     if arguments.caption_column:
         column = columns.column(rows, arguments.caption_column, (), "caption")
-        return Inputs("text", [own[0] for own in columns.captions(rows, column)], rows._fingerprint)
+        captions = columns.captions(rows, column, optional=True)
+        several = sum(len(own) > 1 for own in captions)
+        if several:
+            logger.warning("%d of %d rows have several captions: the first of each is embedded", several, len(rows))
+        return Inputs("text", [own[0] if own else None for own in captions], rows._fingerprint)
     column = columns.column(rows, arguments.image_column, columns.IMAGE_COLUMNS, "image")
     return Inputs("image", columns.images(rows, column), rows._fingerprint, column)
 
@@ -73,4 +85,6 @@ def run(arguments: argparse.Namespace) -> None:
         embeds, errors, _ = store.read(folder)
         for row, message in errors.items():
             print(f"row {row} cannot be read: {message}")
+        if len(errors) == len(embeds):
+            raise ValueError(f"none of the {len(embeds)} {inputs.kind}s can be read: {folder} holds no embedding")
         print(f"{len(embeds) - len(errors)} of {len(embeds)} {inputs.kind}s are in {folder}")

@@ -12,7 +12,7 @@ from modeling_siglip_ext.command_line import Subparsers
 from ..data import EvaluationData
 from ..data.columns import plain
 from ..known_benchmarks import find
-from ..metrics.probes import few_shot_metrics, knn, linear_probe
+from ..metrics.probes import check_settings, few_shot_metrics, knn, linear_probe
 from ..results import Counts, Result
 from .arguments import evaluation_command, open_session, result_path, select_data
 
@@ -45,9 +45,13 @@ def register(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    probe, names, _ = PROBES[arguments.command]
+    settings = {name: getattr(arguments, name) for name in names}
+    check_settings(**settings)
     known = find(arguments.benchmark, arguments.command).train_split if arguments.benchmark else None
     train_split = arguments.train_split or known or "train"
     sets = {"train": select_data(arguments, split=train_split), "test": select_data(arguments)}
+    check_apart(sets)
     labels = common_labels(sets)
     session = open_session(arguments)
     embeds = {part: session.embed_images(data) for part, data in sets.items()}
@@ -61,8 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
         features[part] = rows[torch.tensor(kept)].numpy()
         targets[part] = np.array(labels[part])[kept]
         counts |= {f"{part}_rows": len(kept), f"{part}_unreadable": sorted(errors)}
-    probe, names, _ = PROBES[arguments.command]
-    settings = {name: getattr(arguments, name) for name in names}
     result = Result(
         arguments.command,
         probe(features["train"], targets["train"], features["test"], targets["test"], **settings),
@@ -72,6 +74,18 @@ def run(arguments: argparse.Namespace) -> None:
         train=sets["train"].provenance,
     )
     session.finish(result, result_path(arguments))
+
+
+def check_apart(sets: dict[str, EvaluationData]) -> None:
+    """
+    Raises:
+        ValueError: the rows to train on are those to test on.
+    """
+    train, test = (sets[part].provenance for part in ("train", "test"))
+    if train is not None and test is not None and train.fingerprint and train.fingerprint == test.fingerprint:
+        raise ValueError(
+            f"the rows to train on are those to test on (split {train.split}): name two with --train_split and --split"
+        )
 
 
 def common_labels(sets: dict[str, EvaluationData]) -> dict[str, list[int]]:

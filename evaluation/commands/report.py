@@ -3,7 +3,7 @@
 import argparse
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
-from modeling_siglip_ext.files import write_text
+from modeling_siglip_ext.files import check_output_file, write_text
 
 from ..results import compare
 
@@ -15,8 +15,10 @@ def register(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.output_file is not None:
+        check_output_file(arguments.output_file, "--output_file")
     text = compare(arguments.results)
-    if arguments.output_file:
+    if arguments.output_file is not None:
         write_text(arguments.output_file, text)
         print(arguments.output_file)
     else:

@@ -32,6 +32,8 @@ def register(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.sheet < 0:
+        raise ValueError(f"--sheet must not be negative, got {arguments.sheet}; 0 draws no picture")
     data = select_data(arguments)
     session = open_session(arguments)
     embeds, errors = session.embed_images(data)

@@ -28,17 +28,21 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.label_column:
         refuse_unused(arguments, ["seed"], "with --label_column, where no pairs are drawn")
     seed = arguments.seed or 0
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative, got {seed}")
+    if arguments.precision is not None and not 0 < arguments.precision <= 1:
+        raise ValueError(f"--precision is a share above 0 and at most 1, got {arguments.precision}")
     data = select_data(arguments)
     assert data.captions is not None
-    texts = [own[0] for own in data.captions]
+    texts = [own[0] if own else "" for own in data.captions]
     session = open_session(arguments)
     embeds, errors = session.embed_images(data)
     text_embeds = session.embed_texts(texts)
     if not session.first:
         return
-    kept = torch.tensor([row for row in range(len(embeds)) if row not in errors])
+    kept = torch.tensor([row for row in range(len(embeds)) if row not in errors and data.captions[row]])
     if not len(kept):
-        raise ValueError("none of the images can be read")
+        raise ValueError("none of the images with a caption can be read")
     images, text_embeds = F.normalize(embeds[kept], dim=-1), F.normalize(text_embeds[kept], dim=-1)
     similarities = (images * text_embeds).sum(1)
     if data.labels is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from transformers.utils import logging
 
 from ..known_benchmarks import Benchmark
 from ..prompts import imagenet_classes
@@ -14,12 +15,18 @@ from .columns import file_names, label_names
 from .text_files import read_json, read_text
 
 
+logger = logging.get_logger(__name__)
+
+
 def read_lines_or_json(path: str) -> list[str]:
     """The lines of a text file that are not empty, or the strings of a JSON list."""
     if path.endswith(".json"):
         lines = read_json(path)
     else:
-        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        every = read_text(path).splitlines()
+        lines = [line for line in every if line.strip()]
+        if len(lines) < len(every):
+            logger.warning("%s: %d of %d lines are empty and left out", path, len(every) - len(lines), len(every))
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ValueError(f"{path} must hold a list of strings")
     return lines

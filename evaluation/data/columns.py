@@ -78,6 +78,21 @@ def labels(dataset: datasets.Dataset, name: str, names: Sequence[str] | None = N
     return result
 
 
+def matches(dataset: datasets.Dataset, name: str) -> list[list[int]]:
+    """Whether each row's image and text belong together, [1] or [0].
+
+    Raises:
+        ValueError: a value that says neither; words are not guessed at, as "match" and "mismatch" would be by order.
+    """
+    known = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0}
+    values = dataset.select_columns([name])[:][name]
+    found = [known.get(str(value).strip().lower()) for value in values]
+    if None in found:
+        row = found.index(None)
+        raise ValueError(f"row {row}: {name} {values[row]!r:.100} is neither 1, for a matched pair, nor 0")
+    return [[one] for one in found if one is not None]
+
+
 def plain(name: str) -> str:
     return name.replace("_", " ").strip()
 

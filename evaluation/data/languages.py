@@ -77,8 +77,12 @@ def select_languages(
     image = columns.column(rows, image_column, columns.IMAGE_COLUMNS, "image")
     if not languages:
         raise ValueError("give --languages, the columns with the captions of each language")
-    for language in languages:
-        columns.column(rows, language, (), "caption")
+    absent = [language for language in languages if language not in rows.column_names]
+    if absent:
+        raise ValueError(
+            f"the dataset has no columns {', '.join(absent)}; it has {', '.join(rows.column_names)}: --languages are "
+            "the columns with the captions of each language"
+        )
     of_language = {language: columns.captions(rows, language, optional=True) for language in languages}
     empty = [language for language, captions in of_language.items() if not any(captions)]
     if empty:

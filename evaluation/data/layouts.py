@@ -49,6 +49,8 @@ def load(
         FileNotFoundError: a path that does not exist.
         ValueError: no rows, a split that does not exist, or a file that cannot be read; named.
     """
+    if not source:
+        raise ValueError("the name of the dataset is empty")
     with named_errors(source):
         found = _load(source, config, split, separator, image_column)
     if not len(found):

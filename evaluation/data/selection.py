@@ -6,6 +6,8 @@ from pathlib import Path
 import datasets
 from transformers.utils import logging
 
+from modeling_siglip_ext.inputs import unformatted
+
 from ..known_benchmarks import NO_BENCHMARK, PROBES, find
 from . import columns
 from .classes import class_names_of, labels_from_file, map_labels, templates_of
@@ -67,7 +69,7 @@ def select(
     known = find(benchmark, task) if benchmark else NO_BENCHMARK
     settings = known if source is None else NO_BENCHMARK  # a copy has columns and splits of its own
     if isinstance(source, datasets.Dataset):
-        name, rows = source.info.dataset_name or "dataset", source
+        name, rows = source.info.dataset_name or "dataset", unformatted(source)
     else:
         name, split = str(source or known.dataset), split or settings.split
         rows = load(name, config=config, split=split, separator=separator, image_column=image_column)
@@ -82,11 +84,11 @@ def select(
     read: dict[str, str | None] = {"image": image}
     if task in ("retrieval", "threshold"):
         read["caption"] = column("caption", caption_column, columns.CAPTION_COLUMNS)
-        captions = columns.captions(rows, read["caption"], optional=task == "retrieval")
+        captions = columns.captions(rows, read["caption"], optional=True)
         check_captions(captions, read["caption"])
         if task == "threshold" and label_column:  # whether a pair belongs together
             read["label"] = columns.column(rows, label_column, (), "label")
-            labels = columns.labels(rows, read["label"])
+            labels = columns.matches(rows, read["label"])
     elif task in PROBES:
         read["label"] = label = column("label", label_column, columns.LABEL_COLUMNS)
         labels, names = columns.labels(rows, label), columns.label_names(rows, label)

@@ -31,6 +31,7 @@ SEPARATORS = (",", ";", "\t", "|")
 CHUNK_ROWS = 10_000
 LONGEST_FIELD = 2**31 - 1  # an image in base64 is longer than what the csv module takes unasked
 INTEGERS = r"(0|-?[1-9][0-9]{0,17})?"
+NO_VALUE = "nothing that can be stored"
 UNFIT = (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError)
 
 
@@ -200,10 +201,15 @@ def as_column(path: str, name: str, values: list[Any]) -> pa.Array:
         return pa.array(values)
     except UNFIT:
         pass
-    if all(value is None or isinstance(value, (str, list)) for value in values):
+    if all(value is None or isinstance(value, (str, list)) for value in values) and any(
+        isinstance(value, list) for value in values
+    ):
         values = [[value] if isinstance(value, str) else value for value in values]
     types = [_type_of(value) for value in values]
-    common = Counter(one for one in types if one is not None).most_common(1)[0][0]
+    ranked = Counter(one for one in types if one not in (None, NO_VALUE)).most_common(1)
+    if not ranked:
+        raise ValueError(f"{path}: no value of {name!r} can be stored, e.g. {next(filter(None, values), None)!r:.60}")
+    common = ranked[0][0]
     odd = [row for row, one in enumerate(types) if one not in (None, common)]
     if odd:
         shown = f"row {odd[0]}: {values[odd[0]]!r:.60}"
@@ -221,7 +227,7 @@ def _type_of(value: Any) -> str | None:
     try:
         return str(pa.array([value]).type)
     except UNFIT:
-        return "value that can be stored"
+        return NO_VALUE
 
 
 def with_images(rows: datasets.Dataset, name: str | None, source: str) -> datasets.Dataset:

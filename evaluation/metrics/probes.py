@@ -9,13 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 Rows = torch.Tensor | np.ndarray
 Labels = Sequence[int] | np.ndarray
 # A feature so large that its weight, the bias, is hardly regularised.
 _BIAS = 100.0
 CS = tuple(float(c) for c in np.logspace(-4, 1, 6))
+
+
+def check_settings(*, shots: Sequence[int] = (1,), seeds: int = 1, l2: float = 1.0, k: int = 1, seed: int = 0) -> None:
+    """
+    Raises:
+        ValueError: a setting of a probe that no figures can come of.
+    """
+    for name, value in (("shots", min(shots, default=0)), ("seeds", seeds), ("k", k)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= l2 < float("inf"):
+        raise ValueError(f"l2 must be finite and not negative, got {l2}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must not be negative, and fit in 32 bits, got {seed}")
 
 
 def ridge_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, l2: float) -> np.ndarray:
@@ -65,8 +82,9 @@ def few_shot_metrics(
         "accuracy@1_{shots}shot" (the mean over the seeds) and "accuracy@1_{shots}shot_seed{n}".
 
     Raises:
-        ValueError: a class of the test rows has no training row.
+        ValueError: a class of the test rows has no training row, or a setting that cannot be.
     """
+    check_settings(shots=shots, seeds=seeds, l2=l2)
     train, test = np.asarray(train), np.asarray(test)
     train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
     missing = sorted(set(test_labels.tolist()) - set(train_labels.tolist()))
@@ -74,7 +92,17 @@ def few_shot_metrics(
         raise ValueError(f"classes {missing[:10]} occur in the test rows only")
     classes = int(train_labels.max()) + 1
     metrics = {}
+    sizes = np.bincount(train_labels)
     for shot in shots:
+        few = np.flatnonzero((sizes > 0) & (sizes < shot))
+        if len(few):
+            logger.warning(
+                "%d of the classes have fewer than %d training rows, e.g. class %d has %d: all of theirs are used",
+                len(few),
+                shot,
+                few[0],
+                sizes[few[0]],
+            )
         found = []
         for seed in range(seeds):
             random = np.random.default_rng(seed)
@@ -112,6 +140,7 @@ def linear_probe(
     Returns:
         "accuracy@1", "mean_per_class_recall" and "C".
     """
+    check_settings(seed=seed)
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
@@ -132,6 +161,7 @@ def linear_probe(
 
 def knn(train: Rows, train_labels: Labels, test: Rows, test_labels: Labels, *, k: int = 20) -> dict[str, float]:
     """Majority vote of the k training rows with the highest cosine."""
+    check_settings(k=k)
     from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(n_neighbors=min(k, len(train)), metric="cosine", algorithm="brute")

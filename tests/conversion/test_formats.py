@@ -119,3 +119,10 @@ def test_of_several_files_the_one_that_a_format_knows_is_meant(tmp_path):
     (tmp_path / "open_clip_model.safetensors").rename(tmp_path / "ema.safetensors")
     with pytest.raises(CheckpointError, match=r"holds adapter\.safetensors, ema\.safetensors: name the file"):
         source_at(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", [{"image_size": 0}, {"patch_size": 0}, {"text_length": 0}, {"text_length": -5}])
+def test_sizes_below_one_are_refused(sizes):
+    (name, value), *_ = sizes.items()
+    with pytest.raises(CheckpointError, match=f"{name}={value} must be at least 1"):
+        NewSizes(**sizes)

@@ -183,6 +183,18 @@ def test_bad_arguments_are_named(parts):
         encode_images(model, processor, IMAGES, errors="ignore")
     with pytest.raises(ValueError, match="batch_size=0"):
         encode_images(model, processor, IMAGES, batch_size=0)
+    with pytest.raises(ValueError, match="workers=-1 must not be negative"):
+        encode_images(model, processor, IMAGES, workers=-1)
+    with pytest.raises(TypeError, match="first argument is a SiglipExtProcessor, not a model"):
+        encode_images(processor, model, IMAGES)
+    for other in (None, model, processor.tokenizer):
+        with pytest.raises(TypeError, match=f"second argument is a {type(other).__name__}, not a processor"):
+            encode_images(model, other, IMAGES)
+    for other in (None, model, processor.image_processor):
+        with pytest.raises(TypeError, match=f"second argument is a {type(other).__name__}, not a processor"):
+            encode_texts(model, other, ["a"])
+    with pytest.raises(ValueError, match="has no character in place 0, but half of a pair of surrogates"):
+        encode_texts(model, processor, ["a", "\ud83d"])
 
 
 def test_a_folder_without_images_is_named(parts, tmp_path):

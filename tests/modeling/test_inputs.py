@@ -189,6 +189,7 @@ def test_columns_are_chosen_by_name(parts):
         (PANDAS[["image"]], "text", ValueError, r"table has no column 'text'; it has image"),
         (ARROW.select(["text"]), "image", ValueError, r"table has no column 'image'; it has text"),
         (datasets.DatasetDict({"train": DATASET}), "image", ValueError, r"splits train: choose one"),
+        (np.zeros((20, 20, 2)), "image", ValueError, r"shape \(20, 20, 2\) is not an image"),
         (np.zeros(5), "image", ValueError, r"shape \(5,\) is neither an image"),
         (torch.zeros(2, 2, 3, 8, 8), "image", ValueError, r"shape \(2, 2, 3, 8, 8\) is neither"),
         (torch.zeros(2, 8), "text", TypeError, r"numbers of shape \(2, 8\) are no texts"),
@@ -202,6 +203,26 @@ def test_what_is_neither_is_refused_in_one_line(source, kind, error, message, pa
     with pytest.raises(error, match=message) as raised:
         (encode_images if kind == "image" else encode_texts)(*parts, source)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas", "arrow", None])
+def test_the_format_of_a_data_set_changes_nothing(kind, parts, expected):
+    """Nor do the columns that it shows."""
+    shown = DATASET.with_format(kind, columns=["text"])
+    np.testing.assert_allclose(encode_images(*parts, shown), encode_images(*parts, DATASET), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        encode_texts(*parts, DATASET.with_format(kind)), encode_texts(*parts, DATASET), rtol=0, atol=1e-6
+    )
+
+
+def test_arrays_of_objects_are_what_they_hold(parts):
+    """What numpy makes of PIL images of one size, and of one column of a table."""
+    images = [Image.new("RGB", (10, 8), color) for color in ("red", "blue")]
+    wanted = encode_images(*parts, images)
+    np.testing.assert_array_equal(encode_images(*parts, np.array(images, dtype=object)), wanted)
+    np.testing.assert_array_equal(
+        encode_texts(*parts, np.array([["a"], ["b"]], dtype=object)), encode_texts(*parts, ["a", "b"])
+    )
 
 
 def test_a_row_without_the_column_is_named():

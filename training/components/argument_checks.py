@@ -6,7 +6,6 @@ Trainer finds out some of it only after loading, some after an epoch, and some n
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from numbers import Real
@@ -22,6 +21,8 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
 from transformers.training_args import OptimizerNames, ParallelMode
+
+from modeling_siglip_ext.files import check_output_dir
 
 
 # Fields of Trainer that have one value here, and why.
@@ -281,21 +282,6 @@ def _check_hub(args: Any) -> None:
             "push_to_hub needs a token: log in with `hf auth login`, or set HF_TOKEN or hub_token to a token that may "
             "write"
         )
-
-
-def check_output_dir(folder: str | None) -> None:
-    """
-    Raises:
-        OSError: it is a file, or may not be written to.
-    """
-    if not folder:
-        raise ValueError("output_dir is empty: name the folder to write to")
-    path = Path(folder)
-    there = next(part for part in (path, *path.absolute().parents) if part.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"output_dir={folder!r}: {there} is a file; choose another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"output_dir={folder!r}: nothing may be written in {there}; choose another folder")
 
 
 def check_package(setting: str, package: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast, SiglipTokenizer
+from transformers import AutoProcessor, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast, SiglipTokenizer
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
@@ -214,6 +214,10 @@ def test_the_tokenizer_goes_along(kind, tmp_path, monkeypatch):
     with pytest.raises(AttributeError):  # nothing is computed
         encode_texts(ours, AutoTokenizer.from_pretrained(tmp_path / "oc-model"), [" ".join(t.split()) for t in TEXTS])
     assert seen[0].tolist() == found
+    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "back")]) == 0
+    back = AutoProcessor.from_pretrained(tmp_path / "back")
+    texts = [" ".join(text.split()) for text in TEXTS]
+    assert back(text=texts, padding="max_length", max_length=8, truncation=True)["input_ids"] == found
 
 
 def test_a_folder_without_a_tokenizer_never_gets_that_of_clip(tmp_path, capsys):
@@ -292,3 +296,16 @@ def test_where_open_clip_is_installed_it_has_the_last_word(error, status, tmp_pa
         assert "open_clip's own embeddings equal" in said.out
     else:
         assert "not verified: open_clip's own image embeddings differ by" in said.err
+
+
+def test_a_tokenizer_for_which_open_clip_mends_texts_needs_rules(tmp_path, capsys):
+    exported(make_config(text={"vocab_size": 400}), tmp_path / "oc", tokenizer=trained())
+    path = tmp_path / "oc" / "open_clip_config.json"
+    settings = json.loads(path.read_text())
+    settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    path.write_text(json.dumps(settings))
+    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "without")]) == 0
+    assert "say it with --text_rules" in capsys.readouterr().err
+    assert not (tmp_path / "without" / "tokenizer.json").exists()
+    assert main(["from-open-clip", str(tmp_path / "oc"), str(tmp_path / "with"), "--text_rules", "v2"]) == 0
+    assert (tmp_path / "with" / "tokenizer.json").exists()

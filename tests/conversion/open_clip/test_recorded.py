@@ -94,6 +94,13 @@ def test_a_name_that_is_not_known_is_said(tmp_path, capsys):
     assert SiglipExtModel.from_pretrained(tmp_path / "told").config.vision_config.hidden_act == "relu"
 
 
+@pytest.mark.parametrize("words", [["--image_act", "relu"], ["--image_heads", "1"], ["--text_heads", "1"]])
+def test_what_the_configuration_says_is_not_chosen(words, tmp_path, capsys):
+    assert main(["from-open-clip", str(RECORDED / "exact"), str(tmp_path / "out"), *words]) == 2
+    assert f"{words[0]}={words[1]} has no effect: the configuration" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_set_on_the_tower_by_open_clip_after_3_3_is_read(tmp_path):
     def change(settings):
         vision = settings["model_cfg"]["vision_cfg"]

@@ -123,6 +123,7 @@ def test_benchmarks_of_the_hub_keep_their_names(tmp_path):
         ({"source": "user/set"}, "user/set"),
         ({"source": "data/with/many/parts"}, "parts"),
         ({"source": "photos.parquet"}, "photos"),
+        ({"source": "https://data.example/photos.parquet?signature=secret"}, "photos.parquet"),
     ],
 )
 def test_names_of_datasets(about, expected):

@@ -80,7 +80,8 @@ def folder(parts, tmp_path_factory) -> Path:
         "sw": [f"picha {i}" if i % 3 else None for i in range(COUNT)],
     }
     rows = datasets.Dataset.from_dict(columns, features=features)
-    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "data")
+    train = rows.select(range(COUNT))  # alike, and not the same
+    datasets.DatasetDict({"train": train, "test": rows}).save_to_disk(folder / "data")
     broken = rows.cast_column("image", datasets.Image(decode=False)).to_list()
     broken[3]["image"] = {"bytes": b"broken", "path": None}
     datasets.Dataset.from_list(broken, features=features).save_to_disk(folder / "broken")
@@ -327,15 +328,97 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
         (["retrieval", "--caption_column", "text"], "no caption column 'text'"),
         (["retrieval", "--split", "dev"], "no split 'dev'; there are test, train"),
         (["multilingual-retrieval"], "give --languages"),
+        (["multilingual-retrieval", "--languages", "fr"], "no columns fr; it has"),
+        (["few-shot", "--shots", "5", "0"], "shots must be at least 1, got 0"),
+        (["few-shot", "--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["few-shot", "--l2", "nan"], "l2 must be finite and not negative, got nan"),
+        (["knn", "--k", "0"], "k must be at least 1, got 0"),
+        (["linear-probe", "--seed", "-1"], "seed must not be negative"),
+        (["knn", "--train_split", "test"], "the rows to train on are those to test on (split test)"),
+        (["threshold", "--precision", "nan"], "--precision is a share above 0 and at most 1, got nan"),
+        (["threshold", "--seed", "-1"], "--seed must not be negative"),
+        (["threshold", "--caption_column", "de", "--label_column", "kind"], "is neither 1, for a matched pair, nor 0"),
+        (["retrieval", "--caption_column", "de", "--sheet", "-5"], "--sheet must not be negative, got -5"),
+        (
+            ["retrieval", "--caption_column", "de", "--model", "nowhere/at-all"],
+            "--model nowhere/at-all cannot be read",
+        ),
+        (["retrieval", "--dataset", ""], "the name of the dataset is empty"),
+        (["embed", "--images", "nowhere"], "'nowhere' does not exist"),
+        (["embed", "--images", __file__], "is a file, not a folder of images"),
     ],
 )
 def test_mistakes_are_named_in_one_line(folder, tmp_path, capsys, options, message):
-    arguments = ["--model", str(folder / "model"), "--dataset", str(folder / "data")]
-    assert main([options[0], *arguments, "--output_dir", str(tmp_path), *options[1:]]) == 2
+    arguments = ["--model", str(folder / "model"), "--output_dir", str(tmp_path)]
+    arguments += [] if options[0] == "embed" else ["--dataset", str(folder / "data")]
+    assert main([options[0], *arguments, *options[1:]]) == 2
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("siglip-ext-eval: error: ")
     assert message in said[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--output_dir", "--cache_dir"])
+def test_where_nothing_can_be_written_is_said_before_the_model_is_loaded(option, folder, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    words = ["retrieval", "--model", "./nowhere", "--dataset", str(folder / "data"), "--caption_column", "de"]
+    assert main([*words, option, str(tmp_path / "taken")]) == 2
+    assert f"{option}='{tmp_path / 'taken'}': {tmp_path / 'taken'} is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["duplicates", "--embeddings", "none"], ["report", "none"]])
+def test_a_folder_is_no_file_to_write(words, tmp_path, capsys):
+    assert main([*words, "--output_file", str(tmp_path)]) == 2
+    assert f"--output_file='{tmp_path}' is a folder: name a file in it" in capsys.readouterr().err
+
+
+def test_rows_without_a_caption_cost_only_themselves(folder, tmp_path, caplog):
+    """One empty caption of many, and one row with two; as images that cannot be read."""
+    texts = ["one", "", "three", ["four", "fifth"], None, "six"]
+    rows = [{"image": f"{i}.png", "caption": text} for i, text in enumerate(texts)]
+    for i, image in enumerate(IMAGES[: len(texts)]):
+        image.save(tmp_path / f"{i}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model", str(folder / "model"), "--dataset", str(tmp_path / "rows.jsonl")]
+    words += ["--caption_column", "caption"]
+    paths = ["--output_dir", str(tmp_path / "out")]
+    assert main(["threshold", *words, *paths, "--cache_dir", str(tmp_path / "cache")]) == 0
+    (result,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(result.read_text())["dataset"]["matched"] == 4
+    assert "2 of 6 rows have no caption in 'caption' and take no part, e.g. rows 1, 4" in caplog.text
+    assert main(["embed", *words, "--output_dir", str(tmp_path / "texts")]) == 0
+    embeds, errors, _ = store.read(tmp_path / "texts")
+    assert errors == {1: "there is no caption", 4: "there is no caption"}
+    assert embeds.isnan().any(1).tolist() == [False, True, False, False, True, False]
+    assert "1 of 6 rows have several captions" in caplog.text
+
+
+def test_empty_lines_of_texts_are_counted(folder, tmp_path, caplog):
+    (tmp_path / "texts.txt").write_text("a\n\nb\n")
+    words = ["--model", str(folder / "model"), "--texts", str(tmp_path / "texts.txt")]
+    assert main(["embed", *words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "1 of 3 lines are empty and left out" in caplog.text
+
+
+def test_half_a_pair_of_surrogates_is_refused_by_its_text(folder, tmp_path, capsys):
+    (tmp_path / "texts.json").write_text('["b", "a \\ud83d"]')
+    words = ["--model", str(folder / "model"), "--texts", str(tmp_path / "texts.json")]
+    assert main(["embed", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "has no character in place 2" in capsys.readouterr().err
+
+
+def test_an_image_that_was_mended_is_not_that_of_before(folder, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / name).write_bytes(b"broken")
+    words = ["embed", "--model", str(folder / "model"), "--images", str(tmp_path / "images")]
+    assert main([*words, "--output_dir", str(tmp_path / "none")]) == 2
+    assert "none of the 2 images can be read" in capsys.readouterr().err
+    IMAGES[0].save(tmp_path / "images" / "a.png")
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
+    IMAGES[1].save(tmp_path / "images" / "b.png")
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "holds embeddings with other data" in capsys.readouterr().err
 
 
 def test_a_probe_needs_data_of_its_own(folder, tmp_path, capsys):

@@ -11,6 +11,7 @@ from modeling_siglip_ext.evaluation.__main__ import main
         ("embed --images {folder} --split test", "--split has no effect without --dataset"),
         ("embed --images {folder} --caption_column text", "--caption_column has no effect without --dataset"),
         ("embed --texts {file} --image_column picture", "--image_column has no effect without --dataset"),
+        ("embed --texts {file} --separator ,", "--separator has no effect without --dataset"),
         ("embed --texts {file} --workers 2", "--workers has no effect where texts are embedded"),
         ("embed --dataset {folder} --config en", "--config has no effect with a file or a folder"),
         ("embed --dataset a/b --caption_column c --image_column i", "--image_column has no effect where texts"),

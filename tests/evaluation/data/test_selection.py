@@ -153,5 +153,5 @@ def test_languages_are_columns(tmp_path):
     data, of_language = select_languages(str(tmp_path / "rows.parquet"), ["de", "sw"])
     assert of_language == {"de": [["a"], ["b"], ["c"], ["d"]], "sw": [["e"], [], ["f"], ["g"]]}
     check_pictures(data)
-    with pytest.raises(ValueError, match="no caption column 'fr'"):
+    with pytest.raises(ValueError, match="no columns fr; it has"):
         select_languages(str(tmp_path / "rows.parquet"), ["fr"])

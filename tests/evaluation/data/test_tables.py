@@ -131,7 +131,7 @@ def test_images_that_are_not_there(images, caplog):
         ("x.csv.gz", b"image,caption\na,b\n", r"x\.csv\.gz is damaged: BadGzipFile"),
         ("x.csv.bz2", b"image,caption\na,b\n", r"x\.csv\.bz2 is damaged: OSError"),
         ("x.csv.xz", b"image,caption\na,b\n", r"x\.csv\.xz is damaged: LZMAError"),
-        ("x.csv.gz", gzip.compress(b"image,caption\na,b\n")[:-6], r"x\.csv\.gz is damaged: EOFError"),
+        ("x.csv.gz", gzip.compress(b"image,caption\na,b\n", mtime=0)[:-6], r"x\.csv\.gz is damaged: EOFError"),
         ("x.jsonl", b'{"image": "a"}\n{"image": \n', r"x\.jsonl, line 2: no JSON"),
         ("x.json", b'[{"image": "a"},\n {"image": }]', r"x\.json, line 2: no JSON"),
         ("x.json", b"", "has no rows"),
