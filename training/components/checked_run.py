@@ -20,7 +20,7 @@ from ..data.samples import TooManyBadSamples
 from .checkpoint import AtomicCheckpoints
 from .devices import share_of_the_host
 from .run_folder import STATE, check_unused, checkpoint_to_resume
-from .run_identity import run_identity
+from .run_identity import Identity, run_identity
 
 
 # Of every evaluation, whatever `compute_metrics` gives.
@@ -29,6 +29,9 @@ ALWAYS = ("loss", "loss_pairs", "runtime", "samples_per_second", "steps_per_seco
 
 class CheckedRun(AtomicCheckpoints):
     """The part of `SiglipExtTrainer` that begins a run."""
+
+    further_identity: Identity = {}
+    """What makes a run this one besides model, data and arguments."""
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -50,7 +53,8 @@ class CheckedRun(AtomicCheckpoints):
         if checkpoint is None:
             check_unused(folder)
         tokenizer = getattr(self.processing_class, "tokenizer", None)
-        self.identity = run_identity(self.model, self.loss_name, self.args, self.train_dataset, tokenizer)
+        identity = run_identity(self.model, self.loss_name, self.args, self.train_dataset, tokenizer)
+        self.identity = identity | self.further_identity
         if checkpoint is not None:
             self.check_checkpoint(checkpoint)
             check_steps(checkpoint, self.args.max_steps)

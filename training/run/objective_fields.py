@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.locca import CaptionTasks
 from ..objectives.captioning import CaptionLossSettings
+from ..objectives.curation import CurationSettings
 from ..objectives.masks import MaskSettings
 from ..objectives.matching import MatchingSettings
 from ..objectives.self_distillation import KINDS
@@ -18,6 +19,7 @@ CONTRASTIVE, CAPTIONING = "contrastive", "captioning"
 OBJECTIVES = (CONTRASTIVE, CAPTIONING, *KINDS)
 DECODER = ("num_hidden_layers", "max_length", "dropout")
 STARTS_AT = "starts_at"
+REFERENCE = "reference_name_or_path"
 
 
 def names_of(*kinds: Any) -> list[str]:
@@ -28,6 +30,7 @@ def names_of(*kinds: Any) -> list[str]:
 SETTINGS = {
     "captioning": [*DECODER, *names_of(CaptionTasks, CaptionLossSettings)],
     "self_distillation": [STARTS_AT, *names_of(MatchingSettings, ViewSettings, MaskSettings)],
+    "curation": [REFERENCE, *names_of(CurationSettings)],
 }
 
 
@@ -56,6 +59,14 @@ class ObjectiveArguments:
         metadata={
             "help": "Settings of distillation and masking: starts_at (share of training), momentum, prototypes, "
             "local_views, ratio and more."
+        },
+    )
+
+    curation: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the examples of each batch out of more: ratio (share that is not trained on), score "
+            "(learnability, easy_reference, hard_learner), reference_name_or_path, chunks, first_chunk, temperature."
         },
     )
 
