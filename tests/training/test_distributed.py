@@ -35,6 +35,7 @@ MORE = {
     "ours-default": "ours-default",
     "stock-cache": "stock-zero_bias",
     "ours-accumulation": "ours-accumulation",
+    "fsdp-curation": "fsdp-curation",
     "fsdp-accumulation": "fsdp-accumulation",
     "fsdp-accumulation-cache": "fsdp-accumulation",
     "distill-plain": "distill-plain",

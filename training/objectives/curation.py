@@ -13,6 +13,7 @@ Sources: Evans et al., arXiv 2406.17711 (JEST); Udandarao et al., arXiv 2411.186
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 
 import torch
@@ -154,7 +155,7 @@ def select(scores: PairScores, count: int, settings: CurationSettings, generator
         raise ValueError(f"{count} of {len(scores)} examples cannot be chosen")
     logits = scores.own().cpu().double()
     edges = [count * number // settings.chunks for number in range(settings.chunks + 1)]
-    sizes = [end - start for start, end in zip(edges, edges[1:]) if end > start]
+    sizes = [end - start for start, end in pairwise(edges) if end > start]
     chosen = torch.empty(0, dtype=torch.int64)
     for number, size in enumerate(sizes):
         by_chance = number == 0 and settings.first_chunk == UNIFORM
