@@ -40,7 +40,7 @@ from .objectives import FromForward, Weighted, trained_beside, weighted_sum
 from .objectives.checkpoint import ObjectiveCheckpoints
 from .objectives.contrastive import PAIRS, Contrastive
 from .objectives.model import ObjectiveModel, ObjectiveSteps, TrainedObjective
-from .objectives.super_batch import Curation
+from .objectives.super_batch import Curation, read_for
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
 
@@ -232,15 +232,15 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if names:
             self._monitor.batch(self.state.global_step + 1, names)
         if self.curation is not None:
+            size = self.args.mini_batch_size or self.args.per_device_train_batch_size
+            key = self.args.seed, self.state.global_step + 1
+            own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
+
+            def embed(one: nn.Module, chunk: dict) -> tuple[torch.Tensor, torch.Tensor]:
+                return self.prediction_step(one, {k: value for k, value in chunk.items() if k not in own}, True)[1]
+
             # in place, as Trainer holds on to this batch
-            inputs |= self.curation.choose(
-                inputs,
-                lambda one, chunk: self._embeddings(one, self._prepare_inputs(chunk)),
-                model,
-                self.args.device,
-                self.args.mini_batch_size or self.args.per_device_train_batch_size,
-                (self.args.seed, self.state.global_step + 1),
-            )
+            inputs |= self.curation.choose(inputs, embed, model, self.args.device, size, key)
         if self.args.mini_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -370,18 +370,15 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.args.check_for_training()
         loader = super().get_train_dataloader()
         if has_length(loader):
-            self.args.check_samples(len(cast(Sized, self.train_dataset)), self._examples(self.args.train_batch_size))
+            read = read_for(self.curation, self.args.train_batch_size)
+            self.args.check_samples(len(cast(Sized, self.train_dataset)), read)
         return loader
-
-    def _examples(self, batch: int) -> int:
-        """How many are read for a batch of so many."""
-        return batch if self.curation is None else self.curation.settings.super_batch(batch)
 
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
         args, collator, drop_last = self.args, self.data_collator, self.args.dataloader_drop_last
-        batch_size = self._examples(batch_size) if is_training else batch_size
+        batch_size = read_for(self.curation, batch_size) if is_training else batch_size
         if isinstance(dataset, ImageTextStream):
             if not is_training:
                 raise ValueError("ImageTextStream never ends: evaluate on a map-style dataset")
@@ -413,17 +410,11 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Of one batch (None, (image_embeds, text_embeds[, pair_ids]), None). The loss belongs to no single batch."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._forward_inputs(self._prepare_inputs(inputs))
         pair_ids = [inputs.pop(PAIRS)] if PAIRS in inputs else []
-        outputs = self._embeddings(model, inputs)
-        return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach(), *pair_ids), None
-
-    def _embeddings(self, model: nn.Module, inputs: dict) -> Any:
-        """The outputs of a model for a prepared batch without `pair_ids`; no graph and no loss."""
-        own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
-        inputs = {name: value for name, value in inputs.items() if name not in own}
         with torch.no_grad(), self.compute_loss_context_manager():
-            return model(**self._forward_inputs(inputs), return_loss=False)
+            outputs = model(**inputs, return_loss=False)
+        return None, (outputs.image_embeds.detach(), outputs.text_embeds.detach(), *pair_ids), None
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from transformers.modeling_outputs import ModelOutput
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -90,8 +89,9 @@ def other(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def embeddings(model: torch.nn.Module, chunk: dict) -> ModelOutput:
-    return model(**chunk, return_loss=False)
+def embeddings(model: torch.nn.Module, chunk: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    outputs = model(**chunk, return_loss=False)
+    return outputs.image_embeds, outputs.text_embeds
 
 
 def run(

@@ -1,7 +1,7 @@
 """From super-batches to the batches that are trained on, in every process: embed, score, choose, share out."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast, gather
 from torch import nn
-from transformers.modeling_outputs import ModelOutput
 
 from ..components.grad_cache import split_batch
 from ..components.towers import core_model, loss_head, whole
@@ -18,7 +17,7 @@ from .contrastive import PAIRS
 from .curation import SIGNS, CurationSettings, Judged, PairScores, select
 
 
-Forward = Callable[[nn.Module, dict], ModelOutput]
+Forward = Callable[[nn.Module, dict], Sequence[torch.Tensor]]
 
 
 class Curation:
@@ -35,8 +34,8 @@ class Curation:
             frozen, and a whole copy of it is in every process. None with the score hard_learner, which needs none.
 
     Raises:
-        ValueError: a score without the reference it needs, or with one that it does not read.
-        TypeError: a reference without `logit_scale` and `logit_bias`.
+        ValueError: a score without the reference it needs, or with one that it does not read; a reference that was
+            not trained with the sigmoid loss.
     """
 
     def __init__(self, settings: CurationSettings, reference: nn.Module | None = None):
@@ -44,8 +43,12 @@ class Curation:
             what = "needs a reference model" if reference is None else "reads no reference model: leave it out"
             raise ValueError(f"curation.score={settings.score} {what}")
         if reference is not None:
-            if getattr(reference, "logit_scale", None) is None or getattr(reference, "logit_bias", None) is None:
-                raise TypeError(f"the reference, {type(reference).__name__}, has no logit_scale and logit_bias")
+            bias, loss = (
+                getattr(reference, "logit_bias", None),
+                getattr(getattr(reference, "config", None), "loss_type", "sigmoid"),
+            )
+            if bias is None or loss != "sigmoid":
+                raise ValueError("curation: the reference was not trained with the sigmoid loss; take one that was")
             reference.requires_grad_(False).eval()
         self.settings, self.reference = settings, reference
         self.step, self.number = -1, 0
@@ -58,7 +61,7 @@ class Curation:
 
         Args:
             inputs: tensors with a row for each example are reduced; others stay.
-            forward: of a model for a chunk of the inputs; gives `image_embeds` and `text_embeds`.
+            forward: of a model for a chunk of the inputs, gives its `image_embeds` and `text_embeds`.
             learner: as it is wrapped by DDP, FSDP or torch.compile.
             device: where the models are.
             size: examples in a chunk.
@@ -102,12 +105,16 @@ class Curation:
         return torch.Generator().manual_seed(key_number(f"curation/{seed}/{step}/{self.number}"))
 
 
+def read_for(curation: Curation | None, batch: int) -> int:
+    """Examples that are read for a batch of so many."""
+    return batch if curation is None else curation.settings.super_batch(batch)
+
+
 @torch.no_grad()
 def judge(model: nn.Module, chunks: list[dict], forward: Forward) -> Judged:
     """What a model, left in eval mode, makes of the super-batches of all processes, in float32 or better."""
     model.eval()
-    outputs = [forward(model, chunk) for chunk in chunks]
-    embeds = [torch.cat([getattr(one, name) for one in outputs]) for name in ("image_embeds", "text_embeds")]
+    embeds = [torch.cat(rows) for rows in zip(*(forward(model, chunk) for chunk in chunks))]
     wide = torch.promote_types(embeds[0].dtype, torch.float32)
     scale, bias = (whole(value.detach()).to(wide) for value in loss_head(core_model(model)) if value is not None)
     images, texts = (gather(rows.to(wide)) for rows in embeds)

@@ -73,7 +73,8 @@ def test_running_sums_are_those_of_the_whole_matrix(score, paired, monkeypatch):
 
 
 def test_single_precision_is_near_double():
-    double, single = (PairScores([(1, judged(things(64, 16, of), 0.0, 1))]) for of in (torch.float64, torch.float32))
+    kinds, vectors = (torch.float64, torch.float32), things(64)
+    double, single = (PairScores([(1, judged(vectors.to(kind), 0.0, 1))]) for kind in kinds)
     members = torch.arange(20)
     torch.testing.assert_close(single.beside(members).double(), double.beside(members), rtol=1e-5, atol=1e-5)
 
