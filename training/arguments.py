@@ -209,15 +209,20 @@ class SiglipExtTrainingArguments(TrainingArguments):
         kind = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
         return [*unread, "warmup_steps"] if kind == "constant" and self.max_seconds is None else unread
 
-    def check_samples(self, count: int) -> None:
+    def check_samples(self, count: int, read: int | None = None) -> None:
         """
+        Args:
+            count: samples of the training set.
+            read: those that a process reads for a batch; `train_batch_size` unless given.
+
         Raises:
-            ValueError: for a training set of so many samples that is smaller than one batch.
+            ValueError: for a training set that is smaller than what is read for one batch.
         """
-        batch = self.train_batch_size * self.world_size
+        batch = (read or self.train_batch_size) * self.world_size
         if count < batch:
+            what = "batch" if read in (None, self.train_batch_size) else "super-batch"
             raise ValueError(
-                f"the training set has {count} samples, fewer than one batch of {batch}: lower "
+                f"the training set has {count} samples, fewer than one {what} of {batch}: lower "
                 "per_device_train_batch_size"
             )
 

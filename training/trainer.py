@@ -39,6 +39,7 @@ from .objectives import FromForward, Weighted, trained_beside, weighted_sum
 from .objectives.checkpoint import ObjectiveCheckpoints
 from .objectives.contrastive import PAIRS, Contrastive
 from .objectives.model import ObjectiveModel, ObjectiveSteps, TrainedObjective
+from .objectives.super_batch import Curation, read_for
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
 
@@ -81,6 +82,9 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         args: `SiglipExtTrainingArguments`, whose defaults the above relies on.
         objectives: what else to train for, {name: (objective, weight)}; its parameters are trained and kept in
             checkpoints, but are no part of the saved model.
+        curation: chooses the examples of each batch out of more that are read for it (`objectives/curation.py`).
+            `per_device_train_batch_size`, lengths in examples and `examples_seen` count those that are trained on,
+            an epoch those that are read.
         kwargs: as for `transformers.Trainer`, except `compute_loss_func`, which is refused. `data_collator` is an
             `ImageTextCollator` of `processing_class` unless given, for the datasets here.
 
@@ -109,6 +113,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         args: SiglipExtTrainingArguments | None = None,
         *,
         objectives: Mapping[str, tuple[TrainedObjective, float]] | None = None,
+        curation: Curation | None = None,
         **kwargs,
     ):
         if not isinstance(args, SiglipExtTrainingArguments):
@@ -157,6 +162,18 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self._locked = lock_towers(core, args.lock_towers)
         for objective, _ in (objectives or {}).values():
             objective.check(core)
+        self.curation = curation
+        if curation is not None:
+            curation.settings.super_batch(args.per_device_train_batch_size)
+            if self.loss_name != "sigmoid":
+                raise ValueError(
+                    f"curation scores pairs by the sigmoid loss, and this model has the {self.loss_name} loss"
+                )
+            if self._backend.one_graph:
+                raise ValueError("curation does not work on XLA devices yet: leave it out")
+            if curation.reference is not None:
+                curation.reference.to(args.device)
+            self.further_identity = curation.identity()
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
         if args.recompute_activations and not (args.gradient_checkpointing or checkpointed):
             recompute_activations(core)
@@ -220,6 +237,16 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         names = self._data.take(inputs)
         if names:
             self._monitor.batch(self.state.global_step + 1, names)
+        if self.curation is not None:
+            size = self.args.mini_batch_size or self.args.per_device_train_batch_size
+            key = self.args.seed, self.state.global_step + 1
+            own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
+
+            def embed(one: nn.Module, chunk: dict) -> tuple[torch.Tensor, torch.Tensor]:
+                return self.prediction_step(one, {k: value for k, value in chunk.items() if k not in own}, True)[1]
+
+            # in place, as Trainer holds on to this batch
+            inputs |= self.curation.choose(inputs, embed, model, self.args.device, size, key)
         if self.args.mini_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -349,13 +376,15 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.args.check_for_training()
         loader = super().get_train_dataloader()
         if has_length(loader):
-            self.args.check_samples(len(cast(Sized, self.train_dataset)))
+            read = read_for(self.curation, self.args.train_batch_size)
+            self.args.check_samples(len(cast(Sized, self.train_dataset)), read)
         return loader
 
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
         args, collator, drop_last = self.args, self.data_collator, self.args.dataloader_drop_last
+        batch_size = read_for(self.curation, batch_size) if is_training else batch_size
         if isinstance(dataset, ImageTextStream):
             if not is_training:
                 raise ValueError("ImageTextStream never ends: evaluate on a map-style dataset")
@@ -417,6 +446,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             logs.update(self._monitor.figures(seen, total, self.accelerator.gather))
             if isinstance(self.model, ObjectiveModel):
                 logs.update(self.model.figures(total))
+            if self.curation is not None:
+                logs.update(self.curation.figures(seen))
             if self._data.skips.total_skipped:
                 logs["samples_skipped"] = self._data.skips.total_skipped
         super().log(logs, *args, **kwargs)

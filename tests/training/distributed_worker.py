@@ -19,7 +19,9 @@ from transformers import SiglipConfig, SiglipModel
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtConfig
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
+from modeling_siglip_ext.training.objectives.curation import CurationSettings
 from modeling_siglip_ext.training.objectives.model import TrainedObjective
+from modeling_siglip_ext.training.objectives.super_batch import Curation
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 
 
@@ -39,6 +41,10 @@ CASES = {
     "ours-accumulation": ("ours", "zero_bias", {"gradient_accumulation_steps": 2}),
     "ours-objective": ("ours", "zero_bias", {}),
     "ours-objective-cache": ("ours", "zero_bias", {"mini_batch_size": 1}),
+    "ours-curation": ("ours", "zero_bias", {}),
+    "ours-curation-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
+    "ours-curation-accumulation": ("ours", "zero_bias", {"gradient_accumulation_steps": 2}),
+    "stock-curation-pairs": ("stock", "zero_bias", {}),
     "ours-accumulation-cache": ("ours", "zero_bias", {"gradient_accumulation_steps": 2, "mini_batch_size": 1}),
 }
 
@@ -60,8 +66,8 @@ def collate(rows: list[dict]) -> dict:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"return_loss": True}
 
 
-def build(kind: str, init: str) -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(kind: str, init: str, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     towers = {
         "vision_config": {**width, "image_size": 16, "patch_size": 8},
@@ -114,6 +120,7 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
         train_dataset=examples(43, pairs),
         data_collator=collate,
         objectives={"brightness": (Brightness(), 0.5)} if "objective" in name else {},
+        curation=Curation(CurationSettings(chunks=3), build(kind, "default", 1)) if "curation" in name else None,
     )
     trainer.train()
     # 21 pairs: evaluation batches of 8 and 2 x 8 both end in a partial batch, which is padded with repeated samples.
@@ -122,7 +129,8 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-        for figure in ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen"):
+        further = ("examples_drawn", "curation_score", "curation_score_chosen") if "curation" in name else ()
+        for figure in ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen", *further):
             state[figure] = torch.tensor([entry[figure] for entry in logs], dtype=torch.float64)
         if pairs:
             state["positive_pairs"] = torch.tensor([entry["positive_pairs"] for entry in logs], dtype=torch.float64)

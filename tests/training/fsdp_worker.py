@@ -17,13 +17,16 @@ from torch.distributed.tensor import DTensor
 from modeling_siglip_ext import sigmoid_loss
 from modeling_siglip_ext.training.components.grad_cache import cached_backward, split_batch
 from modeling_siglip_ext.training.components.towers import whole
+from modeling_siglip_ext.training.objectives.curation import CurationSettings
+from modeling_siglip_ext.training.objectives.super_batch import Curation
 
 
 STEPS = 20
-# name: mini_batch_size, accumulated batches
+# name: mini_batch_size, accumulated batches; with "curation" the batches are chosen out of larger ones
 CASES = {
     "fsdp-plain": (None, 1),
     "fsdp-cache": (2, 1),
+    "fsdp-curation": (None, 1),
     "fsdp-accumulation": (None, 2),
     "fsdp-accumulation-cache": (1, 2),
 }
@@ -47,18 +50,23 @@ def train(
     mini_batch_size: int | None,
     accumulate: int,
     global_batch: int,
+    curation: Curation | None = None,
 ) -> dict[str, torch.Tensor]:
     """The parameters after 20 steps over `data`, whole."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, foreach=False)
-    local = global_batch // world_size
+    read = global_batch if curation is None else curation.settings.super_batch(global_batch)
+    local = read // world_size
     for step in range(STEPS):
         for part in range(accumulate):
-            first = (step * accumulate + part) * global_batch % len(data) + rank * local
-            batch = collate(data[first : first + local])
+            first = (step * accumulate + part) * read + rank * local
+            batch = collate([data[number % len(data)] for number in range(first, first + local)])
             batch.pop("return_loss")
+            if curation is not None:
+                batch = curation.choose(batch, embeddings, model, torch.device("cpu"), 2, (0, step))
+                model.train()
             sync = part == accumulate - 1
             if mini_batch_size is None:
                 if world_size > 1:
@@ -72,6 +80,20 @@ def train(
     return {name: whole(parameter.detach()).clone() for name, parameter in model.named_parameters()}
 
 
+@torch.no_grad()
+def other(model: torch.nn.Module) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
+
+
+@torch.no_grad()
+def embeddings(model: torch.nn.Module, chunk: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    outputs = model(**chunk, return_loss=False)
+    return outputs.image_embeds, outputs.text_embeds
+
+
 def run(
     cases: list[str],
     build: Callable[[], torch.nn.Module],
@@ -82,6 +104,7 @@ def run(
 ) -> None:
     """Train each case over the default process group, if there is one, and save its parameters."""
     for name in cases:
-        state = train(build().train(), data, collate, *CASES[name], global_batch)
+        curation = Curation(CurationSettings(chunks=3), other(build())) if "curation" in name else None
+        state = train(build().train(), data, collate, *CASES[name], global_batch, curation)
         if int(os.environ.get("RANK", "0")) == 0:
             save_file(state, output / f"{name}.safetensors")

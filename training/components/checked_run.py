@@ -30,6 +30,9 @@ ALWAYS = ("loss", "loss_pairs", "runtime", "samples_per_second", "steps_per_seco
 class CheckedRun(AtomicCheckpoints):
     """The part of `SiglipExtTrainer` that begins a run."""
 
+    further_identity: Identity = {}
+    """What makes a run this one besides model, data and arguments."""
+
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
@@ -50,7 +53,8 @@ class CheckedRun(AtomicCheckpoints):
         if checkpoint is None:
             check_unused(folder)
         data = self.train_dataset, getattr(self.processing_class, "tokenizer", None), self.data_collator
-        self.identity = run_identity(self.model, self.loss_name, self.args, *data) | self.about_objectives()
+        identity = run_identity(self.model, self.loss_name, self.args, *data)
+        self.identity = identity | self.about_objectives() | self.further_identity
         if checkpoint is not None:
             self.check_checkpoint(checkpoint)
             check_steps(checkpoint, self.args.max_steps)

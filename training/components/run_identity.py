@@ -90,6 +90,7 @@ DIGESTS = {
     "groups": "its groups",
     "shards": "its shards",
     "tokens": "its tokens of the captions",
+    "reference": "the parameters of its reference model",
 }
 
 

@@ -7,6 +7,7 @@ from modeling_siglip_ext.captioning import CaptionDecoderConfig
 
 from ..data.locca import CaptionTasks
 from ..objectives.captioning import CaptionLossSettings
+from ..objectives.curation import CurationSettings
 from ..objectives.masks import MaskSettings
 from ..objectives.matching import MatchingSettings
 from ..objectives.self_distillation import KINDS
@@ -20,6 +21,7 @@ DECODER = ("num_hidden_layers", "max_length", "dropout")
 STARTS_AT = "starts_at"
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
+REFERENCE = "reference_name_or_path"
 
 
 def names_of(*kinds: Any) -> list[str]:
@@ -37,6 +39,7 @@ DECODER_TYPES = get_type_hints(CaptionDecoderConfig)
 SETTINGS = {
     "captioning": {name: DECODER_TYPES[name] for name in DECODER} | types_of(CaptionTasks, CaptionLossSettings),
     "self_distillation": {STARTS_AT: float} | types_of(MatchingSettings, ViewSettings, MaskSettings),
+    "curation": {REFERENCE: str} | types_of(CurationSettings),
 }
 
 
@@ -65,6 +68,14 @@ class ObjectiveArguments:
         metadata={
             "help": "Settings of distillation and masking: starts_at (share of training), momentum, prototypes, "
             "local_views, ratio and more."
+        },
+    )
+
+    curation: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the examples of each batch out of more: ratio (share that is not trained on), score "
+            "(learnability, easy_reference, hard_learner), reference_name_or_path, chunks, first_chunk, temperature."
         },
     )
 

@@ -20,6 +20,7 @@ from ..data.collator import ImageTextCollator
 from ..data.dataset import CaptionedRows
 from ..data.facts import Task
 from ..trainer import SiglipExtTrainer
+from .curation import build_curation, curation_settings
 from .fields import BUNDLED
 from .held_out import HeldOutMetrics, metric_names
 from .models import build_model, refuse_naflex, text_length
@@ -68,15 +69,17 @@ def prepare(recipe: Recipe) -> Run:
         raise ValueError("a stream has no length: set max_steps or max_examples")
     check_folder(recipe)
     check_sources(recipe.model)
+    curation = curation_settings(recipe.objectives)
+    read = args.train_batch_size if curation is None else curation.super_batch(args.train_batch_size)
     refuse_naflex(recipe.model, data.image_embeddings is not None)
     set_seed(args.seed)
     rows = load_rows(data, args.seed)
-    check_rows(recipe, rows)
+    check_rows(recipe, rows, read)
     precomputed = data.image_embeddings is not None
     model, processor = build_model(recipe.model, rows.captions(data.caption_column), precomputed)
     train, held_out = training_data(recipe, rows, processor.image_processor)
     if not isinstance(train, IterableDataset):
-        args.check_samples(len(train))
+        args.check_samples(len(train), read)
         tell_left_out("training", train)
     if held_out is not None:
         tell_left_out("held-out", held_out)
@@ -97,6 +100,7 @@ def prepare(recipe: Recipe) -> Run:
         eval_dataset=held_out,
         data_collator=beside.collator,
         objectives=beside.objectives,
+        curation=build_curation(recipe.objectives, curation, model, processor, recipe.model.attn_implementation),
         processing_class=processor,
         compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )
@@ -137,15 +141,18 @@ def check_apart(folder: Path, dataset: Path) -> None:
         )
 
 
-def check_rows(recipe: Recipe, rows: Rows) -> None:
+def check_rows(recipe: Recipe, rows: Rows, read: int) -> None:
     """Check the settings that depend on the data, as far as that needs no model.
+
+    Args:
+        read: rows that a process reads for a batch.
 
     Raises:
         ValueError: fewer rows than a batch, an evaluation without held-out rows, a metric that will not be there.
     """
     args = recipe.training
     if isinstance(rows.train, Dataset):
-        args.check_samples(len(rows.train))
+        args.check_samples(len(rows.train), read)
     if rows.held_out is None and (args.eval_strategy != "no" or args.eval_on_start):
         strategy = IntervalStrategy(args.eval_strategy).value
         setting = "eval_on_start" if strategy == "no" else f"eval_strategy={strategy}"

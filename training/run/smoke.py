@@ -22,6 +22,7 @@ from modeling_siglip_ext import (
 from ..components.card import output_folder
 from ..data.emoji.loader import load_emoji
 from .fields import EMOJI
+from .objective_fields import REFERENCE
 from .recipe import Recipe
 
 
@@ -30,6 +31,7 @@ BATCH = 32
 VOCABULARY = 500
 # Stands for a checkpoint or tower that `small_start` makes in the output folder.
 START = "smoke"
+REFERENCE_START = "smoke-reference"
 
 TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
@@ -72,6 +74,9 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
     }
     if "self_distillation" in recipe:
         values["self_distillation"] = {**recipe["self_distillation"], **_SMALL_HEADS}
+    if "curation" in recipe:
+        start = {REFERENCE: REFERENCE_START} if REFERENCE in recipe["curation"] else {}
+        values["curation"] = {**recipe["curation"], **start}
     if "mini_batch_size" in recipe:
         values["mini_batch_size"] = BATCH // 2
     starts = [name for name in ("model_name_or_path", "vision_name_or_path") if recipe.get(name) is not None]
@@ -104,12 +109,12 @@ def _warmup_share(recipe: dict[str, Any]) -> float:
 def small_start(recipe: Recipe) -> None:
     """Write what the recipe starts from into `start` in its output folder, and point the recipe there.
 
-    A model is a SigLIP with a tokenizer of its own, a tower a ViT.
+    A model is a SigLIP with a tokenizer of its own, a tower a ViT; a reference model goes into `reference`.
     """
     folder, model = output_folder(recipe.training) / "start", recipe.model
     torch.manual_seed(recipe.training.seed)
     if model.model_name_or_path == START:
-        _write_model(folder)
+        _write_model(folder, VISION["image_size"])
         model.model_name_or_path = str(folder)
     if model.vision_name_or_path == START:
         tower = ViTConfig(**TOWER, image_size=VISION["image_size"], patch_size=VISION["patch_size"])
@@ -117,11 +122,19 @@ def small_start(recipe: Recipe) -> None:
         IMAGE_PROCESSOR.save_pretrained(folder)
         model.vision_name_or_path = str(folder)
 
+    chosen = recipe.objectives.curation
+    if isinstance(chosen, dict) and chosen.get(REFERENCE) == REFERENCE_START:
+        folder = folder.with_name("reference")
+        _write_model(folder, model.image_size or VISION["image_size"])
+        chosen[REFERENCE] = str(folder)
 
-def _write_model(folder: Path) -> None:
+
+def _write_model(folder: Path, image_size: int) -> None:
     captions = load_emoji("train")["en"]
     tokenizer = train_tokenizer(captions, vocab_size=VOCABULARY, max_length=TEXT["max_position_embeddings"])
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {**TEXT, "vocab_size": len(tokenizer), **ends}
-    SiglipExtModel(SiglipExtConfig(vision_config=VISION, text_config=text)).save_pretrained(str(folder))
-    SiglipExtProcessor(IMAGE_PROCESSOR, tokenizer).save_pretrained(str(folder))
+    vision = {**VISION, "image_size": image_size}
+    images = SiglipExtImageProcessor(size={"height": image_size, "width": image_size})
+    SiglipExtModel(SiglipExtConfig(vision_config=vision, text_config=text)).save_pretrained(str(folder))
+    SiglipExtProcessor(images, tokenizer).save_pretrained(str(folder))

@@ -181,6 +181,9 @@ RULES = (
         "objectives",
         "without distillation or masking among the objectives",
     ),
+    Unused(
+        "curation", given("image_embeddings"), "image_embeddings", "with image_embeddings, where no image is at hand"
+    ),
     # the length of the run and its schedule
     Unused(
         "num_train_epochs",

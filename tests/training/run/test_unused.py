@@ -67,6 +67,7 @@ SITUATIONS = [
     *((name, value, where) for name, value in (("group_column", "base"), ("shuffle_captions", True))
       for where in (STREAM, CACHED, {**HUB, "streaming": True})),
     ("objectives", {"captioning": 1.0}, CACHED),
+    ("curation", {"ratio": 0.5}, CACHED),
     ("captioning", {"parallel": 0.0}, {"objectives": {"masking": 1.0}}),
     ("region_column", "regions", {}),
     ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
