@@ -42,10 +42,33 @@ class FromForward:
 def trained_beside(
     model: nn.Module | None, objectives: Mapping[str, tuple[TrainedObjective, float]]
 ) -> ObjectiveModel:
-    """The model with the objectives that have parameters."""
+    """The model with the objectives that have parameters.
+
+    Raises:
+        TypeError, ValueError: there is no model, or the objectives are no mapping {name: (objective, weight)}.
+    """
     if model is None:
         raise ValueError("objectives need the model itself: pass model, not model_init")
+    check_objectives(objectives)
     return ObjectiveModel(model, {name: objective for name, (objective, _) in objectives.items()})
+
+
+def check_objectives(objectives: Any) -> None:
+    """
+    Raises:
+        TypeError, ValueError: they are no mapping {name: (objective, weight)}; naming the entry.
+    """
+    if not isinstance(objectives, Mapping):
+        raise TypeError(
+            f"objectives must be a mapping {{name: (objective, weight)}}, got a {type(objectives).__name__}"
+        )
+    for name, entry in objectives.items():
+        if not isinstance(entry, Sequence) or len(entry) != 2 or not isinstance(entry[0], TrainedObjective):
+            raise TypeError(f"objectives[{name!r}] must be (a TrainedObjective, its weight), got {entry!r:.80}")
+        if not isinstance(entry[1], (int, float)) or not 0 <= entry[1] < float("inf"):
+            raise ValueError(f"objectives[{name!r}] must have a weight that is not negative, got {entry[1]!r}")
+        if not name or "." in name:
+            raise ValueError(f"objectives: {name!r} is no name of a module; use letters and underscores")
 
 
 def weighted_sum(objectives: Sequence[Weighted], outputs: ModelOutput, inputs: Mapping[str, Any]) -> torch.Tensor:

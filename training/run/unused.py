@@ -244,6 +244,13 @@ RULES = (
         "with image_embeddings, where there is no image tower",
     ),
     Unused(
+        "mini_batch_size",
+        lambda n: n.mini_batch_size and n.mini_batch_size > n.per_device_train_batch_size > 0,
+        "per_device_train_batch_size",
+        "with a smaller per_device_train_batch_size",
+        harmless=True,
+    ),
+    Unused(
         "recompute_activations",
         given("gradient_checkpointing", "activation_checkpointing"),
         "gradient_checkpointing activation_checkpointing",

@@ -119,6 +119,23 @@ def test_what_is_saved_is_the_dual_model_alone(make, model, tmp_path):
     assert saved.keys() == {"brightness.map.weight", "brightness.map.bias", "brightness.steps"}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda one: [one], "objectives must be a mapping .*, got a list"),
+        (
+            lambda one: {"mine": one},
+            r"objectives\['mine'\] must be \(a TrainedObjective, its weight\), got Brightness",
+        ),
+        (lambda one: {"mine": (one, float("nan"))}, r"objectives\['mine'\] must have a weight .*, got nan"),
+        (lambda one: {"m.ine": (one, 1.0)}, r"'m\.ine' is no name of a module"),
+    ],
+)
+def test_what_are_no_objectives_is_named(our_model, arguments, rows, processor, wrong, reason):
+    with pytest.raises((TypeError, ValueError), match=reason):
+        SiglipExtTrainer(model=our_model, args=arguments(), objectives=wrong(Brightness(32)))
+
+
 @pytest.mark.parametrize("size", [None, 4])
 def test_a_resumed_run_is_the_uninterrupted_one(make, our_model, tmp_path, size):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "mini_batch_size": size}

@@ -22,7 +22,7 @@ include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to
 batch_eval_metrics save_strategy push_to_hub full_determinism seed use_cpu accelerator_config parallelism_config
 dataloader_drop_last dataloader_num_workers dataloader_pin_memory remove_unused_columns ddp_find_unused_parameters
 ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp deepspeed debug
-skip_memory_metrics resume_from_checkpoint local_rank mini_batch_size lock_towers ema_decay
+skip_memory_metrics resume_from_checkpoint local_rank lock_towers ema_decay
 max_bad_fraction xla_spmd max_seconds eval_strategy eval_on_start
 """
 
@@ -97,6 +97,7 @@ SITUATIONS = [
     ("weight_decay_convention", "big_vision", {"optim": "lomo", "weight_decay": 1.0}),
     ("weight_decay_convention", "big_vision", {}),
     *((name, 0.5, CACHED) for name in ("vision_lr_factor", "vision_weight_decay")),
+    ("mini_batch_size", 128, {"per_device_train_batch_size": 4}),
     ("recompute_activations", True, {"gradient_checkpointing": True}),
     *((f"{kind}_checkpointing_kwargs", "{'use_reentrant': true}", {}) for kind in ("gradient", "activation")),
     *((name, value, where) for name, value in (
