@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
 
@@ -29,11 +30,11 @@ def load_whole(
         options: of `from_pretrained`. With `ignore_mismatched_sizes=True` weights of other shapes start anew.
 
     Raises:
-        ValueError: the checkpoint has no weights for some parameters, or weights of another shape.
+        ValueError: the checkpoint has no weights for some parameters, weights of another shape, or damaged ones.
     """
     anew = options.pop("ignore_mismatched_sizes", False)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with report_held_back() as held_back:
+    with report_held_back() as held_back, damage_named(source):
         model, report = load(source, *args, **options)
         prefix = prefix_of(report["missing_keys"], report["unexpected_keys"])
         if prefix is not None and "key_mapping" not in options:
@@ -58,6 +59,15 @@ def load_whole(
                 f"{name}, and {len(shapes) - 1} others differ; with ignore_mismatched_sizes=True they start anew"
             )
     return model, report
+
+
+@contextmanager
+def damage_named(source: Any) -> Generator[None]:
+    """A file of weights that was cut or damaged, as an error that names where it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {source} are damaged ({error}): save or download them again") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.files import write_json
+from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import image_files
 
 from .arguments import add_model, open_session
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     sampling = sampling_of(arguments)
     if arguments.shown < 0:
         raise ValueError(f"--shown must not be negative, got {arguments.shown}; 0 draws no sheet")
-    paths = [path for name in arguments.images for path in paths_in(name)]
+    paths, unreadable = readable([path for name in arguments.images for path in paths_in(name)])
     decoder, session = load_decoder(arguments.decoder), open_session(arguments)
     if not session.first:
         return
@@ -45,12 +46,15 @@ def run(arguments: argparse.Namespace) -> None:
         session.model, decoder, session.processor, paths, batch_size=arguments.batch_size, sampling=sampling
     )
     folder = Path(arguments.output_dir)
-    write_json(folder / "captions.json", [{"image": str(path), "caption": text} for path, text in zip(paths, found)])
+    rows = [{"image": str(path), "caption": text} for path, text in zip(paths, found)]
+    write_json(folder / "captions.json", [*rows, *unreadable])
     if arguments.shown > 0:
         shown = paths[: arguments.shown]
         box_sheet(folder / "captions.png", shown, found[: len(shown)], [[]] * len(shown), title="Captions")
     for path, text in zip(paths, found):
         print(f"{path}: {text}")
+    for row in unreadable:
+        print(f"left out: {row['error']}")
 
 
 def paths_in(name: str) -> list[Path]:
@@ -65,6 +69,24 @@ def paths_in(name: str) -> list[Path]:
     if not path.is_file():
         raise FileNotFoundError(f"--images: there is no {name}")
     return [path]
+
+
+def readable(paths: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
+    """The paths of images that can be read, and rows that say of the others why not; before a decoder is at work.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    kept, left_out = [], []
+    for path in paths:
+        try:
+            load_image(path)
+            kept.append(path)
+        except UnreadableImageError as error:
+            left_out.append({"image": str(path), "error": str(error)})
+    if not kept:
+        raise ValueError(f"none of the {len(paths)} images can be read: {left_out[0]['error']}")
+    return kept, left_out
 
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling | None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import datasets
 
+from modeling_siglip_ext.embedding_store import fingerprint
+
 from . import columns
 from .evaluation_data import EvaluationData, Provenance
 from .layouts import first_rows, load
@@ -65,13 +67,21 @@ def select_languages(
     if source is None:
         raise ValueError("give --dataset: the folder of Crossmodal-3600, or a dataset with a column for each language")
     if (Path(source) / "captions.jsonl").exists():
+        unread = {"config": config, "split": split, "separator": separator, "image_column": image_column}
+        for name, value in unread.items():
+            if value is not None:
+                raise ValueError(f"{name} has no effect with a folder of Crossmodal-3600: leave it out")
         paths, of_language = xm3600(source)
         rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+        rows = first_rows(rows, limit)
         unknown = [language for language in languages or () if language not in of_language]
         if unknown:
             raise ValueError(f"there are no captions in {', '.join(unknown)}; there are {', '.join(of_language)}")
-        of_language = {language: of_language[language] for language in languages or of_language}
-        provenance = Provenance(source, "xm3600", rows=len(rows), fingerprint=rows._fingerprint)
+        of_language = {language: of_language[language][: len(rows)] for language in languages or of_language}
+        stats = [os.stat(path) for path in paths[: len(rows)]]
+        marks = [f"{one.st_size} {one.st_mtime_ns}" for one in stats]  # a mended image is another
+        mark = fingerprint({"rows": rows._fingerprint, "images": marks})
+        provenance = Provenance(source, "xm3600", rows=len(rows), fingerprint=mark)
         return EvaluationData(rows, "image", provenance=provenance), of_language
     rows = first_rows(load(source, config=config, split=split, separator=separator, image_column=image_column), limit)
     image = columns.column(rows, image_column, columns.IMAGE_COLUMNS, "image")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..texts import check_characters
 from .configuration import CaptionDecoderConfig
 
 
@@ -57,7 +58,12 @@ class TargetWriter:
             )
 
     def words(self, text: str) -> list[int]:
-        """The tokens of a text without any that the tokenizer adds."""
+        """The tokens of a text without any that the tokenizer adds.
+
+        Raises:
+            ValueError: a text that no tokenizer reads.
+        """
+        check_characters([text])
         return self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False, verbose=False)[
             "input_ids"
         ]

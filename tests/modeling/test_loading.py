@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    AutoModel,
     BertConfig,
     BertModel,
     CLIPVisionConfig,
@@ -31,7 +33,7 @@ from modeling_siglip_ext import (
     SiglipExtVisionConfig,
     SiglipExtVisionModel,
 )
-from modeling_siglip_ext.loading import prefix_of
+from modeling_siglip_ext.loading import load_whole, prefix_of
 from support.models import TINY, TINY_TEXT, TINY_VISION, make_config
 
 
@@ -183,6 +185,15 @@ def test_a_missing_shard_and_another_shape_are_errors(tmp_path):
         SiglipExtModel.from_pretrained(tmp_path / "whole", config=wider)
     anew = SiglipExtModel.from_pretrained(tmp_path / "whole", config=wider, ignore_mismatched_sizes=True)
     assert anew.get_input_embeddings().num_embeddings == 120
+
+
+@pytest.mark.parametrize("load", [SiglipExtModel.from_pretrained, partial(load_whole, AutoModel.from_pretrained)])
+def test_weights_that_were_cut_are_an_error_that_names_them(load, tmp_path):
+    SiglipExtModel(make_config()).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"weights of {tmp_path} are damaged .*: save or download them again"):
+        load(tmp_path)
 
 
 def test_a_new_classifier_on_a_trained_tower_is_meant(tmp_path, caplog):

@@ -72,6 +72,18 @@ def test_captions_are_those_of_python(folder, parts, tmp_path, capsys):
     assert not (drawn / "captions.png").exists()
 
 
+def test_a_broken_image_costs_only_itself(folder, tmp_path, capsys):
+    images = [folder / "images" / "0.png", folder / "broken.png", folder / "images" / "1.png"]
+    assert run(folder, "caption", "--images", *images, "--output_dir", tmp_path) == 0
+    found = json.loads((tmp_path / "captions.json").read_text())
+    assert [(row["image"], "caption" in row) for row in found] == [
+        (str(images[0]), True),
+        (str(images[2]), True),
+        (str(images[1]), False),
+    ]
+    assert "left out: " in capsys.readouterr().out
+
+
 def test_boxes_are_those_of_python(folder, parts, tmp_path, monkeypatch, capsys):
     image = folder / "images" / "0.png"
     assert run(folder, "locate", "--image", image, "--phrases", "a cat", "dog", "--output_dir", tmp_path) == 0
@@ -93,6 +105,10 @@ def test_boxes_are_those_of_python(folder, parts, tmp_path, monkeypatch, capsys)
         (["caption", "--images", "nowhere.png"], "--images: there is no nowhere.png"),
         (["caption", "--images", "{folder}/broken.png"], "broken.png' is not an image"),
         (["caption", "--images", "{folder}/images", "--top_p", "2"], "top_p must be above 0"),
+        (["caption", "--images", "{folder}/images", "--temperature", "nan"], "temperature must be above 0"),
+        (["caption", "--images", "{folder}/images", "--seed", "1"], "--seed has no effect where nothing is drawn"),
+        (["caption", "--images", "{folder}/images", "--shown", "-1"], "--shown must not be negative"),
+        (["locate", "--image", "{folder}/images/0.png", "--phrases", "\udce9"], "half of a pair of surrogates"),
         (["caption", "--images", "{folder}/images", "--decoder", "{folder}"], "decoder.json is missing"),
         (["locate", "--image", "{folder}/broken.png", "--phrases", "a cat"], "broken.png' is not an image"),
         (["locate", "--image", "{folder}/images/0.png", "--phrases", "a", "--decoder", "{folder}/wide"], "48"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from modeling_siglip_ext.evaluation.data import columns, load
 from modeling_siglip_ext.evaluation.data.classes import lines_beside
-from modeling_siglip_ext.evaluation.data.languages import xm3600
+from modeling_siglip_ext.evaluation.data.languages import select_languages, xm3600
 from support.images import noise
 
 
@@ -131,6 +131,14 @@ def test_crossmodal_3600_as_released(tmp_path):
     paths, captions = xm3600(tmp_path)
     assert [path.rsplit("/", 1)[1] for path in paths] == ["k0.jpg", "k1.jpg"]
     assert captions == {"de": [["de 0"], ["de 1", "de 1"]], "quz": [["quz 0"], ["quz 1", "quz 1"]]}
+    data, of_language = select_languages(str(tmp_path), ["de"], limit=1)
+    assert (len(data.images), of_language) == (1, {"de": [["de 0"]]})
+    before = select_languages(str(tmp_path))[0].provenance
+    (tmp_path / "images" / "k1.jpg").write_bytes(png(7) + b"mended")
+    assert select_languages(str(tmp_path))[0].provenance != before
+    for name in ("config", "split", "separator", "image_column"):
+        with pytest.raises(ValueError, match=f"{name} has no effect with a folder of Crossmodal-3600"):
+            select_languages(str(tmp_path), **{name: "x"})
     (tmp_path / "images" / "k1.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"k1\.jpg, named in captions\.jsonl"):
         xm3600(tmp_path)
