@@ -170,7 +170,8 @@ def read_settings(folder: Path, missing: str) -> dict[str, Any]:
         FileNotFoundError: the folder holds none.
         ValueError: the file is damaged.
     """
-    settings = read_json(folder / SETTINGS, missing)
+    there = (folder / SETTINGS).exists()
+    settings = read_json(folder / SETTINGS, f"delete {folder}, then {missing}" if there else missing)
     rows, part_rows = settings.get("rows"), settings.get("part_rows")
     whole = isinstance(rows, int) and isinstance(part_rows, int) and part_rows > 0
     if not whole or settings.get("form") not in READERS:

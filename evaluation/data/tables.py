@@ -242,6 +242,7 @@ def with_images(rows: datasets.Dataset, name: str | None, source: str) -> datase
     """
     if name is None or getattr(rows.features[name], "dtype", None) not in ("string", "large_string"):
         return rows
+    source = source.removeprefix("file://")
     folder = place_of(source).rpartition("/")[0] if is_url(source) else os.path.dirname(os.path.abspath(source))
     placed = [image_place(value, folder) for value in rows.data.column(name).to_pylist()]
     absent = [place for place, about in placed if about is None]

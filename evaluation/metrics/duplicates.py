@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
@@ -188,15 +189,15 @@ def pairs_of(rows: Side, columns: Side) -> int:
     return height * width - (height * (height - 1) // 2 if rows.first == columns.first else 0)
 
 
-def find_duplicates(embeds: torch.Tensor | Vectors, threshold: float = 0.95) -> Duplicates:
+def find_duplicates(embeds: torch.Tensor | np.ndarray | Vectors, threshold: float = 0.95) -> Duplicates:
     """Groups of vectors that are connected by pairs whose cosine is at least the threshold.
 
     Args:
-        embeds: (rows, D) of any float type, or blocks of them; their lengths do not matter.
+        embeds: (rows, D), array or tensor of any float type, or blocks of them; their lengths do not matter.
         threshold: a cosine; 1 finds copies, up to the rounding of float32 (1e-6).
 
     Raises:
-        ValueError: no cosine is as large as the threshold, or as small.
+        ValueError: no cosine is as large as the threshold, or as small; or an array of another shape.
 
     Example:
 
@@ -210,7 +211,12 @@ def find_duplicates(embeds: torch.Tensor | Vectors, threshold: float = 0.95) -> 
     ```"""
     if not -1 <= threshold <= 1:
         raise ValueError(f"the threshold is {threshold}; a cosine is between -1 and 1")
-    source = InMemory(embeds) if isinstance(embeds, torch.Tensor) else embeds
+    if isinstance(embeds, (torch.Tensor, np.ndarray)):
+        embeds = torch.as_tensor(embeds).detach()
+        if embeds.ndim != 2:
+            raise ValueError(f"embeddings are (rows, D), got shape {tuple(embeds.shape)}")
+        embeds = InMemory(embeds)
+    source = embeds
     count = source.rows
     components, empty = Components(count), []
     with tqdm(total=count * (count + 1) // 2, desc="comparing", unit=" pairs", unit_scale=True, disable=None) as bar:

@@ -76,6 +76,7 @@ def test_every_form_gives_the_same_rows(name, encoding, images, monkeypatch):
     assert columns.labels(found, "label") == [[0], [1], [2]]
     assert [row["filepath"].getpixel((0, 0))[0] for row in found] == [0, 1, 2]
     assert load(str(path))._fingerprint == found._fingerprint
+    assert [row["filepath"].getpixel((0, 0))[0] for row in load(f"file://{path}")] == [0, 1, 2]
     (images / "photos" / "1.png").write_bytes(encoded(200))
     assert load(str(path))._fingerprint != found._fingerprint, "another image under the same name"
 

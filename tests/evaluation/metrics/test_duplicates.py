@@ -95,6 +95,16 @@ def test_rows_without_a_direction_are_in_no_group(threshold):
     assert nothing.without_direction == [0, 1, 2]
 
 
+def test_arrays_are_taken_as_encode_images_gives_them():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    expected = find_duplicates(rows)
+    assert find_duplicates(rows.numpy()) == expected
+    assert find_duplicates(rows.double().requires_grad_()).groups[0].rows == [0, 2]
+    for other in (rows[0], rows[None].numpy()):
+        with pytest.raises(ValueError, match=r"embeddings are \(rows, D\), got shape"):
+            find_duplicates(other)
+
+
 def test_lengths_and_half_precision_do_not_matter():
     rows = torch.randn(60, 64)
     rows[30:] = rows[:30] * 5

@@ -156,6 +156,6 @@ def test_the_output_folder_is_a_folder(arguments, tmp_path):
 
 
 def test_the_output_folder_may_be_written_to(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(argument_checks.os, "access", lambda path, mode: False)  # tests run as root, too
+    monkeypatch.setattr("modeling_siglip_ext.files.os.access", lambda path, mode: False)  # tests run as root, too
     with pytest.raises(PermissionError, match="nothing may be written in"):
         arguments(output_dir=str(tmp_path / "new"))
