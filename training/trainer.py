@@ -27,7 +27,6 @@ from .components.evaluation_loss import blockwise_loss
 from .components.grad_cache import split_batch
 from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
-from .components.run_identity import Identity
 from .components.schedule import TimeBudget, budgeted_schedule
 from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
@@ -379,11 +378,6 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         return loader
 
     # ---- saving ----
-
-    def about_objectives(self) -> Identity:
-        weights = {f"weight of {name}": one.weight for name, one in self._beside.items()}
-        later = {name: float(cast(Any, part).starts_at) for name, part in self.parts.items()}
-        return weights | {f"starts_at of {name}": share for name, share in later.items() if share}
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -2,15 +2,18 @@
 nothing else; what trains beside it stands in `objectives.safetensors`, by name.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..components.checked_run import CheckedRun
+from ..components.run_identity import Identity
+from . import Weighted
 from .model import ObjectiveModel
 
 
@@ -19,6 +22,8 @@ FILE = "objectives.safetensors"
 
 class ObjectiveCheckpoints(CheckedRun):
     """The part of `SiglipExtTrainer` that keeps objectives out of the model's files and in its checkpoints."""
+
+    _beside: Mapping[str, Weighted] = {}
 
     @property
     def parts(self) -> nn.ModuleDict:
@@ -39,6 +44,11 @@ class ObjectiveCheckpoints(CheckedRun):
             yield
         finally:
             self.model = everything
+
+    def about_objectives(self) -> Identity:
+        weights = {f"weight of {name}": one.weight for name, one in self._beside.items()}
+        later = {name: float(cast(Any, part).starts_at) for name, part in self.parts.items()}
+        return weights | {f"starts_at of {name}": share for name, share in later.items() if share}
 
     def save_extra(self, folder: Path) -> None:
         super().save_extra(folder)
