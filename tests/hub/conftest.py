@@ -25,6 +25,7 @@ from modeling_siglip_ext.hub.card import Card, write_card
 from modeling_siglip_ext.hub.facts import facts_of
 from support.models import TINY
 from support.processes import HUB_SERVER, server
+from support.tokenizers import gemma_like
 
 
 TOKEN = "hf_test"
@@ -109,7 +110,8 @@ def build(kind: str, folder: Path) -> None:
         SiglipExtProcessor(square, tokenizer).save_pretrained(folder)
     else:
         length = 16 if kind == "short" else 64
-        tokenizer = train_tokenizer(WORDS, vocab_size=300, max_length=length)
+        # a NaFlex model stays in stock form with a tokenizer like the released ones' only
+        tokenizer = gemma_like(WORDS, length) if kind == "naflex" else train_tokenizer(WORDS, 300, length)
         text = {**TINY, "vocab_size": len(tokenizer), "max_position_embeddings": length}
         images = square
         if kind == "naflex":

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -29,21 +29,10 @@ from modeling_siglip_ext import (
 )
 from modeling_siglip_ext.own_tokenizer import has_own_tokenizer
 from support.models import TINY, TINY_NAFLEX
+from support.tokenizers import gemma_like
 
 
 TEXTS = ["a red square", "Two  BLUE circles, naïve café", "你好 мир 🙂", "don't\tstop\nnow ", "a" * 80, ""]
-
-
-def gemma_like(byte_fallback: bool = False, rules: bool = True) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=byte_fallback))
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256) if byte_fallback)]
-    tokenizer.train_from_iterator(TEXTS * 5, trainers.BpeTrainer(vocab_size=len(special) + 60, special_tokens=special))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
-    return apply_text_rules(fast, "v2", 16) if rules else fast
 
 
 def word_level() -> PreTrainedTokenizerFast:
@@ -55,7 +44,7 @@ def word_level() -> PreTrainedTokenizerFast:
 
 
 OWN = {"trained": lambda: train_tokenizer(TEXTS, 300, 16), "words": word_level}
-GEMMAS = {"gemma": gemma_like, "gemma with bytes": lambda: gemma_like(byte_fallback=True)}
+GEMMAS = {"gemma": lambda: gemma_like(TEXTS), "gemma with bytes": lambda: gemma_like(TEXTS, byte_fallback=True)}
 
 
 def build(tokenizer) -> tuple[SiglipExtModel, SiglipExtProcessor]:
@@ -115,7 +104,7 @@ def test_stock_form_cannot_be_demanded_beside_such_a_tokenizer(tmp_path):
 
 def test_what_counts_as_gemmas_is_what_the_stock_class_reads_alike(tmp_path):
     for place, tokenizer in enumerate(
-        [*(make() for make in (*OWN.values(), *GEMMAS.values())), gemma_like(rules=False)]
+        [*(make() for make in (*OWN.values(), *GEMMAS.values())), gemma_like(TEXTS, rules=False)]
     ):
         folder = tmp_path / str(place)
         tokenizer.save_pretrained(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, ByT5Tokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from modeling_siglip_ext import train_tokenizer
+from modeling_siglip_ext import apply_text_rules, train_tokenizer
 
 
 WORDS = ["a photo of a red square", "A Blue bar", "two green columns", "the white frame in red"]
@@ -61,6 +61,21 @@ def added() -> PreTrainedTokenizerBase:
     tokenizer = train_tokenizer(WORDS, vocab_size=300, max_length=64)
     tokenizer.add_tokens(["<mydog>"])
     return tokenizer
+
+
+def gemma_like(
+    texts: list[str], length: int = 16, byte_fallback: bool = False, rules: bool = True
+) -> PreTrainedTokenizerFast:
+    """Of the kind that transformers makes of any tokenizer beside a "siglip2" model."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=byte_fallback))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256) if byte_fallback)]
+    tokenizer.train_from_iterator(texts * 5, trainers.BpeTrainer(vocab_size=len(special) + 60, special_tokens=special))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+    return apply_text_rules(fast, "v2", length) if rules else fast
 
 
 KINDS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
