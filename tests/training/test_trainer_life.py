@@ -15,6 +15,7 @@ from transformers import AutoModel, EarlyStoppingCallback, Trainer
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.hub import HubPushes
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+from support.processes import TESTS
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_accelerate_launch(tmp_path):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     finished = subprocess.run(
         [*launch, str(worker), "8", str(tmp_path), "ours-cache"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         timeout=600,
