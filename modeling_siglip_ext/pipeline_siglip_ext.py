@@ -175,8 +175,8 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
 
         Returns:
             For one image a list of `{"score": float, "label": str}`, best first; for several a list of such lists, for
-            a stream or a dataset an iterator over them. An
-            image of several that cannot be read gives an empty list and a warning with its index.
+            a stream or a dataset an iterator over them. An image of several that cannot be read gives an empty list
+            and a warning with its index.
 
         Raises:
             ValueError: No labels or duplicate ones, a template without "{}", or a single image that cannot be read.

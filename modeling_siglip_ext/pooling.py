@@ -94,6 +94,7 @@ class ReductionPooling(nn.Module):
         return self.reduce(hidden_states, mask)
 
     def reduce(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, D) from tokens (B, N, D), without those that a mask hides; each pooling has its own."""
         raise NotImplementedError
 
 

@@ -110,7 +110,7 @@ def test_what_counts_as_gemmas_is_what_the_stock_class_reads_alike(tmp_path):
         tokenizer.save_pretrained(folder)
         try:
             theirs = Siglip2Tokenizer.from_pretrained(folder)(TEXTS)["input_ids"]
-        except Exception:  # what the tokenizers library raises of a vocabulary without what it needs
+        except Exception:  # the tokenizers library raises no class of its own, here of a vocabulary without <unk>
             theirs = None
         assert has_own_tokenizer(folder) == (theirs != tokenizer(TEXTS)["input_ids"]), place
     assert not has_own_tokenizer(tmp_path)

@@ -146,8 +146,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, our_model, tmp_path, size)
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    pick = lambda trainer: [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # noqa: E731
-    assert pick(resumed) == pick(whole)
+    logged, again = (
+        [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (whole, resumed)
+    )
+    assert again == logged
 
 
 def test_a_checkpoint_of_other_objectives_is_refused(make, our_model, tmp_path):
@@ -177,8 +179,7 @@ def test_it_looks_like_the_dual_model(our_model):
     model = ObjectiveModel(our_model, {"brightness": Brightness(32)})
     assert model.config is our_model.config
     assert model.get_base_model() is our_model
-    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
-        model.nothing_of_the_kind  # noqa: B018
+    assert not hasattr(model, "nothing_of_the_kind")
 
 
 def test_without_objectives_nothing_is_wrapped(make, our_model):
