@@ -102,7 +102,7 @@ def _sigmoid_passes_(
     bias_sums: torch.Tensor,
     derivative: bool,
 ) -> None:
-    """Add a tile's losses to `losses`; with `derivative` the tile of logits becomes its gradient, and is summed, too."""
+    """Add a tile's losses to `losses`; with `derivative` the tile becomes its gradient, whose sums are added, too."""
     positive = positives.take_out_(tile) + bias
     losses[0].add_(_softplus(-positive).sum())
     for strip in strips(tile):

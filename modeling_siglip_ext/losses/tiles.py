@@ -16,7 +16,7 @@ CPU_TILE = 1024, 1024
 ACCELERATOR_TILE = 4096, 8192
 # 256 MiB of bfloat16: the larger the tile, the seldomer the sums of gradients are read and written again.
 TRITON_TILE = 8192, 16384
-# Rows whose logits a kernel takes right after their product, while a GPU's second-level cache still holds them: 32 MiB.
+# Rows whose logits a kernel takes right after their product, while a GPU's cache still holds some of them: 32 MiB.
 TRITON_STRIP = 1024
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python, on any device: for tests

@@ -7,6 +7,8 @@ float32. Nothing is added by atomics, so that the same input gives the same bits
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -14,11 +16,14 @@ import triton.language as tl
 from .positives import Diagonal, SameIds
 
 
-# Columns that a program reads at once, for the passes that go along a row: 16 bytes of bfloat16 for each of 256 threads.
+# Columns that a program reads at once, where it goes along a row: 16 bytes of bfloat16 for each of 256 threads.
+# A tile must have less than 127 times as many, for a product of that many factors up to 2 is no longer finite.
 COLUMNS = 2048
 WARPS = 8
 # The block of the pass that needs sums along rows and along columns.
 BLOCK = 64, 128
+LOG_2 = tl.constexpr(math.log(2))
+LOG2_E = tl.constexpr(1 / math.log(2))
 
 
 def sigmoid_pass_(
@@ -45,7 +50,8 @@ def sigmoid_pass_(
     offset, row_ids, column_ids = _labels(tile, positives)
     _sigmoid_kernel[(rows,)](
         tile, tile.stride(0), columns, offset, row_ids, column_ids, scale, bias, losses, bias_sums, scale_sums,
-        SAME_IDS=isinstance(positives, SameIds), DERIVATIVE=derivative, COLUMNS=COLUMNS, num_warps=WARPS,
+        SAME_IDS=isinstance(positives, SameIds), EVEN=columns % COLUMNS == 0, DERIVATIVE=derivative, COLUMNS=COLUMNS,
+        num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -91,7 +97,7 @@ def softmax_pass_(
     _softmax_kernel[(rows,)](
         tile, tile.stride(0), columns, offset, row_ids, column_ids, scale, row_lse, column_lse,
         row_lse if weights is None else weights, scale_sums, SAME_IDS=isinstance(positives, SameIds),
-        WEIGHTED=weights is not None, COLUMNS=COLUMNS, num_warps=WARPS,
+        EVEN=columns % COLUMNS == 0, WEIGHTED=weights is not None, COLUMNS=COLUMNS, num_warps=WARPS,
     )  # fmt: skip
 
 
@@ -108,7 +114,7 @@ def _weights(positives: Diagonal | SameIds) -> torch.Tensor | None:
 
 @triton.jit
 def _log1p(x):
-    """log(1 + x) for 0 <= x <= 1, with the digits of a small x: far from the decision boundary a loss is hardly more."""
+    """log(1 + x) for x >= 0, with the digits of a small x: far from the decision boundary a loss is hardly more."""
     series = x * (1 - x * (1 / 2 - x * (1 / 3 - x * (1 / 4 - x * (1 / 5 - x * (1 / 6))))))
     return tl.where(x < 1 / 32, series, tl.log(1 + x))
 
@@ -116,36 +122,59 @@ def _log1p(x):
 @triton.jit(do_not_specialize=["offset"])
 def _sigmoid_kernel(
     tile, stride, columns, offset, row_ids, column_ids, scale, bias, losses, bias_sums, scale_sums,
-    SAME_IDS: tl.constexpr, DERIVATIVE: tl.constexpr, COLUMNS: tl.constexpr,
+    SAME_IDS: tl.constexpr, EVEN: tl.constexpr, DERIVATIVE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """A row a program. With z the logit of a negative, or minus that of a positive, a loss is log(1 + exp(z)).
+
+    That is max(z, 0) + log(1 + exp(-|z|)), and a thread takes one logarithm of all the factors 1 + exp(-|z|) it meets:
+    `product` is their product less one, which grows without cancellation. z is in units of log 2, as exp2 wants it.
+    """
     row = tl.program_id(0)
     tile += row.to(tl.int64) * stride
-    scale, bias = tl.load(scale), tl.load(bias)
+    factor, summand = tl.load(scale) * LOG2_E, tl.load(bias) * LOG2_E
     row_id = tl.load(row_ids + row) if SAME_IDS else 0
-    loss = tl.zeros([COLUMNS], tl.float32)
+    above = tl.zeros([COLUMNS], tl.float32)
+    product = tl.zeros([COLUMNS], tl.float32)
     by_bias = tl.zeros([COLUMNS], tl.float32)
     by_scale = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = column < columns
-        cosine = tl.load(tile + column, mask=inside, other=0).to(tl.float32)
+        cosine = _load(tile + column, inside, EVEN).to(tl.float32)
         if SAME_IDS:
-            positive = tl.load(column_ids + column, mask=inside, other=0) == row_id
+            positive = _load(column_ids + column, inside, EVEN) == row_id
         else:
             positive = column == row + offset
         sign = tl.where(positive, -1.0, 1.0)
-        wrong = sign * (cosine * scale + bias)  # how far the pair lies on the wrong side
-        small = tl.exp(-tl.abs(wrong))
-        loss += tl.where(inside, tl.maximum(wrong, 0) + _log1p(small), 0)
+        z = sign * (cosine * factor + summand)
+        if not EVEN:
+            z = tl.where(inside, z, float("-inf"))
+        small = tl.exp2(-tl.abs(z))
+        more = 1 + small
+        above += tl.maximum(z, 0)
+        product = product * more + small
         if DERIVATIVE:
-            gradient = sign * tl.where(wrong > 0, 1.0, small) / (1 + small)
-            by_bias += tl.where(inside, gradient, 0)
-            by_scale += tl.where(inside, gradient * cosine, 0)
-            tl.store(tile + column, gradient.to(tile.dtype.element_ty), mask=inside)
-    tl.store(losses + row, tl.load(losses + row) + tl.sum(loss))
+            gradient = sign * tl.where(z > 0, 1.0, small) / more
+            by_bias += gradient
+            by_scale += gradient * cosine
+            _store(tile + column, gradient, inside, EVEN)
+    tl.store(losses + row, tl.load(losses + row) + tl.sum(above * LOG_2 + _log1p(product)))
     if DERIVATIVE:
         tl.store(bias_sums + row, tl.load(bias_sums + row) + tl.sum(by_bias))
         tl.store(scale_sums + row, tl.load(scale_sums + row) + tl.sum(by_scale))
+
+
+@triton.jit
+def _load(cells, inside, EVEN: tl.constexpr):
+    return tl.load(cells) if EVEN else tl.load(cells, mask=inside, other=0)
+
+
+@triton.jit
+def _store(cells, values, inside, EVEN: tl.constexpr):
+    if EVEN:
+        tl.store(cells, values.to(cells.dtype.element_ty))
+    else:
+        tl.store(cells, values.to(cells.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["offset"])
@@ -153,51 +182,59 @@ def _log_sum_exp_kernel(
     tile, stride, rows, columns, offset, row_ids, column_ids, scale, by_row, by_column, targets,
     SAME_IDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """A block a program. One exp serves rows and columns where the block's logits are so near that none underflows."""
     row_block, column_block = tl.program_id(1), tl.program_id(0)
     row = row_block * ROWS + tl.arange(0, ROWS)
     column = column_block * COLUMNS + tl.arange(0, COLUMNS)
     row_inside, column_inside = row < rows, column < columns
     inside = row_inside[:, None] & column_inside[None, :]
     cells = tile + row.to(tl.int64)[:, None] * stride + column[None, :]
-    logits = tl.load(cells, mask=inside, other=0).to(tl.float32) * tl.load(scale)
+    z = tl.load(cells, mask=inside, other=0).to(tl.float32) * (tl.load(scale) * LOG2_E)
     if SAME_IDS:
         row_id = tl.load(row_ids + row, mask=row_inside, other=0)
         positive = row_id[:, None] == tl.load(column_ids + column, mask=column_inside, other=0)[None, :]
+        target = tl.sum(tl.where(positive & inside, z, 0), 1)
     else:
-        positive = column[None, :] == row[:, None] + offset
-    target = tl.sum(tl.where(positive & inside, logits, 0), 1)
-    logits = tl.where(inside, logits, float("-inf"))
-    row_max = tl.where(row_inside, tl.max(logits, 1), 0)
-    row_sum = tl.sum(tl.exp(logits - row_max[:, None]), 1)
-    column_max = tl.where(column_inside, tl.max(logits, 0), 0)
-    column_sum = tl.sum(tl.exp(logits - column_max[None, :]), 0)
-    tl.store(by_row + column_block * rows + row, row_max + tl.log(row_sum), mask=row_inside)
-    tl.store(targets + column_block * rows + row, target, mask=row_inside)
-    tl.store(by_column + row_block.to(tl.int64) * columns + column, column_max + tl.log(column_sum), mask=column_inside)
+        target = tl.sum(tl.where((column[None, :] == row[:, None] + offset) & column_inside[None, :], z, 0), 1)
+    most, least = tl.max(z), tl.min(z)  # those outside count as 0, which does no harm
+    z = tl.where(inside, z, float("-inf"))
+    if most - least < 100:
+        exp = tl.exp2(z - most)
+        row_lse = most + tl.log2(tl.sum(exp, 1))
+        column_lse = most + tl.log2(tl.sum(exp, 0))
+    else:
+        row_max = tl.where(row_inside, tl.max(z, 1), 0)
+        row_lse = row_max + tl.log2(tl.sum(tl.exp2(z - row_max[:, None]), 1))
+        column_max = tl.where(column_inside, tl.max(z, 0), 0)
+        column_lse = column_max + tl.log2(tl.sum(tl.exp2(z - column_max[None, :]), 0))
+    tl.store(by_row + column_block * rows + row, row_lse * LOG_2, mask=row_inside)
+    tl.store(targets + column_block * rows + row, target * LOG_2, mask=row_inside)
+    tl.store(by_column + row_block.to(tl.int64) * columns + column, column_lse * LOG_2, mask=column_inside)
 
 
 @triton.jit(do_not_specialize=["offset"])
 def _softmax_kernel(
     tile, stride, columns, offset, row_ids, column_ids, scale, row_lse, column_lse, weights, scale_sums,
-    SAME_IDS: tl.constexpr, WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr,
+    SAME_IDS: tl.constexpr, EVEN: tl.constexpr, WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """A row a program."""
     row = tl.program_id(0)
     tile += row.to(tl.int64) * stride
-    scale, own_lse = tl.load(scale), tl.load(row_lse + row)
+    factor, own_lse = tl.load(scale) * LOG2_E, tl.load(row_lse + row) * LOG2_E
     row_id = tl.load(row_ids + row) if SAME_IDS else 0
     amount = 2.0 * tl.load(weights + row) if WEIGHTED else 2.0
     by_scale = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         inside = column < columns
-        cosine = tl.load(tile + column, mask=inside, other=0).to(tl.float32)
-        logit = cosine * scale
+        cosine = _load(tile + column, inside, EVEN).to(tl.float32)
         if SAME_IDS:
-            positive = tl.load(column_ids + column, mask=inside, other=0) == row_id
+            positive = _load(column_ids + column, inside, EVEN) == row_id
         else:
             positive = column == row + offset
-        other_lse = tl.load(column_lse + column, mask=inside, other=0)
-        gradient = tl.exp(logit - own_lse) + tl.exp(logit - other_lse) - tl.where(positive, amount, 0)
+        z = cosine * factor
+        other_lse = _load(column_lse + column, inside, EVEN) * LOG2_E
+        gradient = tl.exp2(z - own_lse) + tl.exp2(z - other_lse) - tl.where(positive, amount, 0)
         by_scale += tl.where(inside, gradient * cosine, 0)
-        tl.store(tile + column, gradient.to(tile.dtype.element_ty), mask=inside)
+        _store(tile + column, gradient, inside, EVEN)
     tl.store(scale_sums + row, tl.load(scale_sums + row) + tl.sum(by_scale))

@@ -257,10 +257,10 @@ def test_operators_obey_the_rules_of_torch_library():
     for ids in (None, torch.arange(12) // 2):
         for needs in ([True] * 4, [False, True, False, False]):
             torch.library.opcheck(
-                tiled_sigmoid_loss, (images, texts, scale, bias, ids, needs, "", "auto"), test_utils=checks
+                tiled_sigmoid_loss, (images, texts, scale, bias, ids, needs, "", "auto", False), test_utils=checks
             )
             torch.library.opcheck(
-                tiled_softmax_loss, (images, texts, scale, ids, needs[:3], "", "auto"), test_utils=checks
+                tiled_softmax_loss, (images, texts, scale, ids, needs[:3], "", "auto", False), test_utils=checks
             )
 
 
