@@ -122,7 +122,7 @@ def measure(bench: Bench, loss: Loss, kind: str, pairs: int, dtype: torch.dtype)
     count = sets_beyond_cache(bench, 2 * pairs * width * arguments[0].element_size())
     sets = [arguments, *(inputs(pairs, width, dtype, bench.device, seed) for seed in range(1, count))]
     found |= bench.measure(lambda number: step(loss, sets[number % count]))
-    return found | bench.shares(6 * pairs**2 * width / (1e-3 * float(found["ms"])))  # ty: ignore[invalid-argument-type]
+    return found | bench.shares(6 * pairs**2 * width / (1e-3 * found["ms"]))
 
 
 # ---- sections

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 
 
-Figures = dict[str, object]
+Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Bench:
             for number in range(count):
                 run(number)
                 marks.append(time.perf_counter())
-            return [1e3 * (end - start) for start, end in zip(marks, marks[1:])]
+            return [1e3 * (end - start) for start, end in pairwise(marks)]
         self.finish()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         events[0].record()
@@ -68,7 +70,7 @@ class Bench:
             run(number)
             event.record()
         self.finish()
-        return [start.elapsed_time(end) for start, end in zip(events, events[1:])]
+        return [start.elapsed_time(end) for start, end in pairwise(events)]
 
     def measure(self, run: Callable[[int], object], seconds: float = 1.0, most: int = 50) -> Figures:
         """Median milliseconds of `run(number)` over as many runs as fit into `seconds`, three at least.

@@ -40,7 +40,7 @@ def make_step(bench: Bench, name: str, pairs: int, variant: str) -> Callable[[in
 
 def rates(bench: Bench, name: str, pairs: int, found: Figures, passes: float = 3) -> Figures:
     """Pairs a second, and the work of the towers' forward and backward, what is computed twice counted once."""
-    seconds = 1e-3 * float(found["ms"])  # ty: ignore[invalid-argument-type]
+    seconds = 1e-3 * found["ms"]
     flops = passes * forward_flops(name, bench.tiny) * pairs
     return {"batch": pairs, "pairs/s": pairs / seconds} | found | bench.shares(flops / seconds)
 

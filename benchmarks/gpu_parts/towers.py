@@ -20,7 +20,7 @@ def measure_copy(bench: Bench) -> Figures:
     source = torch.empty(size, dtype=torch.uint8, device=bench.device).random_()
     target = torch.empty_like(source)
     found = bench.measure(lambda _: target.copy_(source))
-    return found | {"GB/s": 2 * size / 1e6 / float(found["ms"])}  # ty: ignore[invalid-argument-type]
+    return found | {"GB/s": 2 * size / 1e6 / found["ms"]}
 
 
 def measure_product(bench: Bench, dtype: torch.dtype) -> Figures:
@@ -28,7 +28,7 @@ def measure_product(bench: Bench, dtype: torch.dtype) -> Figures:
     size = 256 if bench.tiny else CEILING_SIZE
     one, other = (torch.randn(size, size, dtype=dtype, device=bench.device) for _ in range(2))
     found = bench.measure(lambda _: one @ other)
-    return found | {"TFLOP/s": 2 * size**3 / 1e9 / float(found["ms"])}  # ty: ignore[invalid-argument-type]
+    return found | {"TFLOP/s": 2 * size**3 / 1e9 / found["ms"]}
 
 
 def ceilings(bench: Bench) -> Iterator[Item]:
@@ -55,7 +55,7 @@ def measure_inference(bench: Bench, name: str, part: str, compiled: bool) -> Fig
                 call(**{key: inputs[key]})
 
         found = bench.measure(forward, seconds=2)
-        rate = count / (1e-3 * float(found["ms"]))  # ty: ignore[invalid-argument-type]
+        rate = count / (1e-3 * found["ms"])
         return (
             {"batch": count, f"{part}s/s": rate} | found | bench.shares(rate * forward_flops(name, bench.tiny, part))
         )
@@ -86,7 +86,7 @@ def measure_naflex(bench: Bench, kind: str, what: str, mixed: bool) -> Figures:
     run = partial(RUNS[what], model, inputs)
     peak = bench.peak(run)
     found = bench.measure(lambda _: run(), seconds=2, most=20)
-    seconds = 1e-3 * float(found["ms"])  # ty: ignore[invalid-argument-type]
+    seconds = 1e-3 * found["ms"]
     tokens = sum(rows * columns for rows, columns in grids)
     return {"images/s": images / seconds, "tokens/s": tokens / seconds, "bytes": peak} | found
 
