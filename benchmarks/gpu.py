@@ -12,6 +12,7 @@ stopped at any moment. What a measurement raised is its result.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -109,10 +110,8 @@ def start_section(name: str, options: argparse.Namespace, path: Path, call: str,
 
 def stop(process: subprocess.Popen) -> None:
     """A section with all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -53,7 +53,7 @@ def workers(bench: Bench) -> int:
 
 
 def measure_lora(bench: Bench) -> Figures:
-    """Rank 16 on all linear maps, the loss head trained as well; images come as bytes, made in the loader's workers."""
+    """Rank 16 on all linear maps, the loss head trained as well; images are bytes that the workers make."""
 
     def run(pairs: int) -> Figures:
         config = config_of(B16, bench.tiny)

@@ -56,9 +56,8 @@ def measure_inference(bench: Bench, name: str, part: str, compiled: bool) -> Fig
 
         found = bench.measure(forward, seconds=2)
         rate = count / (1e-3 * found["ms"])
-        return (
-            {"batch": count, f"{part}s/s": rate} | found | bench.shares(rate * forward_flops(name, bench.tiny, part))
-        )
+        found |= {"batch": count, f"{part}s/s": rate}
+        return found | bench.shares(rate * forward_flops(name, bench.tiny, part))
 
     sizes = IMAGE_BATCHES if part == "image" else TEXT_BATCHES
     return first_that_fits(bench, (8,) if bench.tiny else sizes, run)
