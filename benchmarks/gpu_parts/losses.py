@@ -71,7 +71,7 @@ OURS: dict[str, Loss] = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 
 
 def our_losses(kind: str) -> dict[str, Callable[[], Loss]]:
-    names = [name for name in IMPLEMENTATIONS if name != "auto"]
+    names = [name for name in IMPLEMENTATIONS if name != "auto" and (name != "triton" or torch.cuda.is_available())]
     return {name: partial(partial, OURS[kind], distribution="none", implementation=name) for name in names}
 
 
