@@ -39,7 +39,6 @@ SECTIONS: dict[str, tuple[Section, int]] = {
     "profile": (steps.profiles, 90),
     "tests": (tests.gpu_tests, 180),
 }
-RUNNING = "running"  # in the file: the measurement that is under way
 GRACE = 20
 
 
@@ -56,7 +55,7 @@ def run_section(name: str, bench: Bench, path: Path, call: str, deadline: float)
         if time.time() > deadline:
             print(f"{name}: out of time before {item.name}", flush=True)
             return
-        store(path, stored(path) | {RUNNING: {"section": name, "item": item.name}})
+        store(path, stored(path) | {report.UNDER_WAY: {"section": name, "item": item.name}})
         start = time.monotonic()
         found = attempt(item)
         bench.free()
@@ -67,12 +66,12 @@ def attempt(item: Item) -> dict:
     try:
         return item.run()
     except torch.OutOfMemoryError:
-        return {"error": "out of memory"}
+        return {"error": report.TOO_LARGE}
 
 
 def keep(path: Path, section: str, item: str, found: dict) -> None:
     results = stored(path)
-    results.pop(RUNNING, None)
+    results.pop(report.UNDER_WAY, None)
     store(path, results | {section: results.get(section, {}) | {item: found}})
     shown = {key: value for key, value in found.items() if key not in ("machine", "call", "kernels", "output")}
     print(f"{section}: {item}: {shown}", flush=True)
@@ -102,7 +101,7 @@ def start_section(name: str, options: argparse.Namespace, path: Path, call: str,
         print(said[-3000:], file=sys.stderr, flush=True)
         lines = [line for line in said.splitlines() if line.strip()]
         reason = reason or (lines[-1][:300] if lines else f"exit status {status}")
-        under_way = stored(path).get(RUNNING)
+        under_way = stored(path).get(report.UNDER_WAY)
         keep(path, name, under_way["item"] if under_way else "start", {"error": reason, "call": call})
         if not under_way:
             return
@@ -159,7 +158,7 @@ def main() -> None:
             store(path, results | {name: results.get(name, {}) | found for name, found in stored(other).items()})
     elif not options.report:
         signal.signal(signal.SIGTERM, end)
-        store(path, {name: found for name, found in stored(path).items() if name != RUNNING})
+        store(path, {name: found for name, found in stored(path).items() if name != report.UNDER_WAY})
         last, call = time.time() + 60 * options.minutes, f"{time.time():.0f}"
         for name in options.sections:
             start_section(name, options, path, call, min(last, time.time() + SECTIONS[name][1]))
