@@ -13,6 +13,7 @@ stopped at any moment. What a measurement raised is its result.
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -22,22 +23,22 @@ import time
 from pathlib import Path
 
 import torch
-from gpu_parts import finetune, losses, report, steps, tests, towers
-from gpu_parts.setting import Bench, Item, Section, machine
+from gpu_parts import report
+from gpu_parts.setting import Bench, Item, machine
 from report import RESULTS, store, stored
 
 
-# What is measured, and the seconds each may take.
-SECTIONS: dict[str, tuple[Section, int]] = {
-    "ceilings": (towers.ceilings, 45),
-    "loss": (losses.ours, 240),
-    "peers": (losses.others, 180),
-    "training": (steps.training, 330),
-    "naflex": (towers.naflex, 75),
-    "inference": (towers.inference, 150),
-    "finetune": (finetune.finetune, 180),
-    "profile": (steps.profiles, 90),
-    "tests": (tests.gpu_tests, 180),
+# What is measured, by which function of gpu_parts, and the seconds it may take.
+SECTIONS = {
+    "ceilings": ("towers", "ceilings", 45),
+    "loss": ("losses", "ours", 240),
+    "peers": ("losses", "others", 180),
+    "training": ("steps", "training", 330),
+    "naflex": ("towers", "naflex", 75),
+    "inference": ("towers", "inference", 150),
+    "finetune": ("finetune", "finetune", 180),
+    "profile": ("steps", "profiles", 90),
+    "tests": ("tests", "gpu_tests", 180),
 }
 GRACE = 20
 
@@ -48,8 +49,10 @@ GRACE = 20
 def run_section(name: str, bench: Bench, path: Path, call: str, deadline: float) -> None:
     """Measure what this call has not tried yet."""
     where = machine(bench.device)
-    make_items, _ = SECTIONS[name]
-    for item in make_items(bench):
+    module, function, _ = SECTIONS[name]
+    # here, so that a package that one section lacks is none of the others' business
+    items = getattr(importlib.import_module(f"gpu_parts.{module}"), function)
+    for item in items(bench):
         if stored(path).get(name, {}).get(item.name, {}).get("call") == call:
             continue
         if time.time() > deadline:
@@ -155,13 +158,14 @@ def main() -> None:
     if options.merge:
         for other in options.merge:
             results = stored(path)
-            store(path, results | {name: results.get(name, {}) | found for name, found in stored(other).items()})
+            sections = ((name, found) for name, found in stored(other).items() if name in SECTIONS)
+            store(path, results | {name: results.get(name, {}) | found for name, found in sections})
     elif not options.report:
         signal.signal(signal.SIGTERM, end)
         store(path, {name: found for name, found in stored(path).items() if name != report.UNDER_WAY})
         last, call = time.time() + 60 * options.minutes, f"{time.time():.0f}"
         for name in options.sections:
-            start_section(name, options, path, call, min(last, time.time() + SECTIONS[name][1]))
+            start_section(name, options, path, call, min(last, time.time() + SECTIONS[name][-1]))
     if options.report:
         report.publish(stored(RESULTS / "gpu.json"))
     elif path.exists():

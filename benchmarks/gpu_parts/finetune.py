@@ -25,7 +25,7 @@ from .models import B16, config_of, forward_flops, make_model
 from .setting import Bench, Figures, Item, first_that_fits
 
 
-LORA_BATCHES, BATCHES = (512, 256), (512, 256)
+BATCHES = (256, 128)
 STEPS, LOGGED = 40, 5
 FILES, SIDES = 4096, (400, 300)
 
@@ -75,7 +75,7 @@ def measure_lora(bench: Bench) -> Figures:
             rate * 2 * forward_flops(B16, bench.tiny)
         )
 
-    return first_that_fits(bench, (8,) if bench.tiny else LORA_BATCHES, run)
+    return first_that_fits(bench, (8,) if bench.tiny else BATCHES, run)
 
 
 # ---- end to end

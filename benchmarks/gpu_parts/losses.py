@@ -4,6 +4,7 @@ The others are the expression that open_clip and the papers' codes use, and the 
 memeff (softmax), where they are installed.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -111,17 +112,17 @@ def step(loss: Loss, arguments: list[torch.Tensor]) -> torch.Tensor:
 
 def measure(bench: Bench, loss: Loss, kind: str, pairs: int, dtype: torch.dtype) -> Figures:
     width = TINY_WIDTH if bench.tiny else WIDTH
-    arguments = inputs(pairs, width, dtype, bench.device)
-    value = step(loss, arguments)
-    found: Figures = {"loss": value.item(), "kind": kind, "pairs": pairs, "width": width, "dtype": str(dtype)[6:]}
-    found["errors"] = errors(reference(kind, pairs, width, dtype, bench.device), value, arguments)
+    step(loss, inputs(256, width, dtype, bench.device))  # workspaces and compiled kernels, which are no part of it
+    arguments, values = inputs(pairs, width, dtype, bench.device), []
+    found: Figures = {"bytes": bench.peak(lambda: values.append(step(loss, arguments)))}
+    found["errors"] = errors(reference(kind, pairs, width, dtype, bench.device), values[0], arguments)
+    found["loss"] = values[0].item()
+    if not all(map(math.isfinite, [found["loss"], *found["errors"].values()])):
+        return {"error": "the value or a gradient is not finite"}
     bench.free()
-    for argument in arguments:
-        argument.grad = None
-    found["bytes"] = bench.peak(lambda: step(loss, arguments))
     count = sets_beyond_cache(bench, 2 * pairs * width * arguments[0].element_size())
     sets = [arguments, *(inputs(pairs, width, dtype, bench.device, seed) for seed in range(1, count))]
-    found |= bench.measure(lambda number: step(loss, sets[number % count]))
+    found |= bench.measure(lambda number: step(loss, sets[number % count]), warm=True)
     return found | bench.shares(6 * pairs**2 * width / (1e-3 * found["ms"]))
 
 

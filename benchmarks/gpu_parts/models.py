@@ -14,6 +14,7 @@ from .setting import Bench
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 B16, SO400M_14 = "B/16-224", "So400m/14-224"
+VARIANTS = ("eager", "layers compiled", "compiled")
 
 
 def config_of(name: str, tiny: bool) -> SiglipExtConfig:

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -72,12 +72,16 @@ class Bench:
         self.finish()
         return [start.elapsed_time(end) for start, end in pairwise(events)]
 
-    def measure(self, run: Callable[[int], object], seconds: float = 1.0, most: int = 50) -> Figures:
+    def measure(
+        self, run: Callable[[int], object], seconds: float = 1.0, most: int = 50, warm: bool = False
+    ) -> Figures:
         """Median milliseconds of `run(number)` over as many runs as fit into `seconds`, three at least.
 
-        What takes longer than `seconds` runs once, after a run to warm up, in which kernels are chosen and compiled.
+        What takes longer than `seconds` runs once, after a run to warm up, in which kernels are chosen and compiled;
+        that one is left out where it is `warm` already.
         """
-        self.times(run, 1)
+        if not warm:
+            self.times(run, 1)
         found = self.times(run, 1)
         seconds = 0.02 if self.tiny else seconds
         if found[0] < 1e3 * seconds:
@@ -150,6 +154,3 @@ def first_that_fits(bench: Bench, sizes: tuple[int, ...], run: Callable[[int], F
             pass
         bench.free()
     raise torch.OutOfMemoryError(f"also with {sizes[-1]}")
-
-
-Section = Callable[[Bench], Iterator[Item]]

@@ -1,12 +1,13 @@
 """The towers alone on a device: images and texts a second, and NaFlex packed against padded as stock pads it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from naflex import RUNS, mixed_grids, naflex_inputs, tower
 
-from .models import B16, SO400M_14, TINY, forward_flops, make_batch, make_model
+from .models import B16, SO400M_14, TINY, VARIANTS, compile_layers, forward_flops, make_batch, make_model
 from .setting import Bench, Figures, Item, first_that_fits
 
 
@@ -40,7 +41,7 @@ def ceilings(bench: Bench) -> Iterator[Item]:
 # ---- inference
 
 
-def measure_inference(bench: Bench, name: str, part: str, compiled: bool) -> Figures:
+def measure_inference(bench: Bench, name: str, part: str, variant: str) -> Figures:
     """Embeddings of one tower in bfloat16, from inputs on the device."""
 
     def run(count: int) -> Figures:
@@ -48,10 +49,12 @@ def measure_inference(bench: Bench, name: str, part: str, compiled: bool) -> Fig
         inputs = make_batch(bench, name, count, torch.bfloat16)
         module = model.vision_model if part == "image" else model.text_model
         key = "pixel_values" if part == "image" else "input_ids"
-        call: Callable = bench.compiled(module) if compiled else module
+        if variant == "layers compiled":
+            compile_layers(bench, model)
+        call: Callable = bench.compiled(module) if variant == "compiled" else module
 
         def forward(_: int) -> None:
-            with torch.inference_mode():
+            with torch.no_grad():
                 call(**{key: inputs[key]})
 
         found = bench.measure(forward, seconds=2)
@@ -64,10 +67,10 @@ def measure_inference(bench: Bench, name: str, part: str, compiled: bool) -> Fig
 
 
 def inference(bench: Bench) -> Iterator[Item]:
-    for name, part in ((B16, "image"), (B16, "text"), (SO400M_14, "image")):
-        for compiled in (False, True):
-            variant = "compiled" if compiled else "eager"
-            yield Item(f"{name}, {part} tower, {variant}", partial(measure_inference, bench, name, part, compiled))
+    pairs = ((B16, "image"), (B16, "text"), (SO400M_14, "image"))
+    quick, whole = itertools.product(pairs, VARIANTS[:2]), itertools.product(pairs, VARIANTS[2:])
+    for (name, part), variant in (*quick, *whole):  # compiling the whole takes a minute
+        yield Item(f"{name}, {part} tower, {variant}", partial(measure_inference, bench, name, part, variant))
 
 
 # ---- NaFlex
