@@ -31,7 +31,7 @@ from report import RESULTS, store, stored
 # What is measured, by which function of gpu_parts, and the seconds it may take.
 SECTIONS = {
     "ceilings": ("towers", "ceilings", 45),
-    "loss": ("losses", "ours", 240),
+    "loss": ("losses", "ours", 270),
     "peers": ("losses", "others", 180),
     "training": ("steps", "training", 330),
     "naflex": ("towers", "naflex", 75),

@@ -101,6 +101,7 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def compiled(self, module: nn.Module) -> Callable:
+        torch.compiler.reset()  # else the models before this one count towards the most variants of a function
         return torch.compile(module, dynamic=False, backend="eager" if self.tiny else "inductor")
 
     def shares(self, flops_a_second: float) -> Figures:

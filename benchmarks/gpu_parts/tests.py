@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_tests(bench: Bench) -> Figures:
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-W", "default", "--durations=10"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "--durations=10"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
     lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-300:]]

@@ -20,6 +20,7 @@ DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     item.add_marker("gpu")
+    item.add_marker(pytest.mark.filterwarnings("default"))  # what torch says of a card depends on the card
 
 
 @pytest.fixture(scope="session", autouse=True)
