@@ -7,6 +7,7 @@ wrong without a word. The ones that bite are changed here, each with its reason.
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -145,6 +146,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
             check_package("deepspeed", "deepspeed")
         if self.xla_spmd:
             _use_spmd()
+        self._copy_pinned_batches_asynchronously()
         own = self.optim if self.optim in OPTIMIZERS else None
         if own is not None:
             self.optim = TrainingArguments.optim  # transformers refuses names that are not its own
@@ -225,6 +227,12 @@ class SiglipExtTrainingArguments(TrainingArguments):
                 f"the training set has {count} samples, fewer than one {what} of {batch}: lower "
                 "per_device_train_batch_size"
             )
+
+    def _copy_pinned_batches_asynchronously(self) -> None:
+        """Unless `accelerator_config` says otherwise. On MPS nothing is pinned."""
+        config = self.accelerator_config
+        if self.dataloader_pin_memory and not torch.backends.mps.is_available() and isinstance(config, dict | None):
+            self.accelerator_config = {"non_blocking": True, **(config or {})}
 
     def _check_towers(self) -> None:
         check_towers(self.lock_towers)

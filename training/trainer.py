@@ -300,6 +300,13 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             inputs |= {name: normalized(inputs[name], processor) for name in raw}
         return inputs
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As in Trainer, whose copies wait for the device: from pinned memory they need not."""
+        if isinstance(data, torch.Tensor):
+            # what is asked for later on comes out right, as the copy stands in the same queue before it
+            data = data.to(self.args.device, non_blocking=self.accelerator.non_blocking)
+        return super()._prepare_input(data)
+
     def _prepare_inputs(self, inputs: dict) -> dict:
         return self._backend.shard_batch(super()._prepare_inputs(inputs))
 

@@ -62,8 +62,9 @@ class Teacher(nn.Module):
         if not self._used:
             return
         self._used = False
-        for own, followed in zip(self.average.parameters(), student.parameters(), strict=True):
-            own.lerp_(followed.to(own.dtype), 1 - self.momentum)
+        pairs = list(zip(self.average.parameters(), student.parameters(), strict=True))
+        averages = [own for own, _ in pairs]
+        torch._foreach_lerp_(averages, [one.detach().to(own.dtype) for own, one in pairs], 1 - self.momentum)
 
 
 class VisionTeacher(Teacher):
