@@ -52,9 +52,7 @@ def split_batch(inputs: dict, size: int) -> list[dict]:
     if len(inputs["pixel_values"]) != rows:
         raise ValueError(f"{len(inputs['pixel_values'])} images and {rows} texts: a pair needs one of each")
     return [
-        {
-            name: value[start : start + size] if has_rows(value, rows) else value for name, value in inputs.items()
-        }
+        {name: value[start : start + size] if has_rows(value, rows) else value for name, value in inputs.items()}
         for start in range(0, rows, size)
     ]
 

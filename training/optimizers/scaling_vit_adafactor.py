@@ -154,7 +154,6 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
             moment.copy_(update)
             descend_(weight, update, lr, group["weight_decay"])
 
-
     def layout(self, parameter: torch.Tensor, group: dict) -> Hashable:
         """Matrices of one shape are factored in one tensor."""
         shape = tuple(parameter.shape)
