@@ -8,6 +8,7 @@ import torch
 
 from modeling_siglip_ext.losses.vocabulary import vocabulary_loss
 from modeling_siglip_ext.training import SiglipExtTrainingArguments
+from modeling_siglip_ext.training.arguments import _backend_with_the_host
 from modeling_siglip_ext.training.optimizers.momentum import Bf16MomentumOptimizer
 from support.runs import KINDS, make_run
 from support.waiting import Waits, assert_nothing_waits
@@ -78,3 +79,17 @@ def test_pinned_batches_are_copied_asynchronously(tmp_path):
     assert given(accelerator_config={"even_batches": False})
     assert not given(accelerator_config={"non_blocking": False})
     assert not given(dataloader_pin_memory=False)
+
+
+def test_processes_on_gpus_tell_each_other_numbers_by_the_host(tmp_path, monkeypatch):
+    """Only where NCCL alone would be taken."""
+    for name, value in (("WORLD_SIZE", "2"), ("ACCELERATE_USE_CPU", "false")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    assert _backend_with_the_host(False) == "cuda:nccl,cpu:gloo"
+    assert _backend_with_the_host(True) is None
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert _backend_with_the_host(False) is None
+    monkeypatch.delenv("WORLD_SIZE")
+    assert SiglipExtTrainingArguments(str(tmp_path), use_cpu=True).ddp_backend is None

@@ -62,9 +62,9 @@ class Teacher(nn.Module):
         if not self._used:
             return
         self._used = False
-        pairs = list(zip(self.average.parameters(), student.parameters(), strict=True))
-        averages = [own for own, _ in pairs]
-        torch._foreach_lerp_(averages, [one.detach().to(own.dtype) for own, one in pairs], 1 - self.momentum)
+        averages: list[torch.Tensor] = list(self.average.parameters())
+        followed = [one.to(own.dtype) for own, one in zip(averages, student.parameters(), strict=True)]
+        torch._foreach_lerp_(averages, followed, 1 - self.momentum)
 
 
 class VisionTeacher(Teacher):

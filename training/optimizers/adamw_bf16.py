@@ -15,7 +15,7 @@ from .momentum import (
     rows_of,
     scratch,
 )
-from .together import add_square_, decayed_moments_, decayed_weights, in_dtype
+from .together import add_square_, decayed_moments_, decayed_weights, gradients
 
 
 class AdamWBf16(Bf16MomentumOptimizer):
@@ -63,7 +63,7 @@ class AdamWBf16(Bf16MomentumOptimizer):
             if "exp_avg_sq" not in state:
                 state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
         moments, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        grads = in_dtype([parameter.grad for parameter in parameters], dtype)
+        grads = gradients(parameters, dtype)
         add_square_(squares, grads, beta2)
         updates = decayed_moments_(moments, bfloat16(beta1), dtype)
         torch._foreach_add_(updates, grads, alpha=1 - beta1)

@@ -23,7 +23,7 @@ from .momentum import (
     rows_of,
     scratch,
 )
-from .together import add_square_, decayed_moments_, decayed_weights, in_dtype
+from .together import add_square_, decayed_moments_, decayed_weights, gradients
 
 
 class ScalingViTAdafactor(Bf16MomentumOptimizer):
@@ -172,7 +172,7 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
             if "exp_avg_sq" not in state:
                 state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
         moments, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
-        grads = in_dtype([parameter.grad for parameter in parameters], dtype)
+        grads = gradients(parameters, dtype)
         beta2 = decay_of_squares(states[0], group)
         add_square_(squares, grads, beta2)
         torch._foreach_add_(squares, (1 - beta2) * group["eps"])
@@ -186,7 +186,7 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
         self, parameters: list[torch.Tensor], states: list[dict], group: dict, dims: tuple[int, int]
     ) -> None:
         dtype, momentum, lr = compute_dtype(parameters[0]), group["momentum"], float(group["lr"])
-        updates = torch.stack(in_dtype([parameter.grad for parameter in parameters], dtype))
+        updates = torch.stack(gradients(parameters, dtype))
         shorter, longer = (dim + 1 for dim in dims)
         squares, beta2 = updates.square(), decay_of_squares(states[0], group)
         factors = []

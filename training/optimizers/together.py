@@ -30,6 +30,11 @@ def buckets(
         yield bucket
 
 
+def gradients(parameters: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Those of parameters that have one, in another precision."""
+    return in_dtype([parameter.grad for parameter in parameters if parameter.grad is not None], dtype)
+
+
 def in_dtype(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
     """Copies in another precision; those that have it already stay."""
     return [tensor.to(dtype) for tensor in tensors]
