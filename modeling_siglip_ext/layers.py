@@ -41,7 +41,11 @@ def attend(
     attention_mask: torch.Tensor | Packing | None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Bidirectional attention by the backend that `config._attn_implementation` names, masked or of packed images."""
+    """Bidirectional attention by the backend that `config._attn_implementation` names, masked or of packed images.
+
+    The default is torch's (sdpa). Towers of fixed resolution and texts have no mask, so that it is free to take flash
+    attention on a GPU; heads of So400m are 72 wide, which those kernels pad to 96.
+    """
     backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
     dropout = config.attention_dropout if module.training else 0.0
     kwargs |= {"is_causal": False, "scaling": query.shape[-1] ** -0.5, "dropout": dropout}

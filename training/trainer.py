@@ -147,7 +147,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
         beside = trained_beside(model, objectives) if objectives else None
         if any(objective.starts_at > 0 for objective, _ in (objectives or {}).values()):
-            args.ddp_find_unused_parameters = True  # until it joins an objective has parameters without gradients
+            # Until it joins, an objective has parameters without gradients. DDP waits for the device to find them.
+            args.ddp_find_unused_parameters = True
         super().__init__(model=beside or model, args=args, **kwargs)
         if beside is not None and self.is_fsdp_enabled:
             raise ValueError(f"{', '.join(beside.parts)}: these objectives do not work with FSDP yet; use DDP")
@@ -300,6 +301,13 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             inputs |= {name: normalized(inputs[name], processor) for name in raw}
         return inputs
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As in Trainer, whose copies wait for the device: from pinned memory they need not."""
+        if isinstance(data, torch.Tensor):
+            # what is asked for later on comes out right, as the copy stands in the same queue before it
+            data = data.to(self.args.device, non_blocking=self.accelerator.non_blocking)
+        return super()._prepare_input(data)
+
     def _prepare_inputs(self, inputs: dict) -> dict:
         return self._backend.shard_batch(super()._prepare_inputs(inputs))
 
@@ -337,7 +345,9 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if grad_norm is None:
             self._monitor.gradients(self.args, self.state, self.accelerator.scaler)
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None:  # with one, gradients may overflow, and the step is left out
+        # With a scaler, for float16, gradients may overflow, and the step is left out; whether it is, the optimizer
+        # has to ask the device at every step. bfloat16 needs none.
+        if self.accelerator.scaler is None:
             self._monitor.loss(self.state.global_step + 1, torch.as_tensor(norm))
         return norm
 
