@@ -59,10 +59,8 @@ def tiled_sigmoid_loss(
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             part, sums = positives.part(rows, columns), (losses[rows], bias_sums[rows], scale_sums[rows])
             if fused is not None:
-                tile = products.tile(images[rows], texts[columns])
-                for strip in products.cosines(images[rows], texts[columns], tile):
-                    own = part.part(strip, slice(0, None)), scale, bias, *(total[strip] for total in sums)
-                    fused.sigmoid_pass_(tile[strip], *own, derivative=any(needs))
+                tile = products.cosines(images[rows], texts[columns])
+                fused.sigmoid_pass_(tile, part, scale, bias, *sums, derivative=any(needs))
             else:
                 tile = products.logits(images[rows], texts[columns])
                 _sigmoid_passes_(tile, part, bias, *sums[:2], derivative=any(needs))

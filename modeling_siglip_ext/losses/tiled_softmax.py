@@ -59,13 +59,8 @@ def tiled_softmax_loss(
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             part = positives.part(rows, columns)
             if fused is not None:
-                tile = products.tile(images[rows], texts[columns])
-                strips_done = [
-                    fused.log_sum_exps(tile[strip], part.part(strip, slice(0, None)), scale)
-                    for strip in products.cosines(images[rows], texts[columns], tile)
-                ]
-                row_lse, sums = (torch.cat([strip[i] for strip in strips_done]) for i in (0, 2))
-                column_lse = torch.stack([strip[1] for strip in strips_done]).logsumexp(0)
+                tile = products.cosines(images[rows], texts[columns])
+                row_lse, column_lse, sums = fused.log_sum_exps(tile, part, scale)
             else:
                 tile = products.logits(images[rows], texts[columns])
                 sums = part.row_sums(tile)
@@ -85,10 +80,8 @@ def tiled_softmax_loss(
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
             part = positives.part(rows, columns)
             if fused is not None:
-                tile = products.tile(images[rows], texts[columns])
-                for strip in products.cosines(images[rows], texts[columns], tile):
-                    own = part.part(strip, slice(0, None)), scale, image_lse[rows][strip], text_lse[columns]
-                    fused.softmax_pass_(tile[strip], *own, scale_sums[rows][strip])
+                tile = products.cosines(images[rows], texts[columns])
+                fused.softmax_pass_(tile, part, scale, image_lse[rows], text_lse[columns], scale_sums[rows])
             else:
                 tile = products.logits(images[rows], texts[columns])
                 for strip in strips(tile):

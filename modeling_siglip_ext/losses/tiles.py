@@ -14,10 +14,9 @@ import torch
 # Rows (images) and columns (texts) of a tile: 4 MiB of float32, and 128 MiB where launching a kernel takes longer.
 CPU_TILE = 1024, 1024
 ACCELERATOR_TILE = 4096, 8192
-# 256 MiB of bfloat16: the larger the tile, the seldomer the sums of gradients are read and written again.
-TRITON_TILE = 8192, 16384
-# Rows whose logits a kernel takes right after their product, while a GPU's cache still holds some of them: 32 MiB.
-TRITON_STRIP = 1024
+# Where a tile is read and written twice and no more, 512 MiB of bfloat16 (half the rows in float32): the larger it is,
+# the seldomer the sums of gradients are read and written again.
+TRITON_TILE = 16384, 16384
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python, on any device: for tests
 # Elements of a strip: 1 MiB of float32, which the second-level caches of two cores hold.
@@ -37,7 +36,7 @@ class TileProducts:
         self.operand_dtype = like.dtype if multiplies(like.dtype, like.device) else scale.dtype
         self.rows, self.columns = CPU_TILE if like.device.type == "cpu" else ACCELERATOR_TILE
         if kernels:
-            self.rows, self.columns = TRITON_TILE
+            self.rows, self.columns = max(1, TRITON_TILE[0] * 2 // self.operand_dtype.itemsize), TRITON_TILE[1]
         self._buffer = scale.new_empty(0, dtype=self.operand_dtype if kernels else scale.dtype)
 
     def tiles(self, images: int, texts: int) -> Iterator[tuple[slice, slice]]:
@@ -47,22 +46,18 @@ class TileProducts:
 
     def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """scale * images @ texts.T, in memory that the next call overwrites."""
-        logits = self.tile(images, texts)
+        logits = self._tile(images, texts)
         images, texts = images.to(self.operand_dtype), texts.to(self.operand_dtype)
         if self.operand_dtype == self.scale.dtype:
             return torch.mm(images * self.scale, texts.mT, out=logits)
         return logits.copy_(images @ texts.mT).mul_(self.scale)
 
-    def cosines(self, images: torch.Tensor, texts: torch.Tensor, tile: torch.Tensor) -> Iterator[slice]:
-        """Fill the tile with images @ texts.T, in the dtype of the products, a strip of rows before each step."""
+    def cosines(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """images @ texts.T in the dtype of the products, in memory that the next call overwrites."""
         images, texts = images.to(self.operand_dtype), texts.to(self.operand_dtype)
-        for row in range(0, tile.shape[0], TRITON_STRIP):
-            strip = slice(row, min(row + TRITON_STRIP, tile.shape[0]))
-            torch.mm(images[strip], texts.mT, out=tile[strip])
-            yield strip
+        return torch.mm(images, texts.mT, out=self._tile(images, texts))
 
-    def tile(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """Room for the logits of all pairs, in memory that the next call gives away again."""
+    def _tile(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         shape = images.shape[0], texts.shape[0]
         if self._buffer.numel() < shape[0] * shape[1]:
             self._buffer = self._buffer.new_empty(shape[0] * shape[1])

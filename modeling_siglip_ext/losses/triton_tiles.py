@@ -16,10 +16,10 @@ import triton.language as tl
 from .positives import Diagonal, SameIds
 
 
-# Columns that a program reads at once, where it goes along a row: 16 bytes of bfloat16 for each of 256 threads.
-# A tile must have less than 127 times as many, for a product of that many factors up to 2 is no longer finite.
-COLUMNS = 2048
-WARPS = 8
+# Columns that a program reads at once where it goes along a row, 16 bytes of bfloat16 for each of its threads. A tile
+# must have less than 127 times as many: a product of more factors up to 2 might not be finite. Chosen on an H100.
+COLUMNS = 1024
+WARPS = 4
 # The block of the pass that needs sums along rows and along columns.
 BLOCK = 64, 128
 LOG_2 = tl.constexpr(math.log(2))
