@@ -137,7 +137,7 @@ def measure_command(bench: Bench) -> Figures:
             command = [sys.executable, "-m", "modeling_siglip_ext.training", "finetune", *options]
             bench.free()
             offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline, cwd=folder)
             if "OutOfMemoryError" in done.stderr:
                 raise torch.OutOfMemoryError("siglip-ext-train finetune")
             if done.returncode:
