@@ -39,7 +39,7 @@ SECTIONS = {
     "inference": ("towers", "inference", 150),
     "finetune": ("finetune", "finetune", 180),
     "profile": ("profiles", "profiles", 90),
-    "tests": ("tests", "gpu_tests", 180),
+    "tests": ("tests", "gpu_tests", 200),
 }
 GRACE = 20
 RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Resources)\b.*", re.MULTILINE)
