@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,10 +38,11 @@ SECTIONS = {
     "naflex": ("towers", "naflex", 75),
     "inference": ("towers", "inference", 150),
     "finetune": ("finetune", "finetune", 180),
-    "profile": ("steps", "profiles", 90),
-    "tests": ("tests", "gpu_tests", 180),
+    "profile": ("profiles", "profiles", 90),
+    "tests": ("tests", "gpu_tests", 200),
 }
 GRACE = 20
+RAISED = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Resources)\b.*", re.MULTILINE)
 
 
 # ---- in the process of a section
@@ -53,16 +55,19 @@ def run_section(name: str, bench: Bench, path: Path, call: str, deadline: float)
     # here, so that a package that one section lacks is none of the others' business
     items = getattr(importlib.import_module(f"gpu_parts.{module}"), function)
     for item in items(bench):
-        if stored(path).get(name, {}).get(item.name, {}).get("call") == call:
+        tried = {key: found for key, found in stored(path).get(name, {}).items() if found.get("call") == call}
+        stuck = {found.get("group") for found in tried.values() if "error" in found}
+        if item.name in tried or (item.group and item.group in stuck):
             continue
         if time.time() > deadline:
             print(f"{name}: out of time before {item.name}", flush=True)
             return
-        store(path, stored(path) | {report.UNDER_WAY: {"section": name, "item": item.name}})
+        store(path, stored(path) | {report.UNDER_WAY: {"item": item.name, "group": item.group}})
         start = time.monotonic()
         found = attempt(item)
         bench.free()
-        keep(path, name, item.name, found | {"machine": where, "call": call, "took": time.monotonic() - start})
+        about = {"machine": where, "call": call, "group": item.group, "took": round(time.monotonic() - start, 1)}
+        keep(path, name, item.name, found | about)
 
 
 def attempt(item: Item) -> dict:
@@ -76,7 +81,7 @@ def keep(path: Path, section: str, item: str, found: dict) -> None:
     results = stored(path)
     results.pop(report.UNDER_WAY, None)
     store(path, results | {section: results.get(section, {}) | {item: found}})
-    shown = {key: value for key, value in found.items() if key not in ("machine", "call", "kernels", "output")}
+    shown = {key: value for key, value in found.items() if key not in ("machine", "call", "group", "kernels")}
     print(f"{section}: {item}: {shown}", flush=True)
 
 
@@ -102,12 +107,13 @@ def start_section(name: str, options: argparse.Namespace, path: Path, call: str,
         if status == 0:
             return
         print(said[-3000:], file=sys.stderr, flush=True)
-        lines = [line for line in said.splitlines() if line.strip()]
-        reason = reason or (lines[-1][:300] if lines else f"exit status {status}")
+        raised = RAISED.findall(said)
+        reason = reason or (raised[-1][:300] if raised else f"exit status {status}")
         under_way = stored(path).get(report.UNDER_WAY)
-        keep(path, name, under_way["item"] if under_way else "start", {"error": reason, "call": call})
         if not under_way:
-            return
+            return keep(path, name, "start", {"error": reason, "call": call})
+        keep(path, name, under_way["item"], {"error": reason, "call": call, "group": under_way["group"]})
+    return None
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -136,7 +136,8 @@ def measure_command(bench: Bench) -> Figures:
             options = [word for key, value in words.items() for word in (f"--{key}", str(value))]
             command = [sys.executable, "-m", "modeling_siglip_ext.training", "finetune", *options]
             bench.free()
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline, cwd=folder)
             if "OutOfMemoryError" in done.stderr:
                 raise torch.OutOfMemoryError("siglip-ext-train finetune")
             if done.returncode:

@@ -34,7 +34,7 @@ def sigmoid_expression(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """As in open_clip: labels of 1 and -1, and -log sigmoid(label * logit), all in the embeddings' dtype."""
-    logits = images @ texts.mT * scale.exp() + bias
+    logits = scale.exp() * images @ texts.mT + bias
     labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
     return -F.logsigmoid(labels * logits).sum() / len(logits)
 
@@ -43,8 +43,8 @@ def softmax_expression(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """As in CLIP and open_clip."""
-    by_image = images @ texts.mT * scale.exp()
-    by_text = texts @ images.mT * scale.exp()
+    by_image = scale.exp() * images @ texts.mT
+    by_text = scale.exp() * texts @ images.mT
     targets = torch.arange(len(images), device=images.device)
     return (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
 
@@ -110,7 +110,8 @@ def step(loss: Loss, arguments: list[torch.Tensor]) -> torch.Tensor:
     return value.detach()
 
 
-def measure(bench: Bench, loss: Loss, kind: str, pairs: int, dtype: torch.dtype) -> Figures:
+def measure(bench: Bench, make: Callable[[], Loss], kind: str, pairs: int, dtype: torch.dtype) -> Figures:
+    loss = make()
     width = TINY_WIDTH if bench.tiny else WIDTH
     step(loss, inputs(256, width, dtype, bench.device))  # workspaces and compiled kernels, which are no part of it
     arguments, values = inputs(pairs, width, dtype, bench.device), []
@@ -140,21 +141,16 @@ def points(bench: Bench) -> Iterator[tuple[str, int, torch.dtype]]:
 
 
 def items(bench: Bench, losses_of: Callable[[str], dict[str, Callable[[], Loss]]]) -> Iterator[Item]:
-    too_large: set[tuple[str, str, torch.dtype]] = set()
     for kind, pairs, dtype in points(bench):
         for name, make in losses_of(kind).items():
-            key = kind, name, dtype
-            if key in too_large or (name == PACKAGES[kind][0] and find_spec(name.replace("-", "_")) is None):
-                continue
+            if name != PACKAGES[kind][0] or installed(name):
+                of = str(dtype).removeprefix("torch.")
+                run = partial(measure, bench, make, kind, pairs, dtype)
+                yield Item(f"{kind}, {name}, {pairs}, {of}", run, group=f"{kind}, {name}, {of}")
 
-            def run(make=make, kind=kind, pairs=pairs, dtype=dtype, key=key) -> Figures:
-                try:
-                    return measure(bench, make(), kind, pairs, dtype)
-                except torch.OutOfMemoryError:
-                    too_large.add(key)
-                    raise
 
-            yield Item(f"{kind}, {name}, {pairs}, {str(dtype)[6:]}", run)
+def installed(package: str) -> bool:
+    return find_spec(package.replace("-", "_")) is not None
 
 
 def ours(bench: Bench) -> Iterator[Item]:
@@ -163,6 +159,6 @@ def ours(bench: Bench) -> Iterator[Item]:
 
 def others(bench: Bench) -> Iterator[Item]:
     for package, _ in PACKAGES.values():
-        if find_spec(package.replace("-", "_")) is None:
+        if not installed(package):
             yield Item(package, lambda: {"error": "not installed"})
     yield from items(bench, other_losses)

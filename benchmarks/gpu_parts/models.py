@@ -53,7 +53,6 @@ def make_batch(bench: Bench, name: str, pairs: int, dtype: torch.dtype = torch.f
 
 def compile_layers(bench: Bench, model: nn.Module) -> nn.Module:
     """Compile one layer of each tower, which serves all of them: seconds where the whole model takes minutes."""
-    torch.compiler.reset()  # else the models before this one count towards the most variants of a function
     for tower in (model.vision_model, model.text_model):
         for layer in tower.encoder.layers:
             layer.compile(dynamic=False, backend="eager" if bench.tiny else "inductor")

@@ -16,6 +16,7 @@ NOT_YET = [
 ]
 TITLES = {"expression": "open_clip's expression"}
 OURS = ("tiled", "triton")
+LONGEST = 8  # kernels
 COMPARED = 65536  # pairs, of errors and of the short table
 UNDER_WAY = "running"  # the measurement that a run is at, or was stopped at
 TOO_LARGE = "out of memory"
@@ -144,8 +145,13 @@ def profile_table(found: dict[str, dict]) -> list[str]:
     )
     rows = [[kind, *(f"{entry['kinds'].get(kind, 0.0):.1%}" for entry in found.values())] for kind in kinds]
     rows += [["the device is busy", *(f"{entry['busy']:.0%}" for entry in found.values())]]
-    title = "Where the device's time goes in a step of training:"
-    return [title, "", *table(["kernels", *(f"{name}:" for name in found)], rows), ""]
+    title = "Where the device's time goes in a step of training and in a loss:"
+    lines = [title, "", *table(["kernels", *(f"{name}:" for name in found)], rows), ""]
+    for name, entry in found.items():
+        longest = list(entry["kernels"].items())[:LONGEST]
+        rows = [[f"`{kernel[:90].replace('|', ' ')}`", f"{time:.1%}"] for kernel, time in longest]
+        lines += [f"The longest kernels, {name}:", "", *table(("kernel", "share:"), rows), ""]
+    return lines
 
 
 def page(results: Results) -> list[str]:

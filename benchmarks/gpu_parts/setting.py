@@ -20,10 +20,16 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to measure: its name among those of a section, and what measures it."""
+    """One thing to measure.
+
+    Args:
+        name: Among those of its section.
+        group: Of items that grow; where one fails, in whatever way, the later ones of its group are left out.
+    """
 
     name: str
     run: Callable[[], Figures]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Bench:
 
     def free(self) -> None:
         """Give memory back that nothing uses any more; not to be called while an exception holds on to its frames."""
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # compiled code may hold on to a model, and counts towards the most variants
         gc.collect()
         if self.on_cuda:
             torch.cuda.empty_cache()
@@ -101,7 +109,6 @@ class Bench:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def compiled(self, module: nn.Module) -> Callable:
-        torch.compiler.reset()  # else the models before this one count towards the most variants of a function
         return torch.compile(module, dynamic=False, backend="eager" if self.tiny else "inductor")
 
     def shares(self, flops_a_second: float) -> Figures:

@@ -1,10 +1,9 @@
-"""Steps of training on a device: pairs a second and share of the peak, the gradient cache, and where the time goes."""
+"""Steps of training on a device: pairs a second and share of the peak, and the gradient cache."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers.modeling_outputs import ModelOutput
 
 from modeling_siglip_ext import SiglipExtImageProcessor, SiglipExtModel, sigmoid_loss
@@ -97,60 +96,3 @@ def training(bench: Bench) -> Iterator[Item]:
     yield Item(f"{B16}, gradient cache, {cached}", partial(measure_cache, bench, B16, cached))
     for name in (B16, SO400M_14):  # compiling the whole takes a minute or two
         yield Item(f"{name}, {VARIANTS[2]}", partial(measure_step, bench, name, VARIANTS[2]))
-
-
-# ---- where the time goes
-
-
-KINDS = {  # the first whose words a kernel's name has
-    "loss": ("_sigmoid_", "_log_sum", "_softmax_kernel"),
-    "fused by the compiler": ("triton_",),
-    "attention": ("flash", "fmha", "attention", "sdpa"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "aten::mm", "aten::addmm", "aten::bmm"),
-    "optimiser": ("adam", "multi_tensor", "foreach"),
-    "layer norm": ("layer_norm", "layernorm", "gammabeta"),
-    "copies and casts": ("memcpy", "memset", "copy", "_to_copy"),
-    "elementwise and sums": ("elementwise", "reduce", "vectorized", "cat", "softmax", "index", "embedding"),
-}
-
-
-def kind_of(kernel: str) -> str:
-    name = kernel.lower()
-    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "others")
-
-
-def measure_profile(bench: Bench, name: str, variant: str) -> Figures:
-    """Shares of the device's busy time over three steps: by kind, and of the longest kernels; and how busy it was."""
-    pairs, steps = (8, 3) if bench.tiny else (256, 3)
-    step = make_step(bench, name, pairs, variant)
-    for _ in range(3):
-        step(0)
-    milliseconds = sum(bench.times(step, steps))
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_cuda else [])]
-    with profile(activities=activities) as profiler:
-        for _ in range(steps):
-            step(0)
-        bench.finish()
-    spent: dict[str, float] = {}
-    for event in profiler.key_averages():
-        if event.is_user_annotation or (bench.on_cuda and "cuda" not in str(event.device_type).lower()):
-            continue
-        time = event.self_device_time_total if bench.on_cuda else event.self_cpu_time_total
-        spent[event.key] = spent.get(event.key, 0.0) + time
-    total = sum(spent.values())
-    kinds: dict[str, float] = {}
-    for kernel, time in spent.items():
-        kinds[kind_of(kernel)] = kinds.get(kind_of(kernel), 0.0) + time / total
-    longest = sorted(spent.items(), key=lambda pair: -pair[1])[:25]
-    return {
-        "batch": pairs,
-        "ms": milliseconds / steps,
-        "busy": total / 1e3 / milliseconds,
-        "kinds": dict(sorted(kinds.items(), key=lambda pair: -pair[1])),
-        "kernels": {kernel[:120]: time / total for kernel, time in longest},
-    }
-
-
-def profiles(bench: Bench) -> Iterator[Item]:
-    for variant in VARIANTS[:2]:
-        yield Item(f"{B16}, {variant}", partial(measure_profile, bench, B16, variant))

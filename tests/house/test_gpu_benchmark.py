@@ -1,9 +1,12 @@
-"""What the READMEs say of the GPU is what was measured there."""
+"""What the READMEs say of the GPU is what was measured there, and what errors are measured against is exact."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from modeling_siglip_ext import sigmoid_loss, softmax_loss
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -34,23 +37,34 @@ FOUND = {
         "B/16-224, text tower, eager": {"batch": 512, "texts/s": 50000.0, **RATES},
     },
     "finetune": {"siglip-ext-train finetune, B/16-224, from JPEGs": {"batch": 512, "images/s": 2000.0, "workers": 16}},
-    "profile": {"B/16-224, eager": {"kinds": {"matrix products": 0.7, "others": 0.3}, "busy": 0.97}},
+    "profile": {
+        "B/16-224, eager": {
+            "kinds": {"matrix products": 0.7, "others": 0.3},
+            "busy": 0.97,
+            "kernels": {"gemm<a|b>": 0.5},
+        }
+    },
     "tests": {"tests/gpu": {"summary": "241 passed in 60.00s"}},
     "running": {"section": "loss", "item": "sigmoid"},
 }
 
 
-@pytest.fixture
-def report(monkeypatch):
-    """The benchmarks' modules, which import each other as scripts do."""
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """The benchmarks' modules import each other as scripts do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
-    from gpu_parts import report
-
-    yield report
+    yield
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in ("gpu_parts", "report"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def report(benchmarks):
+    from gpu_parts import report
+
+    return report
 
 
 def test_the_pages_say_what_was_measured(report):
@@ -71,6 +85,7 @@ def test_tables(report):
         "| B/16-224, compiled | 1,024 | 3,500 | 445 | 45% | 56% | 70.0 GB |",
         "| mixed sizes, forward | 900 | 900 | 1.00 | 1.0 GB | 1.0 GB |",
         "| matrix products | 70.0% |",
+        "| `gemm<a b>` | 50.0% |",
         "- memeff: not installed",
         "- softmax, tiled, 8192, float32: RuntimeError: an illegal memory access",
         "`tests/gpu`: 241 passed in 60.00s.",
@@ -89,3 +104,26 @@ def test_tables(report):
 def test_before_anything_is_measured(report):
     assert "Nothing has been measured" in report.page({})[0]
     assert "Nothing has been measured" in report.summary({})[0]
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+def test_errors_are_measured_against_the_truth(kind, monkeypatch):
+    from gpu_parts import reference
+    from gpu_parts.losses import inputs
+
+    monkeypatch.setattr(reference, "BLOCK", 1000)  # several blocks of rows, the last one smaller
+    monkeypatch.setattr(reference, "SAMPLED_ROWS", 9)
+    arguments = inputs(70, 12, torch.float64, torch.device("cpu"))
+    loss = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}[kind](*arguments, implementation="eager")
+    loss.backward()
+    with torch.no_grad():
+        if kind == "sigmoid":
+            exact = reference.sigmoid_reference(*arguments, sweep=True)
+        else:
+            exact = reference.softmax_reference(*arguments[:3])
+    found = reference.errors(exact, loss.detach(), arguments)
+    assert set(found) == {"value", "images", "texts", "scale", *(["bias"] if kind == "sigmoid" else [])}
+    assert max(found.values()) <= 1e-6  # the head's numbers are float32
+
+    arguments[1].grad[exact.rows[4], 3] *= 1.5
+    assert reference.errors(exact, loss.detach(), arguments)["texts"] > 1e-3
