@@ -634,8 +634,7 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         )
 
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Scores (images, texts) of normalised embeddings, in the precision of the loss head whatever autocast says:
-        near a bias of -10 bfloat16 numbers are 0.06 apart."""
+        """Scores (images, texts) of normalised embeddings, in the loss head's precision whatever autocast says."""
         scale, bias = self._loss_head(image_embeds.device)
         with torch.autocast(image_embeds.device.type, enabled=False):
             logits = image_embeds.to(scale.dtype) @ text_embeds.to(scale.dtype).t() * scale.exp()

@@ -128,8 +128,10 @@ class Packing:
 
 
 def on_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Numbers of the host, copied without waiting for what the device is doing."""
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+    """Numbers of the host, copied without waiting for what an accelerator is doing."""
+    accelerator = torch.accelerator.current_accelerator()
+    pinned = accelerator is not None and device.type == accelerator.type != "mps"
+    return numbers.pin_memory().to(device, non_blocking=True) if pinned else numbers.to(device)
 
 
 def pack_images(grids: list[tuple[int, int]], length: int, device: torch.device) -> Packing:

@@ -285,10 +285,14 @@ def _backend_with_the_host(other: bool) -> str | None:
         other: whether the processes are started for something else.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    on_cpu = other or parse_flag_from_env("ACCELERATE_USE_CPU")
-    if not several or on_cpu or not torch.cuda.is_available() or not torch.distributed.is_nccl_available():
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if not several or other or parse_flag_from_env("ACCELERATE_USE_CPU") or accelerator is None:
         return None
-    return "cuda:nccl,cpu:gloo"
+    # accelerate knows one backend alone for devices that torch has from elsewhere
+    if accelerator.type in ("mps", torch._C._get_privateuse1_backend_name()):
+        return None
+    backends = {kind: torch.distributed.get_default_backend_for_device(kind) for kind in (accelerator.type, "cpu")}
+    return ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
 
 
 def _use_spmd() -> None:

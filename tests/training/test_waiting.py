@@ -85,8 +85,7 @@ def test_processes_on_gpus_tell_each_other_numbers_by_the_host(tmp_path, monkeyp
     """Only where NCCL alone would be taken."""
     for name, value in (("WORLD_SIZE", "2"), ("ACCELERATE_USE_CPU", "false")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     assert _backend_with_the_host(False) == "cuda:nccl,cpu:gloo"
     assert _backend_with_the_host(True) is None
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

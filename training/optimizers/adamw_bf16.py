@@ -27,7 +27,7 @@ class AdamWBf16(Bf16MomentumOptimizer):
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
         weight_decay: a step takes `lr × weight_decay` off each weight.
-        foreach: whether many parameters take a step together; by default they do on CUDA.
+        foreach: whether many parameters take a step together; by default they do on GPUs.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What optimisers with a first moment in bfloat16 share: the step in blocks, and a state that survives loading.
 
 On a CPU a parameter is updated in blocks of rows that fit the cache, so that memory is passed over about as often as
-by a fused kernel. On CUDA many parameters are updated together (`together.py`). Elsewhere a block is the whole
+by a fused kernel. On GPUs many parameters are updated together (`together.py`). Elsewhere a block is the whole
 parameter.
 """
 
@@ -19,6 +19,8 @@ from .together import buckets
 
 # Elements of a block: smaller ones would stay in a nearer cache, but cost more in calls than they gain.
 BLOCK = 2**18
+# Devices that have no kernels for lists of tensors.
+ONE_BY_ONE = ("cpu", "mps", "xla", "meta")
 
 
 class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
@@ -31,7 +33,7 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
     Args:
         params: parameters, or groups of them.
         defaults: settings of groups that do not have their own.
-        foreach: whether many parameters take a step together; by default they do on CUDA. Shards never do.
+        foreach: whether many parameters take a step together; by default they do on GPUs. Shards never do.
     """
 
     def __init__(self, params: Iterable[torch.Tensor] | Iterable[dict], defaults: dict, foreach: bool | None = None):
@@ -70,7 +72,7 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
         return loss
 
     def _goes_together(self, parameter: torch.Tensor) -> bool:
-        wanted = parameter.device.type == "cuda" if self.foreach is None else self.foreach
+        wanted = parameter.device.type not in ONE_BY_ONE if self.foreach is None else self.foreach
         return wanted and not isinstance(parameter, DTensor)
 
     def _kind(self, group: dict) -> Callable[[torch.Tensor], Hashable]:

@@ -52,7 +52,7 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
         min_dim_size_to_factor: as above.
         eps: added to squared gradients.
         weight_decay: a step takes `lr × weight_decay` off each weight.
-        foreach: whether many parameters take a step together; by default they do on CUDA. Shards never do.
+        foreach: whether many parameters take a step together; by default they do on GPUs. Shards never do.
 
     Example:
 
