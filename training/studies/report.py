@@ -48,8 +48,7 @@ def render_tables(study: Study, charts: list[Chart]) -> str:
     lines = [
         f"# {study.summary[0].upper()}{study.summary[1:]}",
         "",
-        f"`siglip-ext-train study {study.name}`: small towers from scratch on the bundled emoji. Held-out recall@1 in "
-        "percent, mean of both ways over 502 pairs (chance 0.2), ± 95 % interval over seeds.",
+        f"`siglip-ext-train study {study.name}`: {study.experiment.headline}",
     ]
     for chart in charts:
         lines += ["", f"## {chart.title}", ""]
