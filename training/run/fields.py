@@ -89,8 +89,6 @@ class ModelArguments:
         self.initial_values = as_mapping("initial_values", self.initial_values)
         for name in self.initial_values or {}:
             check_name("initial_values", name, [one.name for one in fields(InitialValues)])
-        if self.initial_values and (self.model_name_or_path is not None or self.vision_name_or_path is not None):
-            raise ValueError("initial_values are for an image tower from scratch: leave them out, or its checkpoint")
         if self.model_name_or_path is not None and (self.vision_config or self.text_config):
             raise ValueError(
                 "model_name_or_path brings its own configuration: leave out vision_config and text_config"
