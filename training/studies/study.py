@@ -69,6 +69,7 @@ class Chart:
     reference: str = ""
     categories: bool = False  # the places have no order: no line is drawn between them
     y_label: str = "held-out recall@1, %"
+    digits: int = 1  # behind the point, in tables
 
 
 def seed_by_seed(points: Iterable[Any], seeds: int) -> list[Any]:

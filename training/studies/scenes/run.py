@@ -43,7 +43,7 @@ def train_and_evaluate(settings: SceneRun, device: str = "cpu") -> dict[str, flo
     Returns:
         `validation_*` and `held_out_*`, see `figures.py`, `one_*` of scenes of one emoji and `more_*` of two or three;
         `train_*`, losses of the last 50 steps; `probe_*`, a fresh decoder on the frozen tower; `steps`, `seconds`,
-        `step_seconds`. Of runs with wrong captions or a choice of examples: `clean_1` to `clean_4`, the share of clean
+        `step_seconds`. With `quarters` instead: `clean_1` to `clean_4`, the share of clean
         pairs that were trained on in each quarter, and `held_out_recall@1_1` to `_4` after each.
     """
     started, place = time.perf_counter(), torch.device(device)
@@ -52,7 +52,7 @@ def train_and_evaluate(settings: SceneRun, device: str = "cpu") -> dict[str, flo
     try:
         torch.manual_seed(settings.seed)
         model = build_model(settings).to(place)
-        choice = Choice(settings, place) if settings.shuffled or settings.score else None
+        choice = Choice(settings, place) if settings.quarters else None
         figures, seconds = _trained(model, settings, place, choice)
         figures |= evaluate(model, settings, place)
     finally:
@@ -102,7 +102,7 @@ def _recalls(model: ObjectiveModel, settings: SceneRun, device: torch.device, be
 def evaluate(model: ObjectiveModel, settings: SceneRun, device: torch.device) -> dict[str, float]:
     """All figures of a trained model."""
     core, figures = _core(model), _recalls(model, settings, device)
-    if settings.score or settings.shuffled:
+    if settings.quarters:
         return figures
     model.eval()
     probed = load_part(settings.objects, PROBE_SCENES, 0, settings.box_scale, "train")

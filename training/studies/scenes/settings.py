@@ -29,6 +29,7 @@ class SceneRun:
         shuffled: share of the captions that stand at another scene.
         score: by which half of twice as many examples is chosen; none by default.
         reference_steps: how long the reference of that score is trained, on right captions.
+        quarters: measure retrieval and clean pairs after each quarter of training, and nothing else.
         probe_steps: of a fresh decoder on the frozen tower, at the end; 0 leaves that figure out.
     """
 
@@ -54,7 +55,8 @@ class SceneRun:
     prototypes: int = 256
     shuffled: float = 0.0
     score: str | None = None
-    reference_steps: int = 600
+    reference_steps: int = 0
+    quarters: bool = False
     probe_steps: int = 0
 
     def __post_init__(self) -> None:

@@ -98,6 +98,15 @@ def test_wrong_captions_and_their_choice():
     assert len(chosen(build_model(QUICK), on_device(rows, device), 0)["input_ids"]) == 32
 
 
-def test_a_score_needs_its_values_on_disk():
+@pytest.mark.parametrize("score", [None, "learnability"])
+def test_what_is_chosen_is_measured_after_each_quarter(score):
+    figures = run.train_and_evaluate(replace(QUICK, shuffled=0.5, score=score, reference_steps=2, quarters=True))
+    for quarter in range(1, 5):
+        assert 0 <= figures[f"clean_{quarter}"] <= 1
+        assert f"held_out_recall@1_{quarter}" in figures
+    assert (figures["clean_1"] == 0.5) == (score is None)
+
+
+def test_a_choice_draws_twice_as_many():
     assert SceneRun(score="learnability", steps=10).drawn == 128
     assert SceneRun(initial=SIGLIP).initial == InitialValues()
