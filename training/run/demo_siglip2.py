@@ -15,8 +15,7 @@ from typing import cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
 from modeling_siglip_ext.captioning import Box, CaptionDecoder, caption, locate_all, save_decoder
@@ -29,6 +28,7 @@ from modeling_siglip_ext.evaluation.pictures.features import feature_colors
 from ..components.towers import core_model
 from ..data.scenes import Scenes, SceneSettings
 from ..objectives.captioning import Captioning
+from .fields import as_mapping
 from .prepare import Run, prepare
 from .recipe import parse_recipe
 from .train import train
@@ -47,7 +47,7 @@ def main() -> None:
     folder, seconds = arguments.folder, str(arguments.seconds)
     disable_progress_bar()
     run = prepare(parse_recipe("scenes", ["--output_dir", str(folder / "model"), "--max_seconds", seconds]))
-    scenes = Scenes(SceneSettings(**(run.recipe.data.scenes or {})), "validation")
+    scenes = Scenes(SceneSettings(**(as_mapping("scenes", run.recipe.data.scenes) or {})), "validation")
     before = look(run, scenes)
     train(run)
     after = look(run, scenes)
@@ -80,12 +80,8 @@ def decoder_of(run: Run) -> CaptionDecoder:
 
 
 def look(run: Run, scenes: Scenes) -> Seen:
-    trainer = run.trainer
-    model, decoder, processor = (
-        cast(PreTrainedModel, core_model(cast(nn.Module, trainer.model))),
-        decoder_of(run),
-        trainer.processing_class,
-    )
+    model = cast(PreTrainedModel, core_model(run.trainer.model))
+    decoder, processor = decoder_of(run), cast(ProcessorMixin, run.trainer.processing_class)
     rows = scenes[:SHOWN]
     images, phrases = [row["image"] for row in rows], [row["regions"][0]["text"] for row in rows]
     with evaluating(model):
