@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,7 +19,7 @@ from . import paper
 from .report import write_study_report
 from .runs import Runs
 from .scenes import studies as scenes
-from .study import Study
+from .study import Experiment, Study
 
 
 STUDIES = paper.STUDIES | scenes.STUDIES
@@ -39,7 +38,7 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("studies"), help="where results are kept and written")
     parser.add_argument("--seeds", type=int, default=3, help="runs for each reported point")
     parser.add_argument("--workers", type=int, default=_cores(), help="runs at the same time, one thread each")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda, which runs at the same time share")
+    parser.add_argument("--device", default="cpu", help="cpu, or an accelerator, which the runs share")
     parser.add_argument("--max_runs", type=int, default=None, help="stop after so many runs; the report is written")
     parser.add_argument("--max_seconds", type=float, default=None, help="start no run after so long")
 
@@ -59,11 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{' and '.join(arguments.name)} train on different data: start one after the other")
     if arguments.seeds < 1 or arguments.workers < 1:
         raise ValueError("--seeds and --workers must be at least 1")
-    kind = torch.device(arguments.device).type if re.fullmatch(r"[a-z]+(:\d+)?", arguments.device) else None
-    if kind not in experiment.devices:
-        raise ValueError(f"--device {arguments.device}: these runs are for {' or '.join(experiment.devices)}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {arguments.device}: there is no such device here; leave it out")
+    usable = devices(experiment)
+    if arguments.device.partition(":")[0] not in usable:
+        raise ValueError(f"--device {arguments.device}: here these runs can be made on {' or '.join(usable)}")
     runs = Runs(arguments.output_dir / experiment.file, experiment.settings)
     limits = Limits(arguments.max_runs, arguments.max_seconds)
     left, failed = make_runs(studies, runs, arguments.seeds, arguments.workers, arguments.device, limits)
@@ -73,6 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{left} runs to go")
     if failed:
         raise RuntimeError(f"{len(failed)} runs failed, the first with: {failed[0]!r}")
+
+
+def devices(experiment: Experiment) -> list[str]:
+    """Kinds of devices that runs can be made on here."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if experiment.accelerated else None
+    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
 
 
 @dataclass(frozen=True)

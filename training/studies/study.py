@@ -23,10 +23,10 @@ class Experiment:
 
     Args:
         settings: the dataclass of a run's settings, among them `seed`.
-        run: makes a run of settings, on a device ("cpu", "cuda"), and gives its figures.
+        run: makes a run of settings, on a device, and gives its figures.
         file: name of the file that finished runs are kept in.
         headline: of the tables, what the figures are.
-        devices: kinds of devices that a run can be made on.
+        accelerated: whether a run can be made on an accelerator.
         needs: of a run, arguments of `prepare`.
         prepare: what runs need before they start, done once for all that need the same.
     """
@@ -35,7 +35,7 @@ class Experiment:
     run: Callable[[Any, str], dict[str, float]]
     file: str
     headline: str
-    devices: tuple[str, ...] = ("cpu",)
+    accelerated: bool = False
     needs: Callable[[Any], Sequence[tuple]] = lambda settings: ()
     prepare: Callable[..., None] | None = None
 

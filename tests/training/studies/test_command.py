@@ -145,8 +145,8 @@ def test_no_run_is_started_late(tmp_path):
 
 def test_errors(refused):
     refused(["study", "batch-size", "place"], "different data")
-    refused(["study", "batch-size", "--device", "cuda"], "these runs are for cpu")
-    refused(["study", "place", "--device", "qua!"], "these runs are for cpu or cuda")
+    refused(["study", "batch-size", "--device", "cuda"], "these runs can be made on cpu")
+    refused(["study", "place", "--device", "qua!"], "these runs can be made on cpu")
     refused(["study", "batch-sise"], "unknown study 'batch-sise': did you mean 'batch-size'")
     refused(["study", "nothing"], "unknown study 'nothing'")
     refused(["study", "batch-size", "--seeds", "0"], "at least 1")

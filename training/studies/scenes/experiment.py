@@ -14,7 +14,7 @@ SCENES = Experiment(
     "scene_runs.jsonl",
     "small towers from scratch on scenes of one to three of 26 emoji, 72 pixels, 36 patches. On 500 held-out scenes "
     "that settings were not chosen on, ± 95 % interval over seeds.",
-    devices=("cpu", "cuda"),
+    accelerated=True,
     needs=SceneRun.preparations,
     prepare=make_shard,
 )
