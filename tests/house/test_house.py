@@ -70,7 +70,9 @@ ARROWS = {
             *("data", "data.emoji", "data.scenes", "components", "components.towers", "arguments", "optimizers"),
             *("objectives", "recipes", "top"),
         },
-        "studies": {"data.emoji", "components", "components.schedule", "optimizers"},
+        "studies": {
+            *("data", "data.emoji", "data.scenes", "components", "components.schedule", "objectives", "optimizers"),
+        },
     },
     "conversion": {
         "errors": set(),

@@ -12,6 +12,7 @@ from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, Si
 from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..arguments import option
+from ..components.initial_values import InitialValues
 from ..data.scenes.settings import SceneSettings
 
 
@@ -67,6 +68,13 @@ class ModelArguments:
     loss_type: str = option("sigmoid", "From scratch: sigmoid (SigLIP) or softmax (CLIP).")
     logit_scale_init: float | None = option(None, "From scratch: initial log temperature; log 10 unless given.")
     logit_bias_init: float | None = option(None, "From scratch: initial bias; -10 unless given.")
+    initial_values: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "From scratch: other initial values of the image tower, with which tokens keep their place where "
+            "training is short: position_std, patch_scale, residual_scale."
+        },
+    )
     license: str | None = option(
         None, "Licence of the trained weights, a Hub identifier such as apache-2.0, for the card."
     )
@@ -78,6 +86,9 @@ class ModelArguments:
         for name, own in (("vision_config", SiglipExtVisionConfig), ("text_config", SiglipExtTextConfig)):
             setattr(self, name, as_mapping(name, getattr(self, name)))
             check_keys(name, getattr(self, name) or {}, own)
+        self.initial_values = as_mapping("initial_values", self.initial_values)
+        for name in self.initial_values or {}:
+            check_name("initial_values", name, [one.name for one in fields(InitialValues)])
         if self.model_name_or_path is not None and (self.vision_config or self.text_config):
             raise ValueError(
                 "model_name_or_path brings its own configuration: leave out vision_config and text_config"

@@ -26,6 +26,7 @@ from modeling_siglip_ext.positions import resample_positions
 from modeling_siglip_ext.tokenization_siglip_ext import fit_tokenizer
 
 from ..components.embedding_tower import EmbeddingTower
+from ..components.initial_values import InitialValues, set_initial_values
 from .fields import ModelArguments, as_mapping
 
 
@@ -82,7 +83,9 @@ def build_model(
     side = cast(SiglipExtVisionConfig, config.vision_config).image_size
     assert side is not None, "no NaFlex, see refuse_naflex"
     image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
-    return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
+    dual = SiglipExtModel._from_config(config, **attention)
+    set_initial_values(dual, InitialValues(**(as_mapping("initial_values", model.initial_values) or {})))
+    return dual, SiglipExtProcessor(image_processor, tokenizer)
 
 
 def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: int) -> SiglipExtModel:

@@ -18,7 +18,7 @@ from .fields import as_mapping, check_name
 CONTRASTIVE, CAPTIONING = "contrastive", "captioning"
 OBJECTIVES = (CONTRASTIVE, CAPTIONING, *KINDS)
 DECODER = ("num_hidden_layers", "max_length", "dropout")
-STARTS_AT = "starts_at"
+STARTS_AT, BOX_SCALE = "starts_at", "box_scale"
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
 REFERENCE = "reference_name_or_path"
@@ -37,7 +37,9 @@ def types_of(*kinds: Any) -> dict[str, Any]:
 
 DECODER_TYPES = get_type_hints(CaptionDecoderConfig)
 SETTINGS = {
-    "captioning": {name: DECODER_TYPES[name] for name in DECODER} | types_of(CaptionTasks, CaptionLossSettings),
+    "captioning": {BOX_SCALE: int}
+    | {name: DECODER_TYPES[name] for name in DECODER}
+    | types_of(CaptionTasks, CaptionLossSettings),
     "self_distillation": {STARTS_AT: float} | types_of(MatchingSettings, ViewSettings, MaskSettings),
     "curation": {REFERENCE: str} | types_of(CurationSettings),
 }
@@ -59,8 +61,8 @@ class ObjectiveArguments:
     captioning: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Settings of captioning: num_hidden_layers, max_length and dropout of the decoder, tasks, "
-            "parallel, task_weights, label_smoothing and more."
+            "help": "Settings of captioning: num_hidden_layers, max_length and dropout of the decoder, box_scale (the "
+            "largest integer of a box), tasks, parallel, task_weights, label_smoothing and more."
         },
     )
     self_distillation: dict | str | None = field(

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_siglip_ext.captioning import TASKS, CaptionDecoder, CaptionDecoderConfig
+from modeling_siglip_ext.captioning import TASKS, CaptionDecoder, CaptionDecoderConfig, TextFormat
 
 from ..data.collator import Addition, Collator, ExtendedCollator, ImageTextCollator
 from ..data.locca import CaptioningCollator, CaptionTargets, CaptionTasks
@@ -16,7 +16,7 @@ from ..objectives.matching import MatchingSettings
 from ..objectives.model import TrainedObjective
 from ..objectives.self_distillation import KINDS, self_distillation
 from ..objectives.views import Views, ViewSettings
-from .objective_fields import CAPTIONING, DECODER, STARTS_AT, ObjectiveArguments, names_of
+from .objective_fields import BOX_SCALE, CAPTIONING, DECODER, STARTS_AT, ObjectiveArguments, names_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def build_beside(
         values = as_settings(wanted.captioning)
         tokenizer = processor.tokenizer
         shape = {name: values[name] for name in DECODER if name in values}
-        config = CaptionDecoderConfig.for_towers(model.config, tokenizer, **shape)
+        config = CaptionDecoderConfig.for_towers(model.config, tokenizer, text_format=text_format(values), **shape)
         loss = CaptionLossSettings(**part_of_settings(values, CaptionLossSettings))
         objectives[CAPTIONING] = Captioning(CaptionDecoder(config), loss), weights[CAPTIONING]
         learned: dict[str, Any] = {"tasks": TASKS if regions else TASKS[:1]}
@@ -76,6 +76,21 @@ def build_beside(
         masks = MaskSettings.for_tower(vision, **part_of_settings(values, MaskSettings))
         additions.extend((Views(views), PatchMasks(masks)))
     return Beside(objectives, ExtendedCollator(inner, *additions))
+
+
+def text_format(values: Mapping[str, Any]) -> TextFormat:
+    """How captions and boxes are written, of the settings of captioning."""
+    return TextFormat(**({BOX_SCALE: values[BOX_SCALE]} if BOX_SCALE in values else {}))
+
+
+def written_beside(wanted: ObjectiveArguments, regions: bool) -> list[str]:
+    """What a decoder writes beside captions, for a tokenizer that is trained on them: prefixes, and integers of boxes,
+    so that these are tokens of their own as far as the vocabulary has room."""
+    if CAPTIONING not in wanted.weights():
+        return []
+    form = text_format(as_settings(wanted.captioning))
+    numbers = [str(number) for number in range(form.box_scale + 1)] if regions else []
+    return [*(form.prefix(task) for task in TASKS), form.separator, form.box_separator.join(numbers)]
 
 
 def as_settings(values: Any) -> dict[str, Any]:

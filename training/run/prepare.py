@@ -24,7 +24,7 @@ from .curation import build_curation, curation_settings
 from .fields import BUNDLED
 from .held_out import HeldOutMetrics, metric_names
 from .models import build_model, refuse_naflex, text_length
-from .objectives import build_beside
+from .objectives import build_beside, written_beside
 from .recipe import Recipe
 from .rows import Rows, load_rows, training_data
 from .sources import check_sources
@@ -76,7 +76,10 @@ def prepare(recipe: Recipe) -> Run:
     rows = load_rows(data, args.seed)
     check_rows(recipe, rows, read)
     precomputed = data.image_embeddings is not None
-    model, processor = build_model(recipe.model, rows.captions(data.caption_column), precomputed)
+    texts, regions = rows.captions(data.caption_column), data.region_column is not None
+    if texts is not None:
+        texts = [*texts, *written_beside(recipe.objectives, regions)]
+    model, processor = build_model(recipe.model, texts, precomputed)
     train, held_out = training_data(recipe, rows, processor.image_processor)
     if not isinstance(train, IterableDataset):
         args.check_samples(len(train), read)
@@ -92,7 +95,7 @@ def prepare(recipe: Recipe) -> Run:
         uint8=args.mini_batch_size is not None,
         equal_captions_match=data.equal_captions_match,
     )
-    beside = build_beside(recipe.objectives, model, processor, collator, data.region_column is not None)
+    beside = build_beside(recipe.objectives, model, processor, collator, regions)
     trainer = SiglipExtTrainer(
         model=model,
         args=args,

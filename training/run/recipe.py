@@ -39,7 +39,16 @@ KINDS = {
     for part in PARTS
     for field in fields(part)
 }
-MAPPINGS = ("vision_config", "text_config", "scenes", "objectives", "captioning", "self_distillation", "curation")
+MAPPINGS = (
+    "vision_config",
+    "text_config",
+    "initial_values",
+    "scenes",
+    "objectives",
+    "captioning",
+    "self_distillation",
+    "curation",
+)
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
 

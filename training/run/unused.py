@@ -87,6 +87,12 @@ RULES = (
     # the model
     Unused("vision_config text_config", given(START), START, f"with {START}, which brings its own configuration"),
     Unused(
+        "initial_values",
+        given(START, "vision_name_or_path"),
+        f"{START} vision_name_or_path",
+        "with a trained image tower",
+    ),
+    Unused(
         "loss_type logit_scale_init logit_bias_init",
         given(START),
         START,

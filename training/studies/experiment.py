@@ -52,8 +52,8 @@ class Settings:
         object.__setattr__(self, "languages", tuple(self.languages))  # a list when read from JSON
 
 
-def train_and_evaluate(settings: Settings) -> dict[str, float]:
-    """Train and evaluate.
+def train_and_evaluate(settings: Settings, device: str = "cpu") -> dict[str, float]:
+    """Train and evaluate, on the CPU.
 
     Returns:
         `validation_*` and `held_out_*`: recall@1 and @5 both ways and `mrr`, the mean reciprocal rank over both ways;

@@ -4,6 +4,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,12 +49,11 @@ def render_tables(study: Study, charts: list[Chart]) -> str:
     lines = [
         f"# {study.summary[0].upper()}{study.summary[1:]}",
         "",
-        f"`siglip-ext-train study {study.name}`: small towers from scratch on the bundled emoji. Held-out recall@1 in "
-        "percent, mean of both ways over 502 pairs (chance 0.2), ± 95 % interval over seeds.",
+        f"`siglip-ext-train study {study.name}`: {study.experiment.headline}",
     ]
     for chart in charts:
         lines += ["", f"## {chart.title}", ""]
-        ours, paper = _cells(_with_difference(chart), _mean), _published(chart)
+        ours, paper = _cells(_with_difference(chart), partial(_mean, digits=chart.digits)), _published(chart)
         unit = "" if chart.y_label == Chart.y_label else f" ({chart.y_label})"
         if paper and set(_places(paper)) <= set(_places(ours)):
             beside = {f"{chart.paper_title}, paper": line for line in paper.values()}
@@ -189,7 +189,7 @@ def _less(values: list[float], others: list[float]) -> list[float]:
     return [a - b for a, b in zip(values, others)] if len(values) == len(others) else []
 
 
-def _mean(values: list[float]) -> str:
+def _mean(values: list[float], digits: int) -> str:
     half = interval(values)
-    spread = "" if math.isinf(half) else f" ± {half:.1f}"
-    return f"{statistics.fmean(values):.1f}{spread} ({len(values)})"
+    spread = "" if math.isinf(half) else f" ± {half:.{digits}f}"
+    return f"{statistics.fmean(values):.{digits}f}{spread} ({len(values)})"

@@ -5,32 +5,34 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .experiment import Settings
 
 
 class Runs:
-    """Finished runs of all studies; a run that two studies need is made once.
+    """Finished runs of all studies of one experiment; a run that two studies need is made once.
 
     Args:
         path: file with a JSON line for each run; need not exist. A last line that was cut off is passed over.
+        kind: the dataclass of the experiment's settings.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, kind: type = Settings):
         self.path = Path(path)
-        self.figures: dict[Settings, dict[str, float]] = {}
+        self.figures: dict[Any, dict[str, float]] = {}
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the process was killed while it wrote this line: that run is made again
-                self.figures[Settings(**entry["settings"])] = entry["figures"]
+                self.figures[kind(**entry["settings"])] = entry["figures"]
 
-    def __contains__(self, settings: Settings) -> bool:
+    def __contains__(self, settings: Any) -> bool:
         return settings in self.figures
 
-    def add(self, settings: Settings, figures: dict[str, float]) -> None:
+    def add(self, settings: Any, figures: dict[str, float]) -> None:
         """Keep a result, on disk when this returns."""
         self.figures[settings] = figures
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,6 @@ class Runs:
             file.flush()
             os.fsync(file.fileno())
 
-    def values(self, settings: Iterable[Settings], figure: str) -> list[float]:
+    def values(self, settings: Iterable[Any], figure: str) -> list[float]:
         """One figure of those runs that are finished."""
         return [self.figures[one][figure] for one in settings if one in self.figures]

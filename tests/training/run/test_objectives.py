@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from safetensors.torch import load_file
@@ -86,6 +87,29 @@ def test_boxes_come_with_their_column(make):
     batch = next(iter(prepare(recipe).trainer.get_train_dataloader()))
     assert batch["caption_labels"].shape[1] == 1
     assert (batch["caption_weights"].sum(-1) > 0).all()
+
+
+def test_integers_of_boxes_are_words_of_a_tokenizer_that_is_trained_here(make):
+    beside = {"objectives": {"captioning": 1.0}, "region_column": "regions", "vocab_size": 500}
+    run = prepare(make(**beside, captioning={"box_scale": 24}))
+    decoder, tokenizer = run.trainer.parts["captioning"].decoder, run.trainer.processing_class.tokenizer
+    assert decoder.config.text_format.box_scale == 24
+    assert len(tokenizer("3 12 24 9", add_special_tokens=False)["input_ids"]) == 4
+    alone = prepare(make()).trainer.processing_class.tokenizer
+    assert len(alone("3 12 24 9", add_special_tokens=False)["input_ids"]) > 4
+
+
+def test_initial_values_of_a_tower_from_scratch(make):
+    plain, changed = (
+        prepare(make(**values)).trainer.model.vision_model.embeddings
+        for values in ({}, {"initial_values": {"patch_scale": 2.0, "position_std": 0.5}})
+    )
+    torch.testing.assert_close(changed.patch_embedding.weight, 2 * plain.patch_embedding.weight)
+    assert changed.position_embedding.weight.std().item() == pytest.approx(0.5, rel=0.1)
+    with pytest.raises(ValueError, match="unknown name 'patch_scal'; did you mean 'patch_scale'"):
+        make(initial_values={"patch_scal": 2.0})
+    with pytest.raises(ValueError, match=r"initial_values\.patch_scale must be positive"):
+        prepare(make(initial_values={"patch_scale": -1.0}))
 
 
 @pytest.mark.parametrize(

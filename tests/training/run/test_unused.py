@@ -37,6 +37,7 @@ SITUATIONS = [
     *((name, TEXT, TUNED) for name in ("vision_config", "text_config")),
     *(("loss_type", value, TUNED) for value in ("sigmoid", "softmax")),
     ("logit_scale_init", 4.0, TUNED),
+    ("initial_values", {"patch_scale": 3.0}, TUNED),
     ("logit_bias_init", -3.0, TUNED),
     ("logit_bias_init", -3.0, {"loss_type": "softmax"}),
     ("vocab_size", 2000, TUNED),

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,26 +13,31 @@ from modeling_siglip_ext.training.studies import command
 from modeling_siglip_ext.training.studies.experiment import Settings
 from modeling_siglip_ext.training.studies.report import interval, write_study_report
 from modeling_siglip_ext.training.studies.runs import Runs
-from modeling_siglip_ext.training.studies.study import SWEEP_SEEDS, Chart, Plan, Study
+from modeling_siglip_ext.training.studies.study import EMOJI, SWEEP_SEEDS, Chart, Plan, Study
 
 
-def invented(settings: Settings) -> dict[str, float]:
+class Invented(dict):
     """Figures of a run that was not made: these tests are about which runs are wanted."""
-    generator = random.Random(repr(settings))
-    keys = [f"held_out_{way}_recall@1" for way in ("image_to_text", "text_to_image")]
-    return {key: generator.random() for key in (*keys, "validation_mrr")}
+
+    def __init__(self, settings):
+        super().__init__()
+        self.settings = settings
+
+    def __missing__(self, figure: str) -> float:
+        return random.Random(f"{self.settings} {figure}").random()
 
 
 @pytest.mark.parametrize("name", command.STUDIES)
 def test_a_study_comes_to_an_end(name, tmp_path):
-    study, runs = command.STUDIES[name], Runs(tmp_path / "runs.jsonl")
+    study = command.STUDIES[name]
+    runs = Runs(tmp_path / study.experiment.file, study.experiment.settings)
     for _ in range(50):
         missing = [one for one in dict.fromkeys(study.wanted(runs, 3)) if one not in runs]
         study.charts(runs, 3)  # also of an unfinished study
         if not missing:
             break
         for one in missing:
-            runs.figures[one] = invented(one)
+            runs.figures[one] = Invented(one)
     assert not missing
     write_study_report(study, runs, 3, tmp_path)
     values = [place for chart in study.charts(runs, 3) for line in chart.ours.values() for place in line.values()]
@@ -104,19 +110,43 @@ def quick(plan: Plan) -> list[Chart]:
 def test_parallel_and_resumed(tmp_path):
     study = Study("quick", "quick", quick)
     runs = Runs(tmp_path / "runs.jsonl")
-    assert command.make_runs(study, runs, seeds=3, workers=1, limit=1) == 2
+    assert command.make_runs([study], runs, seeds=3, workers=1, limits=command.Limits(runs=1)) == (2, [])
     assert len(Runs(runs.path).figures) == 1
-    assert command.make_runs(study, Runs(runs.path), seeds=3, workers=2) == 0
+    assert command.make_runs([study], Runs(runs.path), seeds=3, workers=2) == (0, [])
     both = Runs(runs.path)
     assert set(both.figures) == {Settings(batch_size=16, examples=32, seed=seed) for seed in range(3)}
     alone = Runs(tmp_path / "alone.jsonl")
-    command.make_runs(study, alone, seeds=3, workers=1)
+    command.make_runs([study], alone, seeds=3, workers=1)
     for settings, figures in both.figures.items():
         one, two = ({k: v for k, v in f.items() if k != "seconds"} for f in (figures, alone.figures[settings]))
         assert one == two, "the number of workers changes nothing"
 
 
+def fails_at_seed_1(settings: Settings, device: str) -> dict[str, float]:
+    if settings.seed == 1:
+        raise RuntimeError("out of memory")
+    return {f"held_out_{way}_recall@1": 0.5 for way in ("image_to_text", "text_to_image")}
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    study = Study("quick", "quick", quick, replace(EMOJI, run=fails_at_seed_1))
+    left, failed = command.make_runs([study], runs := Runs(tmp_path / "runs.jsonl"), seeds=3, workers=1)
+    assert (left, len(failed)) == (1, 1)
+    assert "out of memory" in str(failed[0])
+    assert {one.seed for one in runs.figures} == {0, 2}
+
+
+def test_no_run_is_started_late(tmp_path):
+    study = Study("quick", "quick", quick)
+    limits = command.Limits(seconds=-1)
+    assert command.make_runs([study], Runs(tmp_path / "runs.jsonl"), seeds=3, workers=1, limits=limits) == (3, [])
+
+
 def test_errors(refused):
+    refused(["study", "batch-size", "place"], "different data")
+    refused(["study", "batch-size", "--device", "cuda"], "these runs can be made on cpu")
+    refused(["study", "place", "--device", "qua!"], "these runs can be made on cpu")
     refused(["study", "batch-sise"], "unknown study 'batch-sise': did you mean 'batch-size'")
     refused(["study", "nothing"], "unknown study 'nothing'")
     refused(["study", "batch-size", "--seeds", "0"], "at least 1")

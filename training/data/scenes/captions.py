@@ -1,6 +1,10 @@
 """What a scene shows, in words that follow from its boxes."""
 
+import re
 from collections.abc import Sequence
+
+
+RELATIONS = ("left of", "above", "below")
 
 
 def in_order(boxes: Sequence[Sequence[int]]) -> list[int]:
@@ -30,3 +34,8 @@ def _relation(one: tuple[int, int], other: tuple[int, int]) -> str:
 def _center(box: Sequence[int]) -> tuple[int, int]:
     """Twice the center, in whole numbers."""
     return 2 * box[0] + box[2], 2 * box[1] + box[3]
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a caption, in order: what `caption` was given."""
+    return re.split("|".join(f" {relation} " for relation in RELATIONS), text)

@@ -1,0 +1,1 @@
+"""Studies of SigLIP 2's objectives on scenes of emoji."""
