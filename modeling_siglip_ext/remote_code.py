@@ -16,6 +16,7 @@ MODULES = (
     "embeddings",
     "files",
     "foreign",
+    "image_budget",
     "images",
     "inputs",
     "layers",
