@@ -24,6 +24,7 @@ MODULES = (
     "losses",
     "modeling_siglip_ext",
     "naflex",
+    "naflex_form",
     "own_tokenizer",
     "packing",
     "pipeline_siglip_ext",
