@@ -94,7 +94,7 @@ def image_processor_for(
 ) -> SiglipExtImageProcessor | SiglipExtNaflexImageProcessor:
     """The image processor of a tower: to its image size, or to as many patches as its position grid has."""
     if config.naflex:
-        patches = {"patch_size": config.patch_size, "max_num_patches": config.num_patches}
+        patches: dict[str, Any] = {"patch_size": config.patch_size, "max_num_patches": config.num_patches}
         return SiglipExtNaflexImageProcessor(**patches, **settings)
     side = config.image_size or config.grid_size * config.patch_size
     return SiglipExtImageProcessor(size={"height": side, "width": side}, **settings)

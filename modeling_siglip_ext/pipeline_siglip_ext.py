@@ -160,11 +160,10 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             forward["labels"] = after["labels"] = check_labels(candidate_labels)
         if hypothesis_template is not None:
             forward["templates"] = check_templates(hypothesis_template)
-        before = {"timeout": timeout, "max_num_patches": max_num_patches, "upscale": upscale}
+        before: dict[str, Any] = {"timeout": timeout, "max_num_patches": max_num_patches, "upscale": upscale}
         before, after = ({k: v for k, v in given.items() if v is not None} for given in (before, after))
         # `preprocess` runs in a DataLoader's workers, where an error would come late
-        naflex = {name: value for name, value in before.items() if name != "timeout"}
-        ImageBudget(**naflex).check(self.image_processor)
+        ImageBudget(max_num_patches, upscale is not False).check(self.image_processor)
         return before, forward, after
 
     def __call__(self, image: Any = None, candidate_labels: Sequence[str] | None = None, **kwargs: Any) -> Any:
