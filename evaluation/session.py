@@ -125,14 +125,14 @@ class Session:
         """Whether this process computes and writes the results."""
         return store.processes()[0] == 0
 
-    def by_length(self, lengths: Sequence[int] | None) -> dict[int | None, "Session"]:
-        """The same for each of several numbers of patches, from the least; without any, this one.
+    def by_length(self, lengths: Sequence[int] | None) -> dict[int, "Session"]:
+        """The same for each of several numbers of patches, from the least; without any, this one under 0.
 
         Raises:
             ValueError: a number below 1, or a model of one image size.
         """
         if not lengths:
-            return {None: self}
+            return {0: self}
         settings = {length: replace(self.settings, max_num_patches=length) for length in sorted(set(lengths))}
         for one in settings.values():
             one.budget.check(self.processor.image_processor)

@@ -125,6 +125,8 @@ def fit_processor(processor: Any, config: SiglipExtConfig) -> Any:
         processor: ours or a stock one, with a tokenizer, of the saved model.
         config: of the model as it is now.
     """
+    if is_foreign(config.vision_config):
+        return processor
     images = fit_image_processor(processor.image_processor, config.vision_config)
     if images is processor.image_processor:
         return processor

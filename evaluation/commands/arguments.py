@@ -56,10 +56,11 @@ def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False)
     )
     group.add_argument("--part_rows", type=int, default=4096, metavar="N", help="embeddings in one file on disk")
     patches: dict[str, Any] = {"type": int, "metavar": "N"}
+    which: dict[str, Any] = {**patches, "dest": "lengths", "nargs": "+"} if lengths else patches
     several = "; several give the figures by length" if lengths else ""
     group.add_argument(
         "--max_num_patches",
-        **patches | ({"dest": "lengths", "nargs": "+"} if lengths else {}),
+        **which,
         help=f"NaFlex: patches of an image (default: as its processor says){several}",
     )
     group.add_argument(

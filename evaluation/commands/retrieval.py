@@ -44,11 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
         refuse_unused(arguments, ["sheet"], "with several --max_num_patches, whose figures are drawn")
     data = select_data(arguments)
     session = open_session(arguments)
-    sessions, texts = session.by_length(arguments.lengths), None
+    sessions = session.by_length(arguments.lengths)
+    texts = session.embed_texts(data.texts)
     results = {}
     for length, one in sessions.items():
         embeds, errors = one.embed_images(data)
-        texts = one.embed_texts(data.texts) if texts is None else texts
         if session.first:
             results[length] = one.evaluate(data, image_embeds=embeds, text_embeds=texts, unreadable=errors)
     if not session.first:
