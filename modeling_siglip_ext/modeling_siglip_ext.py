@@ -123,10 +123,10 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As in transformers, but what a checkpoint lacks is an error, and a tower is found within a larger model.
+        """As in transformers, but a tower is found within a larger model; `naflex=True` makes it NaFlex, False fixed.
 
         Raises:
-            ValueError: The checkpoint has no weights for some parameters, or weights of another shape.
+            ValueError: The checkpoint lacks weights, has some of another shape, or a tower without the other form.
         """
         load = super().from_pretrained
         model, report = load_whole(load, pretrained_model_name_or_path, *args, new=cls._new_on_load, **kwargs)
