@@ -59,7 +59,7 @@ test-tpu: $(TPU_INSTALLED)
 
 # In the environment of PYTHON, which has a torch for its card.
 test-gpu:
-	$(PYTHON) -m pytest tests/gpu
+	TEST_DEVICE=cuda $(PYTHON) -m pytest tests/gpu
 
 lint: $(INSTALLED) types
 	$(BIN)/ruff check .

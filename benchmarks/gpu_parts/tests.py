@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def run_tests(bench: Bench) -> Figures:
     # the rooms are found where they are installed, not in the repository
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "TEST_DEVICE": bench.device.type}
     several = ["-n", "4"] if find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "--durations=10", *several]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)

@@ -2,9 +2,7 @@
 
 import pytest
 
-
-runs = pytest.importorskip("support.runs")
-waiting = pytest.importorskip("support.waiting")
+from support import runs, waiting
 
 
 @pytest.mark.parametrize("kind", runs.KINDS)
