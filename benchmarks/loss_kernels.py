@@ -1,6 +1,6 @@
 """What the Triton kernels of the losses take on a GPU, by its assembler: registers, shared memory, spills.
 
-    python benchmarks/kernels.py [--output FILE]     # no GPU needed, but the package triton
+    python benchmarks/loss_kernels.py [--output FILE]     # no GPU needed, but the package triton
 
 Each kernel is compiled for sm_80 (A100) and sm_90 (H100), for tiles of bfloat16 and float32.
 """
