@@ -62,6 +62,30 @@ def split_batch(inputs: dict, size: int) -> list[dict]:
     ]
 
 
+def images_in_chunk(inputs: dict, mini_batch_tokens: int) -> int:
+    """Images of a NaFlex batch that have at most so many patches together, in chunks of about the same size.
+
+    Padding counts, so that all processes, which pad to one length, get the same number of chunks.
+
+    Raises:
+        ValueError: images of one size, or one image with more patches than that.
+    """
+    pixels = inputs["pixel_values"]
+    if pixels.ndim != 3:
+        raise ValueError(
+            f"mini_batch_tokens counts patches of NaFlex, and the batch has images {tuple(pixels.shape[1:])}: set "
+            "mini_batch_size"
+        )
+    rows, length, _ = pixels.shape
+    if length > mini_batch_tokens:
+        raise ValueError(
+            f"mini_batch_tokens={mini_batch_tokens} cannot hold one image of {length} patches: raise it, or lower "
+            "naflex_lengths or the image processor's max_num_patches"
+        )
+    chunks = -(-rows // (mini_batch_tokens // length))
+    return -(-rows // chunks)
+
+
 def check_chunkable(model: nn.Module) -> None:
     """Refuse towers whose output for one example depends on the others in its chunk.
 

@@ -7,9 +7,11 @@ from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    Siglip2Processor,
     SiglipProcessor,
 )
 
@@ -17,6 +19,7 @@ from modeling_siglip_ext import (
     SiglipExtConfig,
     SiglipExtImageProcessor,
     SiglipExtModel,
+    SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
     train_tokenizer,
 )
@@ -32,22 +35,6 @@ from .fields import ModelArguments, as_mapping
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 # Tokens per text for text towers that, unlike SigLIP's, take shorter texts than they have positions.
 FOREIGN_TEXT_LENGTH = 64
-
-
-def refuse_naflex(model: ModelArguments, precomputed: bool = False) -> None:
-    """From configurations alone, before anything is loaded.
-
-    Raises:
-        ValueError: the image tower that would be trained is NaFlex.
-    """
-    name = model.model_name_or_path or (None if precomputed else model.vision_name_or_path)
-    config: Any = model.vision_config or {} if name is None else source_config(name, "vision").to_dict()
-    if config.get("naflex"):
-        where = "vision_config.naflex" if name is None else name
-        raise ValueError(
-            f"{where}: a NaFlex image tower cannot be trained yet; take a checkpoint of fixed resolution, such as "
-            "google/siglip2-base-patch16-224"
-        )
 
 
 def build_model(
@@ -70,7 +57,7 @@ def build_model(
     if model.attn_implementation is not None:
         attention["attn_implementation"] = model.attn_implementation
     if model.model_name_or_path is not None:
-        processor = AutoProcessor.from_pretrained(model.model_name_or_path)
+        processor = _as_saved(AutoProcessor.from_pretrained(model.model_name_or_path))
         start = SiglipExtModel.from_pretrained(model.model_name_or_path, **attention)
         return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
     config = SiglipExtConfig(
@@ -79,10 +66,23 @@ def build_model(
         **_head(model),
     )
     tokenizer = _tokenizer(config, model, captions)
-    side = cast(SiglipExtVisionConfig, config.vision_config).image_size
-    assert side is not None, "no NaFlex, see refuse_naflex"
-    image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
-    return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(image_processor, tokenizer)
+    images = _image_processor(cast(SiglipExtVisionConfig, config.vision_config))
+    return SiglipExtModel._from_config(config, **attention), SiglipExtProcessor(images, tokenizer)
+
+
+def _as_saved(processor: ProcessorMixin) -> ProcessorMixin:
+    """The processor in the form that keeps its settings when it is saved; Siglip2Processor puts its own in place."""
+    if isinstance(processor, Siglip2Processor):
+        return SiglipExtProcessor(processor.image_processor, processor.tokenizer)
+    return processor
+
+
+def _image_processor(vision: SiglipExtVisionConfig) -> BaseImageProcessor:
+    """Of a tower from scratch; a NaFlex one gets as many patches as its table has positions."""
+    if vision.naflex:
+        return SiglipExtNaflexImageProcessor(patch_size=vision.patch_size, max_num_patches=vision.grid_size**2)
+    assert vision.image_size is not None
+    return SiglipExtImageProcessor(size={"height": vision.image_size, "width": vision.image_size})
 
 
 def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: int) -> SiglipExtModel:
