@@ -31,7 +31,6 @@ from .components.towers import core_model, lock_towers, loss_head, whole
 from .data.collator import ImageTextCollator
 from .data.dataset import CaptionedRows
 from .data.grouped_sampler import GroupedSampler
-from .data.lengths import check_lengths
 from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
 from .data.pixels import normalized
 from .data.progress import DataProgress
@@ -158,8 +157,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         prepare_adapter(getattr(beside, "model", self.model), saves=args.save_strategy != SaveStrategy.NO)
         self._contrastive = Contrastive(lambda: core_model(self.model))
         self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
-        check_images(core, self.processing_class, self.data_collator)
-        check_lengths(getattr(self.train_dataset, "naflex_lengths", None), args.mini_batch_tokens)
+        lengths = getattr(self.train_dataset, "naflex_lengths", None)
+        check_images(core, (self.processing_class, self.data_collator), args.mini_batch_tokens, lengths)
         weights = {name: weight for name, (_, weight) in (objectives or {}).items()}
         self._beside = {name: Weighted(FromForward(name), weight) for name, weight in weights.items()}
         self.loss_name = self._contrastive.name

@@ -197,7 +197,7 @@ def test_chunks_cannot_hold_more(make):
     with pytest.raises(ValueError, match="mini_batch_tokens=24 cannot hold one image of 25 patches"):
         make(mini_batch_tokens=24)
     with pytest.raises(ValueError, match="mini_batch_tokens=15 cannot hold one image of 16 patches"):
-        make(mini_batch_tokens=15, lengths=None).train()
+        make(mini_batch_tokens=15, lengths=None)
     with pytest.raises(ValueError, match="set mini_batch_size"):
         images_in_chunk({"pixel_values": torch.empty(2, 3, 16, 16)}, 100)
     with pytest.raises(ValueError, match="set one of them"):

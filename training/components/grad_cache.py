@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..data.lengths import check_holds
 from .devices import backend_for
 from .towers import loss_head, whole
 
@@ -73,15 +74,10 @@ def images_in_chunk(inputs: dict, mini_batch_tokens: int) -> int:
     pixels = inputs["pixel_values"]
     if pixels.ndim != 3:
         raise ValueError(
-            f"mini_batch_tokens counts patches of NaFlex, and the batch has images {tuple(pixels.shape[1:])}: set "
-            "mini_batch_size"
+            "mini_batch_tokens counts patches of NaFlex, and the images have one size: set mini_batch_size"
         )
     rows, length, _ = pixels.shape
-    if length > mini_batch_tokens:
-        raise ValueError(
-            f"mini_batch_tokens={mini_batch_tokens} cannot hold one image of {length} patches: raise it, or lower "
-            "naflex_lengths or the image processor's max_num_patches"
-        )
+    check_holds(mini_batch_tokens, length)
     chunks = -(-rows // (mini_batch_tokens // length))
     return -(-rows // chunks)
 

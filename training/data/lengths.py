@@ -30,10 +30,19 @@ def check_lengths(lengths: Sequence[int] | None, mini_batch_tokens: int | None =
     for length in lengths:
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ValueError(f"naflex_lengths are whole numbers of patches, at least 1, got {length!r}")
-    if mini_batch_tokens is not None and max(lengths) > mini_batch_tokens:
+    if mini_batch_tokens is not None:
+        check_holds(mini_batch_tokens, max(lengths))
+
+
+def check_holds(mini_batch_tokens: int, length: int) -> None:
+    """
+    Raises:
+        ValueError: one image of so many patches does not fit a chunk of the gradient cache.
+    """
+    if length > mini_batch_tokens:
         raise ValueError(
-            f"mini_batch_tokens={mini_batch_tokens} cannot hold one image of {max(lengths)} patches (naflex_lengths): "
-            "raise it, or train at shorter lengths"
+            f"mini_batch_tokens={mini_batch_tokens} cannot hold one image of {length} patches: raise it, or lower "
+            "naflex_lengths or the image processor's max_num_patches"
         )
 
 

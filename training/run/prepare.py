@@ -80,7 +80,7 @@ def prepare(recipe: Recipe) -> Run:
     precomputed = data.image_embeddings is not None
     model, processor = build_model(recipe.model, rows.captions(data.caption_column), precomputed)
     if not precomputed:
-        check_images(model, processor)
+        check_images(model, [processor], args.mini_batch_tokens, data.naflex_lengths)
     train, held_out = training_data(recipe, rows, processor.image_processor)
     if not isinstance(train, IterableDataset):
         args.check_samples(len(train), read)
