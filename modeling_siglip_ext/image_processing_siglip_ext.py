@@ -83,8 +83,33 @@ class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
         height, width = naflex_size(*array.shape[-2:], *patches)
         return self.resize(array, SizeDict(height=height, width=width), resample)
 
-    def _preprocess(self, images: list[np.ndarray], *args: Any, **kwargs: Any) -> BatchFeature:
-        return super()._preprocess(images, *args, **{**kwargs, "do_resize": False})
+    # sizes are right by now; the base class would copy each image's patches four times
+    def _preprocess(  # ty: ignore[incompatible-method-override]
+        self,
+        images: list[np.ndarray],
+        *,
+        patch_size: int,
+        max_num_patches: int,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        return_tensors: Any,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        if do_rescale:
+            images = [self.rescale(image, rescale_factor) for image in images]
+        if do_normalize:
+            images = [self.normalize(image, image_mean, image_std) for image in images]
+        grids = np.array([image.shape[-2:] for image in images]) // patch_size
+        patches = np.zeros((len(images), max_num_patches, patch_size**2 * images[0].shape[0]), images[0].dtype)
+        for row, image, (height, width) in zip(patches, images, grids.tolist()):
+            cut = image.reshape(-1, height, patch_size, width, patch_size).transpose(1, 3, 2, 4, 0)
+            row[: height * width].reshape(cut.shape)[:] = cut
+        mask = (np.arange(max_num_patches) < grids.prod(axis=1, keepdims=True)).astype(np.int32)
+        data = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grids}
+        return BatchFeature(data=data, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
         settings = {**super().to_dict(), "image_processor_type": "Siglip2ImageProcessor"}
