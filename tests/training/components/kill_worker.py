@@ -4,8 +4,8 @@ Usage: kill_worker.py OUTPUT_FOLDER KILLS SEED KIND [KIND ...]
 
 Each attempt is a fork of this process, which has imported everything. Half of the kills come at a random moment, the
 other half while a checkpoint is being written. `OUTPUT_FOLDER/map/whole` is the run that nobody kills, `.../killed`
-the other; `OUTPUT_FOLDER/stream/` has the same of a stream, `OUTPUT_FOLDER/naflex/` of a stream for a NaFlex model, with
-a length drawn for each batch.
+the other; `OUTPUT_FOLDER/stream/` has the same of a stream, `OUTPUT_FOLDER/naflex/` of a stream for a NaFlex model,
+with a length drawn for each batch.
 """
 
 import hashlib
