@@ -5,11 +5,15 @@
 The images are 600 JPEGs of 400 x 300 pixels, resized to 224. The bare loop does what must be done: open, decode,
 resize. The loaders also draw a caption, tokenise, stack and report, in the main process or in two workers. Two workers
 are compared with two bare loops at once.
+
+NaFlex is compared with the fixed size, both bilinear: at most 256 patches of 16 pixels against 256 x 256 pixels. Bar:
+at most 1.10 times the fixed-size time per image, of equal pixels.
 """
 
 import argparse
 import io
 import itertools
+import math
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,8 +28,14 @@ from PIL import Image
 from report import RESULTS, publish, table, versions
 from timing import Ratio, alternate
 from torch.utils.data import DataLoader
+from transformers import BaseImageProcessor
 
-from modeling_siglip_ext import SiglipExtImageProcessor, SiglipExtProcessor, train_tokenizer
+from modeling_siglip_ext import (
+    SiglipExtImageProcessor,
+    SiglipExtNaflexImageProcessor,
+    SiglipExtProcessor,
+    train_tokenizer,
+)
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.loaders import stream_loader
 from modeling_siglip_ext.training.data.samples import ReportingCollator
@@ -34,7 +44,7 @@ from modeling_siglip_ext.training.data.tar_shards import TarShards
 
 
 RESAMPLE = Image.Resampling(SiglipExtImageProcessor.resample)  # bicubic takes twice as long as bilinear
-IMAGES, BATCH, SIZE, TIMED = 600, 32, 224, 10  # TIMED: batches in one measurement
+IMAGES, BATCH, SIZE, PATCHES, TIMED = 600, 32, 224, 256, 10  # TIMED: batches in one measurement
 
 
 def photographs() -> list[bytes]:
@@ -91,19 +101,20 @@ def main() -> None:
     encoded = photographs()
     captions = [f"picture {number}" for number in range(IMAGES)]
     tokenizer = train_tokenizer(captions, vocab_size=300, max_length=64)
-    processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": SIZE, "width": SIZE}), tokenizer)
-    collator = ReportingCollator(ImageTextCollator(processor, uint8=True))
+    square = SiglipExtImageProcessor(size={"height": SIZE, "width": SIZE})
     rows = Dataset.from_dict({"image": [{"bytes": b, "path": None} for b in encoded], "caption": captions})
     rows = rows.cast_column("image", ImageFeature())
     lines: dict[str, Ratio] = {}
+    naflex: dict[str, Ratio] = {}
     with tempfile.TemporaryDirectory() as folder:
         shards = write_shards(encoded, Path(folder))
 
-        def loader(kind: str, workers: int) -> DataLoader:
+        def loader(kind: str, workers: int, images: BaseImageProcessor = square) -> DataLoader:
+            collator = ReportingCollator(ImageTextCollator(SiglipExtProcessor(images, tokenizer), uint8=True))
             if kind == "tar shards":
-                stream = ImageTextStream(TarShards(shards), image_processor=processor.image_processor)
+                stream = ImageTextStream(TarShards(shards), image_processor=images)
                 return stream_loader(stream, BATCH, collator, 0, 1, num_workers=workers)
-            dataset = ImageTextDataset(rows, image_processor=processor.image_processor, cache_gib=0)
+            dataset = ImageTextDataset(rows, image_processor=images, cache_gib=0)
             return DataLoader(
                 dataset,
                 BATCH,
@@ -133,15 +144,31 @@ def main() -> None:
                 lambda batches=batches: [next(batches) for _ in range(TIMED)], floors[workers], rounds=rounds
             )
             del batches
+        both = naflex_and_fixed()
+        for kind, workers in itertools.product(("Dataset", "tar shards"), (0, 2)):
+            ours, fixed = (endless(loader(kind, workers, images)) for images in both)
+            naflex[f"{kind}, {f'{workers} workers' if workers else 'main process'}"] = alternate(
+                lambda ours=ours: [next(ours) for _ in range(TIMED)],
+                lambda fixed=fixed: [next(fixed) for _ in range(TIMED)],
+                rounds=rounds,
+            )
+            del ours, fixed
         for _ in helpers:
             orders.put(0)
         for helper in helpers:
             helper.join()
 
-    publish(RESULTS / "data.md", render(lines))
+    publish(RESULTS / "data.md", render(lines, naflex))
 
 
-def render(lines: dict[str, Ratio]) -> list[str]:
+def naflex_and_fixed() -> tuple[BaseImageProcessor, BaseImageProcessor]:
+    """Image processors that give an image as many pixels, but for its shape."""
+    side = math.isqrt(PATCHES) * 16
+    fixed = SiglipExtImageProcessor(size={"height": side, "width": side}, resample=Image.Resampling.BILINEAR)
+    return SiglipExtNaflexImageProcessor(max_num_patches=PATCHES), fixed
+
+
+def render(lines: dict[str, Ratio], naflex: dict[str, Ratio]) -> list[str]:
     count = TIMED * BATCH
     return [
         "# Reading training data",
@@ -152,6 +179,14 @@ def render(lines: dict[str, Ratio]) -> list[str]:
         *table(
             ("what", "loader, samples/s", "decode and resize only, samples/s", "time"),
             [[name, f"{count / r.seconds_a:.0f}", f"{count / r.seconds_b:.0f}", str(r)] for name, r in lines.items()],
+        ),
+        "",
+        f"NaFlex, at most {PATCHES} patches, against the same loader at the fixed size of as many pixels, both "
+        "bilinear; the last column is NaFlex' time as a multiple of the other's.",
+        "",
+        *table(
+            ("what", "NaFlex, samples/s", "fixed size, samples/s", "time"),
+            [[name, f"{count / r.seconds_a:.0f}", f"{count / r.seconds_b:.0f}", str(r)] for name, r in naflex.items()],
         ),
     ]
 

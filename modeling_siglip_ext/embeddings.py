@@ -41,14 +41,14 @@ class SiglipExtPatchEmbedding(nn.Conv2d):
     cuDNN takes ten times as long for it, a tenth of a tower's inference.
     """
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, D, H // patch, W // patch), on CUDA laid out token by token."""
-        if not pixel_values.is_cuda:
-            return super().forward(pixel_values)
+        if not input.is_cuda:
+            return super().forward(input)
         high, wide = self.kernel_size
-        height, width = pixel_values.shape[-2] // high, pixel_values.shape[-1] // wide
-        pixel_values = pixel_values[..., : height * high, : width * wide]
-        patches = pixel_values.unflatten(3, (width, wide)).unflatten(2, (height, high)).permute(0, 2, 4, 1, 3, 5)
+        height, width = input.shape[-2] // high, input.shape[-1] // wide
+        pixels = input[..., : height * high, : width * wide]
+        patches = pixels.unflatten(3, (width, wide)).unflatten(2, (height, high)).permute(0, 2, 4, 1, 3, 5)
         tokens = nn.functional.linear(patches.flatten(3), self.weight.flatten(1), self.bias)
         return tokens.permute(0, 3, 1, 2)
 

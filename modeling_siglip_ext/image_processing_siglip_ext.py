@@ -4,13 +4,16 @@ They write the stock `image_processor_type`, because the stock processors read t
 loads where this package is not installed.
 """
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
 from transformers import Siglip2ImageProcessorPil
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 from .configuration_siglip_ext import SiglipExtVisionConfig
 from .image_budget import is_naflex
@@ -51,8 +54,7 @@ class SiglipExtImageProcessor(PilBackend):
         # turn the large image into an array, back into PIL's form and again into an array, which takes as long again
         size: SizeDict = kwargs.get("size") or SizeDict()
         resample = kwargs.get("resample")
-        opaque = isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info
-        if opaque and kwargs.get("do_resize") and size.height and size.width and isinstance(resample, int):
+        if is_plain(image) and kwargs.get("do_resize") and size.height and size.width and isinstance(resample, int):
             image = image.resize((size.width, size.height), resample)
         return super().process_image(image, *args, **kwargs)
 
@@ -72,12 +74,63 @@ class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
 
     do_convert_rgb = True
 
+    def process_image(self, image: ImageInput, *args: Any, **kwargs: Any) -> np.ndarray:
+        # the resizing of `_preprocess`, done here for the reason given in SiglipExtImageProcessor
+        if not kwargs.get("do_resize"):
+            return super().process_image(image, *args, **kwargs)
+        patches, resample = (kwargs["patch_size"], kwargs["max_num_patches"]), kwargs.get("resample")
+        if is_plain(image) and isinstance(resample, int):
+            height, width = naflex_size(image.height, image.width, *patches)
+            return super().process_image(image.resize((width, height), resample), *args, **kwargs)
+        array = super().process_image(image, *args, **kwargs)
+        height, width = naflex_size(*array.shape[-2:], *patches)
+        return self.resize(array, SizeDict(height=height, width=width), resample)
+
+    # sizes are right by now; the base class would copy each image's patches four times
+    def _preprocess(  # ty: ignore[incompatible-method-override]
+        self,
+        images: list[np.ndarray],
+        *,
+        patch_size: int,
+        max_num_patches: int,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        return_tensors: Any,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        if do_rescale:
+            images = [self.rescale(image, rescale_factor) for image in images]
+        if do_normalize:
+            images = [self.normalize(image, image_mean, image_std) for image in images]
+        grids = np.array([image.shape[-2:] for image in images]) // patch_size
+        patches = np.zeros((len(images), max_num_patches, patch_size**2 * images[0].shape[0]), images[0].dtype)
+        for row, image, (height, width) in zip(patches, images, grids.tolist()):
+            cut = image.reshape(-1, height, patch_size, width, patch_size).transpose(1, 3, 2, 4, 0)
+            row[: height * width].reshape(cut.shape)[:] = cut
+        mask = (np.arange(max_num_patches) < grids.prod(axis=1, keepdims=True)).astype(np.int32)
+        data = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grids}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
     def to_dict(self) -> dict[str, Any]:
         settings = {**super().to_dict(), "image_processor_type": "Siglip2ImageProcessor"}
         if patch_settings(self) != STOCK_PATCHES:
             # where no processor is saved with it, AutoProcessor would take the stock one by the model's type
             settings["processor_class"] = "SiglipProcessor"
         return settings
+
+
+def is_plain(image: ImageInput) -> TypeGuard[Image.Image]:
+    """Whether it is an image of PIL that needs no conversion to RGB."""
+    return isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info
+
+
+@lru_cache(maxsize=4096)  # it searches for the scale, and images of one source have few sizes
+def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
+    """Height and width in pixels of an image of this size in at most so many patches, by the original's rule."""
+    return get_image_size_for_max_num_patches(height, width, patch_size, max_num_patches)
 
 
 def patch_settings(image_processor: Any) -> tuple[int, int]:

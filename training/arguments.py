@@ -73,6 +73,11 @@ class SiglipExtTrainingArguments(TrainingArguments):
         "Gradient cache: run the towers on this many pairs at a time, while the loss still sees the whole "
         "per_device_train_batch_size, which it must divide. Same gradients for one more forward.",
     )
+    mini_batch_tokens: int | None = option(
+        None,
+        "The gradient cache for NaFlex: in place of mini_batch_size as many images at a time as have this many "
+        "patches with their padding, so that longer ones cost time and not memory.",
+    )
     recompute_activations: bool = option(
         True,
         "Compute the activation of every MLP again in the backward pass instead of keeping it: the same "
@@ -193,6 +198,11 @@ class SiglipExtTrainingArguments(TrainingArguments):
                 f"lr_scheduler_type={kind!r} cannot be combined with max_seconds; choose one of {sorted(DECAYS)}"
             )
 
+    @property
+    def in_chunks(self) -> bool:
+        """Whether the towers run on chunks of the contrastive batch."""
+        return self.mini_batch_size is not None or self.mini_batch_tokens is not None
+
     def group_settings(self) -> GroupSettings:
         """What the optimiser's parameter groups follow from."""
 
@@ -254,8 +264,10 @@ class SiglipExtTrainingArguments(TrainingArguments):
         size, batch = self.mini_batch_size, self.per_device_train_batch_size
         if size is not None and batch % size:
             raise ValueError(f"mini_batch_size={size} must divide per_device_train_batch_size={batch}")
-        if size is not None and self.deepspeed is not None:
-            raise ValueError("mini_batch_size does not work with DeepSpeed: use DDP or FSDP2")
+        if size is not None and self.mini_batch_tokens is not None:
+            raise ValueError("mini_batch_size and mini_batch_tokens both say what a chunk is: set one of them")
+        if self.in_chunks and self.deepspeed is not None:
+            raise ValueError("mini_batch_size and mini_batch_tokens do not work with DeepSpeed: use DDP or FSDP2")
 
     def _count_in_examples(self) -> None:
         """Turn lengths in examples into steps of the global batch."""

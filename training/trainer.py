@@ -22,7 +22,8 @@ from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
-from .components.grad_cache import split_batch
+from .components.grad_cache import images_in_chunk, split_batch
+from .components.image_inputs import check_images
 from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
@@ -54,8 +55,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
       for `SiglipExtModel` and any other model with `image_embeds`, `text_embeds`, `logit_scale` and `logit_bias`
       (stock `SiglipModel`, `Siglip2Model`). Each process reports its share times the number of processes, so that the
       mean over processes is the global loss and DDP's averaged gradient is the exact one.
-    - `mini_batch_size` runs the towers on chunks of the contrastive batch, with the same gradients (`grad_cache.py`);
-      the activations of MLPs are not kept for the backward (`recompute.py`).
+    - `mini_batch_size`, or for NaFlex `mini_batch_tokens`, runs the towers on chunks of the contrastive batch, with
+      the same gradients (`grad_cache.py`); the activations of MLPs are not kept for the backward (`recompute.py`).
     - Weight decay acts on kernels only (`get_decay_parameter_names`); towers can be locked or learn slower
       (`towers.py`, `parameter_groups.py`), and weights averaged (`ema.py`).
     - Evaluation keeps embeddings, gathered and without the repeated samples of padded batches. `eval_loss` is the mean
@@ -157,6 +158,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         prepare_adapter(getattr(beside, "model", self.model), saves=args.save_strategy != SaveStrategy.NO)
         self._contrastive = Contrastive(lambda: core_model(self.model))
         self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
+        lengths = getattr(self.train_dataset, "naflex_lengths", None)
+        check_images(core, (self.processing_class, self.data_collator), args.mini_batch_tokens, lengths)
         weights = {name: weight for name, (_, weight) in (objectives or {}).items()}
         self._beside = {name: Weighted(FromForward(name), weight) for name, weight in weights.items()}
         self.loss_name = self._contrastive.name
@@ -234,12 +237,15 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Loss of a batch over the number of accumulated batches; in chunks of `mini_batch_size`, if that is set."""
+        """Loss of a batch over the number of accumulated batches; in chunks, if they are asked for."""
         names = self._data.take(inputs)
         if names:
             self._monitor.batch(self.state.global_step + 1, names)
+        size, tokens = self.args.mini_batch_size, self.args.mini_batch_tokens
+        if tokens is not None:
+            size = images_in_chunk(inputs, tokens)
         if self.curation is not None:
-            size = self.args.mini_batch_size or self.args.per_device_train_batch_size
+            at_once = size or self.args.per_device_train_batch_size
             key = self.args.seed, self.state.global_step + 1
             own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
 
@@ -247,8 +253,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
                 return self.prediction_step(one, {k: value for k, value in chunk.items() if k not in own}, True)[1]
 
             # in place, as Trainer holds on to this batch
-            inputs |= self.curation.choose(inputs, embed, model, self.args.device, size, key)
-        if self.args.mini_batch_size is None:
+            inputs |= self.curation.choose(inputs, embed, model, self.args.device, at_once, key)
+        if size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         if callable(prepare_for_training := getattr(self.optimizer, "train", None)):
@@ -266,7 +272,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         with self.compute_loss_context_manager():
             step = self._contrastive.in_chunks(
                 model,
-                split_batch(kept, self.args.mini_batch_size),
+                split_batch(kept, size),
                 pair_ids=pair_ids,
                 prepare=prepare,
                 backward=self.accelerator.backward,
@@ -298,7 +304,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             processor = next((found for found in processors if found is not None), None)
             if processor is None:
                 raise ValueError("uint8 images need mean and std: pass processing_class=processor to the Trainer")
-            inputs |= {name: normalized(inputs[name], processor) for name in raw}
+            mask = inputs.get("pixel_attention_mask")
+            inputs |= {name: normalized(inputs[name], processor, mask) for name in raw}
         return inputs
 
     def _prepare_inputs(self, inputs: dict) -> dict:
@@ -402,8 +409,9 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         finally:
             args.dataloader_drop_last, self.data_collator = drop_last, collator
-        if is_training and args.mini_batch_size is not None and not isinstance(dataset, IterableDataset):
-            return one_batch_at_a_time(self._backend.on_the_host(loader))
+        lengths = getattr(dataset, "naflex_lengths", None)
+        if is_training and (args.in_chunks or lengths) and not isinstance(dataset, IterableDataset):
+            return one_batch_at_a_time(self._backend.on_the_host(loader), lengths, args.seed)
         return loader
 
     # ---- evaluation ----

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import fsdp_worker
+import naflex_worker
 import self_distillation_worker
 import torch
 from safetensors.torch import save_file
@@ -146,6 +147,8 @@ def main(global_batch: int, output: Path, cases: list[str]) -> None:
             trainer = train(name, global_batch, output)
         elif name in self_distillation_worker.CASES:
             trainer = self_distillation_worker.train(name, global_batch, output)
+        elif name in naflex_worker.CASES:
+            trainer = naflex_worker.train(name, global_batch, output)
     # In the process group of the Trainer: a second one in the same processes would find the addresses of the first.
     sharded = [name for name in cases if name in fsdp_worker.CASES]
     data = examples(5 * global_batch)

@@ -20,6 +20,7 @@ QUICK = {
     "fsdp-cache": "fsdp-plain",
     "distill-late": "distill-late",
     "distill-cache": "distill-plain",
+    "naflex-cache": "naflex-plain",
 }
 MORE = {
     "ours-pairs": "ours-pairs",
@@ -39,6 +40,9 @@ MORE = {
     "fsdp-accumulation": "fsdp-accumulation",
     "fsdp-accumulation-cache": "fsdp-accumulation",
     "distill-plain": "distill-plain",
+    "naflex-plain": "naflex-plain",
+    "naflex-accumulation": "naflex-accumulation",
+    "naflex-accumulation-cache": "naflex-accumulation",
     "distill-accumulation": "distill-accumulation",
     "distill-accumulation-cache": "distill-accumulation",
 }

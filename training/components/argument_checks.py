@@ -70,6 +70,7 @@ TAKE_NO_OPTIM_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "mini_batch_size",
+    "mini_batch_tokens",
     "eval_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout",
     "eval_contrastive_batch_size", "group_size", "max_examples", "torch_empty_cache_steps",
 )  # fmt: skip
@@ -263,8 +264,8 @@ def _check_loader(args: Any) -> None:
     for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor"):
         if getattr(args, name) and args.dataloader_num_workers == 0:
             raise ValueError(f"{name} is for dataloader workers: set dataloader_num_workers, or unset it")
-    if args.torch_empty_cache_steps is not None and args.mini_batch_size is not None:
-        raise ValueError("torch_empty_cache_steps does nothing with mini_batch_size: unset one of them")
+    if args.torch_empty_cache_steps is not None and args.in_chunks:
+        raise ValueError("torch_empty_cache_steps does nothing with mini_batch_size or mini_batch_tokens: unset it")
 
 
 def _check_hub(args: Any) -> None:

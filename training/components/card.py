@@ -21,6 +21,7 @@ from .towers import loss_head
 SETTINGS = (
     "per_device_train_batch_size",
     "mini_batch_size",
+    "mini_batch_tokens",
     "gradient_accumulation_steps",
     "optim",
     "learning_rate",

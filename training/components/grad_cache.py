@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..data.lengths import check_holds
 from .devices import backend_for
 from .towers import loss_head, whole
 
@@ -60,6 +61,25 @@ def split_batch(inputs: dict, size: int) -> list[dict]:
 def has_rows(value: Any, rows: int) -> bool:
     """Whether it is a tensor or a list with so many rows."""
     return isinstance(value, (torch.Tensor, list)) and getattr(value, "ndim", 1) > 0 and len(value) == rows
+
+
+def images_in_chunk(inputs: dict, mini_batch_tokens: int) -> int:
+    """Images of a NaFlex batch that have at most so many patches together, in chunks of about the same size.
+
+    Padding counts, so that all processes, which pad to one length, get the same number of chunks.
+
+    Raises:
+        ValueError: images of one size, or one image with more patches than that.
+    """
+    pixels = inputs["pixel_values"]
+    if pixels.ndim != 3:
+        raise ValueError(
+            "mini_batch_tokens counts patches of NaFlex, and the images have one size: set mini_batch_size"
+        )
+    rows, length, _ = pixels.shape
+    check_holds(mini_batch_tokens, length)
+    chunks = -(-rows // (mini_batch_tokens // length))
+    return -(-rows // chunks)
 
 
 def check_chunkable(model: nn.Module) -> None:

@@ -12,18 +12,8 @@ from modeling_siglip_ext.texts import NO_LENGTH
 
 from .folder import check_columns
 from .pair_ids import ids_of_texts, ids_of_values
-from .pixels import normalized, resized_uint8
+from .pixels import IMAGE_INPUTS, batch_of_samples, normalized, resized_uint8
 from .samples import as_captions
-
-
-def stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """Images (3, H, W) as one tensor (B, 3, H, W), without a copy where they are the rows of one already."""
-    whole = images[0]._base
-    if whole is not None and whole.shape == (len(images), *images[0].shape):
-        step = whole.stride(0) * whole.element_size()
-        if all(image.data_ptr() == whole.data_ptr() + row * step for row, image in enumerate(images)):
-            return whole
-    return torch.stack(images)
 
 
 class ImageTextCollator:
@@ -70,27 +60,19 @@ class ImageTextCollator:
         self.caption_column = caption_column
 
     def __call__(self, examples: list[dict]) -> dict:
-        """Returns pixel_values float32 or uint8 (B, 3, H, W), input_ids int64 (B, max_length), return_loss True, and
-        pair_ids int64 (B,) where rows can belong together."""
+        """Returns pixel_values float32 or uint8 (B, 3, H, W), or for NaFlex (B, L, p·p·3) with pixel_attention_mask
+        (B, L) and spatial_shapes (B, 2); input_ids int64 (B, max_length), return_loss True, and pair_ids int64 (B,)
+        where rows can belong together."""
         captions = [self._caption(example) for example in examples]
         batch = dict(
             self.processor.tokenizer(
                 captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
             )
         )
-        image_processor = self.processor.image_processor
         if "embedding" in examples[0]:  # of `EmbeddingTextDataset`; the stand-in for the image tower passes them on
             batch["pixel_values"] = torch.stack([example["embedding"] for example in examples]).float()
-        elif "pixels" in examples[0]:
-            pixels = stacked([example["pixels"] for example in examples])
-            batch["pixel_values"] = pixels if self.uint8 else normalized(pixels, image_processor)
         else:
-            images = [self._image(example) for example in examples]
-            batch["pixel_values"] = (
-                resized_uint8(images, image_processor)
-                if self.uint8
-                else image_processor(images, return_tensors="pt")["pixel_values"]
-            )
+            batch |= self._images(examples)
         if self.equal_captions_match:
             batch["pair_ids"] = ids_of_texts(batch["input_ids"])
         elif self.pair_column is not None or "pair" in examples[0]:
@@ -98,6 +80,21 @@ class ImageTextCollator:
             batch["pair_ids"] = ids_of_values(values)
         batch["return_loss"] = True
         return batch
+
+    def _images(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        image_processor = self.processor.image_processor
+        if "pixels" in examples[0]:
+            inputs = batch_of_samples(examples)
+        else:
+            images = [self._image(example) for example in examples]
+            if not self.uint8:
+                found = image_processor(images, return_tensors="pt")
+                return {name: found[name] for name in IMAGE_INPUTS if name in found}
+            inputs = resized_uint8(images, image_processor)
+        if not self.uint8:
+            mask = inputs.get("pixel_attention_mask")
+            inputs["pixel_values"] = normalized(inputs["pixel_values"], image_processor, mask)
+        return inputs
 
     def _column(self, example: dict, plain: str, setting: str, column: str) -> Any:
         if plain in example:

@@ -19,7 +19,9 @@ from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import undecoded
 
 from .folder import check_columns, check_map_style
-from .pixels import fixed_size, resized_uint8
+from .lengths import Index, check_takes_lengths
+from .pixel_cache import Cache, new_cache
+from .pixels import resized_sample, sample_shape
 from .regions import as_regions
 from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
@@ -122,6 +124,8 @@ class ImageTextDataset(CaptionedRows):
         caption_column: column of captions, or several such columns, e.g. one a language. Each value is a string, a
             list of strings, or a mapping from languages to either. Empty captions and None are skipped.
         image_processor: if given, images are resized by it to uint8, once if all of them fit `cache_gib`.
+        naflex_lengths: with a NaFlex image processor: patches of an image at most, one of these numbers for each batch
+            (`lengths.py`); by default the image processor's.
         cache_gib: limit of that cache in GiB; 0 turns it off.
         seed: of the caption draw and of `shuffle_captions`.
         shuffle_captions: give every image the captions of another one. A control: nothing can be learnt from it.
@@ -147,6 +151,7 @@ class ImageTextDataset(CaptionedRows):
         caption_column: str | Sequence[str] = "caption",
         *,
         image_processor: BaseImageProcessor | None = None,
+        naflex_lengths: Sequence[int] | None = None,
         cache_gib: float = 2.0,
         seed: int = 0,
         shuffle_captions: bool = False,
@@ -160,6 +165,7 @@ class ImageTextDataset(CaptionedRows):
     ):
         check_map_style(dataset)
         check_columns(dataset.column_names, "image_column", [image_column])
+        check_takes_lengths(naflex_lengths, image_processor)
         if shuffle_captions and pair_column is not None:
             raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
@@ -174,12 +180,12 @@ class ImageTextDataset(CaptionedRows):
             self.images = self.images.select(self.rows)
         if shuffle_captions:
             self.captions = _deranged(self.captions, seed)
-        self.pixels = None
         self.groups: list | None = None
-        self._size = fixed_size(image_processor)
-        self._image_processor = image_processor if self._size is not None else None
-        if self._size is not None and fits_cache(len(self.captions), image_processor, cache_gib):
-            self.pixels = self._decode_all(*self._size)
+        self.naflex_lengths = naflex_lengths
+        self._image_processor = None if sample_shape(image_processor) is None else image_processor
+        self.cache = new_cache(len(self.captions), self._image_processor, cache_gib, naflex_lengths)
+        if self.cache is not None:
+            self._fill(self.cache)
         if group_column is not None:
             groups = dataset[group_column]
             self.groups = [groups[row] for row in self.rows]
@@ -204,7 +210,7 @@ class ImageTextDataset(CaptionedRows):
         Raises:
             TooManyBadSamples: with the list.
         """
-        if self.pixels is None and not self._every_image_is_good:
+        if self.cache is None and not self._every_image_is_good:
             own = range(part, len(self), parts)
             images = (self.images[index][self.image_column] for index in own)
             workers = min(8, os.cpu_count() or 1)
@@ -232,44 +238,49 @@ class ImageTextDataset(CaptionedRows):
         if self.groups is not None:
             self.groups = [self.groups[index] for index in kept]
 
-    def _decode_all(self, height: int, width: int) -> torch.Tensor:
-        """Every image, resized: uint8 (N, 3, H, W). Examples whose image is bad are left out."""
-        pixels = torch.empty(len(self.images), 3, height, width, dtype=torch.uint8)
+    def _fill(self, cache: Cache) -> None:
+        """Keep every image, resized. Examples whose image is bad are left out."""
         kept, bad = 0, {}
         for index in tqdm(range(len(self.images)), desc="decoding images", leave=False):
             try:
-                pixels[kept] = torch.as_tensor(self._decode(index))
+                cache.put(kept, self._image(index))
                 kept += 1
             except BAD_SAMPLE as error:
                 bad[index] = str(error)
         self._leave_out(bad)
-        return pixels[:kept]
 
-    def _decode(self, index: int) -> torch.Tensor | Image:
-        image = load_image(self.images[index][self.image_column])
-        return image if self._image_processor is None else resized_uint8([image], self._image_processor)[0]
+    def _image(self, index: int) -> Image:
+        return load_image(self.images[index][self.image_column])
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: Index) -> dict:
         """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `key`, of its draws; `sample`, a note on what was
-        skipped for it; `pair` and `regions` with a column of them."""
-        if self.pixels is not None:
-            return self._item(index, self.pixels[index], [])
+        skipped for it; `pair` and `regions` with a column of them.
+
+        With a NaFlex image processor `pixels` are patches (L, p·p·3), padded, and `spatial_shape` is there; L is the
+        image processor's, or comes with the index.
+        """
+        index, length = index if isinstance(index, tuple) else (index, None)
+        if self.cache is not None:
+            return self._item(index, self.cache.get(index, length), [])
         skipped = []
         for step in range(len(self)):
             candidate = (index + step) % len(self)
             try:
-                return self._item(candidate, self._decode(candidate), skipped)
+                image = resized_sample(self._image(candidate), self._image_processor, length)
+                return self._item(candidate, image, skipped)
             except BAD_SAMPLE as error:
                 if self._every_image_is_good:
                     raise UnusableRowError(f"{self._name(self.rows[candidate])}: {error}") from error
                 skipped.append((self._name(self.rows[candidate]), str(error)))
         raise ValueError(f"none of the {len(self)} images can be decoded; the first: {skipped[0]}")
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+    def __getitems__(self, indices: Sequence[Index]) -> list[dict]:
         """A batch of items, whose pixels are rows of one tensor: a large batch is not held twice."""
-        if self._size is None:
+        first = indices[0]
+        shape = sample_shape(self._image_processor, first[1] if isinstance(first, tuple) else None)
+        if shape is None:
             return [self[index] for index in indices]
-        pixels = torch.empty(len(indices), 3, *self._size, dtype=torch.uint8)
+        pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
         items = []
         for row, index in zip(pixels, indices):
             item = self[index]
@@ -277,20 +288,14 @@ class ImageTextDataset(CaptionedRows):
             items.append(item | {"pixels": row})
         return items
 
-    def _item(self, index: int, image: torch.Tensor | Image, skipped: list[tuple[str, str]]) -> dict:
+    def _item(self, index: int, image: dict, skipped: list[tuple[str, str]]) -> dict:
         return {
-            "pixels" if isinstance(image, torch.Tensor) else "image": image,
+            **image,
             "caption": self.caption(index),
             "key": self.key(index),
             "sample": {"name": self.rows[index], "read": 1 + len(skipped), "skipped": skipped},
             **self.further(index),
         }
-
-
-def fits_cache(count: int, image_processor: BaseImageProcessor | None, cache_gib: float) -> bool:
-    """Whether so many images, resized, fit a cache of so many GiB; not where they have no common size."""
-    size = fixed_size(image_processor)
-    return size is not None and count * 3 * size[0] * size[1] <= cache_gib * 2**30
 
 
 def _unreadable(image: object) -> str | None:

@@ -4,12 +4,14 @@ accelerate's loader reads a batch ahead and moves it to the device. With a gradi
 on the host; and a stream that is to resume exactly must know which batch was trained last.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .grouped_sampler import GroupedSampler
+from .lengths import BatchesOfLengths
 from .samples import ReportingCollator
 from .streaming import ImageTextStream
 
@@ -32,11 +34,16 @@ def _same_workers(loader: DataLoader) -> dict:
     return settings | ({"prefetch_factor": loader.prefetch_factor} if loader.num_workers else {})
 
 
-def one_batch_at_a_time(loader: DataLoader) -> PlainLoader:
-    """The same batches for this process as a loader that accelerate has prepared, kept on the host."""
-    return PlainLoader(
-        loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn, **_same_workers(loader)
-    )
+def one_batch_at_a_time(loader: DataLoader, lengths: Sequence[int] | None = None, seed: int = 0) -> PlainLoader:
+    """The same batches for this process as a loader that accelerate has prepared, kept on the host.
+
+    Args:
+        lengths, seed: see `BatchesOfLengths`, which the dataset then must know of.
+    """
+    batches: Any = loader.batch_sampler
+    if lengths is not None:
+        batches = BatchesOfLengths(batches, lengths, seed)
+    return PlainLoader(loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn, **_same_workers(loader))
 
 
 def stream_loader(

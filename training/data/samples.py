@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from modeling_siglip_ext.evaluation.data.tar_shards import TooManyBadSamples
 from modeling_siglip_ext.images import UnreadableImageError
@@ -20,6 +20,7 @@ __all__ = [
 ]
 __all__ += ["as_captions", "drawn"]
 logger = logging.getLogger(__name__)
+Choice = TypeVar("Choice")
 
 
 class UnusableRowError(ValueError):
@@ -110,9 +111,9 @@ def key_number(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-def drawn(captions: Sequence[str], key: str) -> str:
-    """One of the captions, chosen by a hash of the key."""
-    return captions[0] if len(captions) == 1 else captions[key_number(key) % len(captions)]
+def drawn(choices: Sequence[Choice], key: str) -> Choice:
+    """One of the choices, by a hash of the key."""
+    return choices[0] if len(choices) == 1 else choices[key_number(key) % len(choices)]
 
 
 class ReportingCollator:

@@ -18,7 +18,8 @@ from modeling_siglip_ext.evaluation.data.samples_of_members import DROPPED
 from modeling_siglip_ext.images import load_image
 from modeling_siglip_ext.inputs import undecoded
 
-from .pixels import fixed_size, resized_uint8
+from .lengths import check_takes_lengths, drawn_length
+from .pixels import resized_sample, sample_shape
 from .regions import as_regions
 from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_captions, drawn
 
@@ -64,6 +65,7 @@ class ImageTextStream(IterableDataset):
         image_column: name of the image in a row: encoded bytes, a `datasets` image, or a PIL image.
         caption_column: name of the captions, or several names; values as for `ImageTextDataset`.
         image_processor: resizes images in the worker, to uint8.
+        naflex_lengths: as for `ImageTextDataset`.
         shuffle_buffer: rows of the buffer, undecoded; 1 keeps the order of the source.
         seed: of buffer and captions.
         pair_column, region_column: names of pair ids and of regions in a row; see `ImageTextDataset`.
@@ -82,6 +84,7 @@ class ImageTextStream(IterableDataset):
         caption_column: str | Sequence[str] = "caption",
         *,
         image_processor: BaseImageProcessor | None = None,
+        naflex_lengths: Sequence[int] | None = None,
         shuffle_buffer: int = 1000,
         seed: int = 0,
         pair_column: str | None = None,
@@ -100,7 +103,9 @@ class ImageTextStream(IterableDataset):
             )
         self.image_column = image_column
         self.caption_columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
-        self.image_processor = image_processor if fixed_size(image_processor) else None
+        check_takes_lengths(naflex_lengths, image_processor)
+        self.naflex_lengths = naflex_lengths
+        self.image_processor = image_processor if sample_shape(image_processor) else None
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
         self.pair_column, self.region_column = pair_column, region_column
@@ -128,8 +133,14 @@ class ImageTextStream(IterableDataset):
         for _ in range(worker, self._replayed, workers):
             yield None
         samples = self._samples(worker, self.rank * workers + worker, self.world_size * workers)
-        while True:
-            yield [next(samples) for _ in range(self.batch_size)]
+        first = worker + workers * len(range(worker, self._replayed, workers))
+        for number in count(first, workers):
+            length = drawn_length(self.naflex_lengths, self.seed, str(number)) if self.naflex_lengths else None
+            yield [self._resized(next(samples), length) for _ in range(self.batch_size)]
+
+    def _resized(self, sample: dict, length: int | None) -> dict:
+        image = resized_sample(sample["image"], self.image_processor, length)
+        return {**image, **{name: value for name, value in sample.items() if name != "image"}}
 
     def _samples(self, worker: int, part: int, parts: int) -> Iterator[dict]:
         first, already_read = self._positions.get(worker, (0, 0))
@@ -172,9 +183,7 @@ class ImageTextStream(IterableDataset):
         if self.region_column is not None:
             as_regions(row[self.region_column])
             sample["regions"] = row[self.region_column]
-        if self.image_processor is None:
-            return {"image": image, **sample}
-        return {"pixels": resized_uint8([image], self.image_processor)[0], **sample}
+        return {"image": image, **sample}
 
 
 def _nothing_usable(part: int, parts: int, read: int, skipped: Sequence[tuple[str, str]]) -> str:

@@ -13,6 +13,7 @@ from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..arguments import option
 from ..components.initial_values import InitialValues
+from ..data.lengths import check_lengths
 from ..data.scenes.settings import SceneSettings
 
 
@@ -162,6 +163,13 @@ class DataArguments:
         None, "Folder of `siglip-ext-train precompute`: train from its embeddings, with no image tower."
     )
     cache_gib: float = option(2.0, "Keep resized images in memory as uint8 if they fit in this many GiB.")
+    naflex_lengths: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Of a NaFlex model: patches of an image at most, one of these numbers for each batch, as SigLIP 2 "
+            "was trained with 128 256 576 784 1024. Without it: the image processor's max_num_patches."
+        },
+    )
     region_column: str | None = option(
         None, "Column of regions for captioning: lists of {box, text, score}, boxes in shares of width and height."
     )
@@ -197,6 +205,7 @@ class DataArguments:
             raise ValueError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         check_number("shuffle_buffer", self.shuffle_buffer, least=1)
         check_number("cache_gib", self.cache_gib, least=0)
+        check_lengths(self.naflex_lengths)
 
     def scene_settings(self) -> SceneSettings:
         """What scenes look like.

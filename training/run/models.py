@@ -10,18 +10,19 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    Siglip2Processor,
     SiglipProcessor,
 )
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
-    SiglipExtImageProcessor,
     SiglipExtModel,
     SiglipExtProcessor,
     fit_processor,
     train_tokenizer,
 )
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig, is_foreign
+from modeling_siglip_ext.image_processing_siglip_ext import image_processor_for
 from modeling_siglip_ext.modeling_siglip_ext import build_adapter, embedding_size, load_tower, source_config
 from modeling_siglip_ext.positions import resample_positions
 from modeling_siglip_ext.tokenization_siglip_ext import fit_tokenizer
@@ -34,22 +35,6 @@ from .fields import ModelArguments, as_mapping
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 # Tokens per text for text towers that, unlike SigLIP's, take shorter texts than they have positions.
 FOREIGN_TEXT_LENGTH = 64
-
-
-def refuse_naflex(model: ModelArguments, precomputed: bool = False) -> None:
-    """From configurations alone, before anything is loaded.
-
-    Raises:
-        ValueError: the image tower that would be trained is NaFlex.
-    """
-    name = model.model_name_or_path or (None if precomputed else model.vision_name_or_path)
-    config: Any = model.vision_config or {} if name is None else source_config(name, "vision").to_dict()
-    if config.get("naflex"):
-        where = "vision_config.naflex" if name is None else name
-        raise ValueError(
-            f"{where}: a NaFlex image tower cannot be trained yet; take a checkpoint of fixed resolution, such as "
-            "google/siglip2-base-patch16-224"
-        )
 
 
 def build_model(
@@ -74,7 +59,7 @@ def build_model(
     if model.model_name_or_path is not None:
         processor = AutoProcessor.from_pretrained(model.model_name_or_path)
         start = SiglipExtModel.from_pretrained(model.model_name_or_path, naflex=model.naflex, **attention)
-        processor = fit_processor(processor, start.config)
+        processor = _as_saved(fit_processor(processor, start.config))
         return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
     config = SiglipExtConfig(
         vision_config=as_mapping("vision_config", model.vision_config),
@@ -82,12 +67,17 @@ def build_model(
         **_head(model),
     )
     tokenizer = _tokenizer(config, model, captions)
-    side = cast(SiglipExtVisionConfig, config.vision_config).image_size
-    assert side is not None, "no NaFlex, see refuse_naflex"
-    image_processor = SiglipExtImageProcessor(size={"height": side, "width": side})
+    images = image_processor_for(cast(SiglipExtVisionConfig, config.vision_config))
     dual = SiglipExtModel._from_config(config, **attention)
     set_initial_values(dual, InitialValues(**(as_mapping("initial_values", model.initial_values) or {})))
-    return dual, SiglipExtProcessor(image_processor, tokenizer)
+    return dual, SiglipExtProcessor(images, tokenizer)
+
+
+def _as_saved(processor: ProcessorMixin) -> ProcessorMixin:
+    """The processor in the form that keeps its settings when it is saved; Siglip2Processor puts its own in place."""
+    if isinstance(processor, Siglip2Processor):
+        return SiglipExtProcessor(processor.image_processor, processor.tokenizer)
+    return processor
 
 
 def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: int) -> SiglipExtModel:

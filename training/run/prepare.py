@@ -14,16 +14,18 @@ from modeling_siglip_ext.evaluation.data.image_folder import metadata_files
 
 from ..components.card import output_folder
 from ..components.checked_run import check_metric
+from ..components.image_inputs import check_images
 from ..components.progress import ReadableProgress
 from ..components.run_folder import check_unused, checkpoint_to_resume
 from ..data.collator import ImageTextCollator
 from ..data.dataset import CaptionedRows
 from ..data.facts import Task
+from ..data.lengths import check_lengths
 from ..trainer import SiglipExtTrainer
 from .curation import build_curation, curation_settings
 from .fields import BUNDLED
 from .held_out import HeldOutMetrics, metric_names
-from .models import build_model, refuse_naflex, text_length
+from .models import build_model, text_length
 from .objectives import build_beside, written_beside
 from .recipe import Recipe
 from .rows import Rows, load_rows, training_data
@@ -71,7 +73,7 @@ def prepare(recipe: Recipe) -> Run:
     check_sources(recipe.model)
     curation = curation_settings(recipe.objectives)
     read = args.train_batch_size if curation is None else curation.super_batch(args.train_batch_size)
-    refuse_naflex(recipe.model, data.image_embeddings is not None)
+    check_lengths(data.naflex_lengths, args.mini_batch_tokens)
     set_seed(args.seed)
     rows = load_rows(data, args.seed)
     check_rows(recipe, rows, read)
@@ -80,6 +82,8 @@ def prepare(recipe: Recipe) -> Run:
     if texts is not None:
         texts = [*texts, *written_beside(recipe.objectives, regions)]
     model, processor = build_model(recipe.model, texts, precomputed)
+    if not precomputed:
+        check_images(model, [processor], args.mini_batch_tokens, data.naflex_lengths)
     train, held_out = training_data(recipe, rows, processor.image_processor)
     if not isinstance(train, IterableDataset):
         args.check_samples(len(train), read)
@@ -92,7 +96,7 @@ def prepare(recipe: Recipe) -> Run:
     collator = ImageTextCollator(
         processor,
         max_length,
-        uint8=args.mini_batch_size is not None,
+        uint8=args.in_chunks,
         equal_captions_match=data.equal_captions_match,
     )
     beside = build_beside(recipe.objectives, model, processor, collator, regions)

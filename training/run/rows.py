@@ -17,12 +17,13 @@ from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_m
 from modeling_siglip_ext.image_budget import is_naflex
 
 from ..components.devices import share_of_the_host
-from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
+from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.emoji.about import ABOUT as ABOUT_EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
 from ..data.folder import check_captions, check_columns
 from ..data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
+from ..data.pixel_cache import fits_cache
 from ..data.samples import GRACE, SkipCounter
 from ..data.scenes.about import ABOUT as ABOUT_SCENES
 from ..data.scenes.scenes import HELD_OUT_SCENES
@@ -219,7 +220,10 @@ def training_data(
     skips = SkipCounter(args.max_bad_fraction, rows.count())
     if data.image_embeddings is not None:
         return _embedded(recipe, rows, skips, image_processor)
-    if not isinstance(rows.train, Dataset) or not fits_cache(len(rows.train), image_processor, data.cache_gib):
+    lengths = data.naflex_lengths
+    if not isinstance(rows.train, Dataset) or not fits_cache(
+        len(rows.train), image_processor, data.cache_gib, lengths
+    ):
         skips.grace = max(skips.grace, GRACE)  # as of the images that are read, and counted, in training
 
     def with_images(part: Dataset, **settings: Any) -> ImageTextDataset:
@@ -254,6 +258,7 @@ def training_data(
             image,
             captions,
             image_processor=image_processor,
+            naflex_lengths=lengths,
             shuffle_buffer=data.shuffle_buffer,
             seed=args.seed,
             pair_column=data.pair_column,
@@ -263,6 +268,7 @@ def training_data(
     train = with_images(
         rows.train,
         caption_column=data.caption_column,
+        naflex_lengths=lengths,
         shuffle_captions=data.shuffle_captions,
         group_column=data.group_column,
     )

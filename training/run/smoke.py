@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import BaseImageProcessor, ViTConfig, ViTModel
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
     SiglipExtImageProcessor,
     SiglipExtModel,
+    SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
     train_tokenizer,
 )
@@ -36,6 +37,8 @@ REFERENCE_START = "smoke-reference"
 TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
 TEXT = {**TOWER, "max_position_embeddings": 64}
+NAFLEX = {**TOWER, "naflex": True, "num_patches": 16, "patch_size": 8}
+LENGTHS = [8, 16, 25]
 IMAGE_PROCESSOR = SiglipExtImageProcessor(size={"height": VISION["image_size"], "width": VISION["image_size"]})
 _BOTTLENECK = 8
 # Belong to the data and the machine that the recipe is for.
@@ -79,6 +82,10 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
         values["curation"] = {**recipe["curation"], **start}
     if "mini_batch_size" in recipe:
         values["mini_batch_size"] = BATCH // 2
+    if "naflex_lengths" in recipe:
+        values["naflex_lengths"] = LENGTHS
+    if "mini_batch_tokens" in recipe:
+        values["mini_batch_tokens"] = BATCH // 2 * min(LENGTHS)
     starts = [name for name in ("model_name_or_path", "vision_name_or_path") if recipe.get(name) is not None]
     values |= dict.fromkeys(starts, START)
     if "image_size" in recipe:
@@ -114,7 +121,7 @@ def small_start(recipe: Recipe) -> None:
     folder, model = output_folder(recipe.training) / "start", recipe.model
     torch.manual_seed(recipe.training.seed)
     if model.model_name_or_path == START:
-        _write_model(folder, VISION["image_size"])
+        _write_model(folder, *_tower(VISION["image_size"], recipe.data.naflex_lengths is not None))
         model.model_name_or_path = str(folder)
     if model.vision_name_or_path == START:
         tower = ViTConfig(**TOWER, image_size=VISION["image_size"], patch_size=VISION["patch_size"])
@@ -125,16 +132,24 @@ def small_start(recipe: Recipe) -> None:
     chosen = recipe.objectives.curation
     if isinstance(chosen, dict) and chosen.get(REFERENCE) == REFERENCE_START:
         folder = folder.with_name("reference")
-        _write_model(folder, model.image_size or VISION["image_size"])
+        size = model.image_size or VISION["image_size"]
+        _write_model(folder, *_tower(size, recipe.data.naflex_lengths is not None))
         chosen[REFERENCE] = str(folder)
 
 
-def _write_model(folder: Path, image_size: int) -> None:
+def _tower(image_size: int, naflex: bool) -> tuple[dict[str, Any], BaseImageProcessor]:
+    """The fields of an image tower, and the image processor that goes with it."""
+    if naflex:
+        images = SiglipExtNaflexImageProcessor(patch_size=NAFLEX["patch_size"], max_num_patches=NAFLEX["num_patches"])
+        return NAFLEX, images
+    images = SiglipExtImageProcessor(size={"height": image_size, "width": image_size})
+    return {**VISION, "image_size": image_size}, images
+
+
+def _write_model(folder: Path, vision: dict[str, Any], images: BaseImageProcessor) -> None:
     captions = load_emoji("train")["en"]
     tokenizer = train_tokenizer(captions, vocab_size=VOCABULARY, max_length=TEXT["max_position_embeddings"])
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {**TEXT, "vocab_size": len(tokenizer), **ends}
-    vision = {**VISION, "image_size": image_size}
-    images = SiglipExtImageProcessor(size={"height": image_size, "width": image_size})
     SiglipExtModel(SiglipExtConfig(vision_config=vision, text_config=text)).save_pretrained(str(folder))
     SiglipExtProcessor(images, tokenizer).save_pretrained(str(folder))

@@ -165,6 +165,12 @@ RULES = (
         f"image_embeddings {DATA}",
         "with a stream, shards or image_embeddings",
     ),
+    Unused(
+        "naflex_lengths mini_batch_tokens",
+        given("image_embeddings"),
+        "image_embeddings",
+        "with image_embeddings, where no image is cut into patches",
+    ),
     Unused("group_size group_from_epoch", absent("group_column"), "group_column", "without group_column"),
     Unused(
         "data_seed train_sampling_strategy",

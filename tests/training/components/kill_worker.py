@@ -1,10 +1,11 @@
 """Train a tiny model, kill the training process again and again, resume it each time, and keep what came out.
 
-Usage: kill_worker.py OUTPUT_FOLDER KILLS SEED
+Usage: kill_worker.py OUTPUT_FOLDER KILLS SEED KIND [KIND ...]
 
 Each attempt is a fork of this process, which has imported everything. Half of the kills come at a random moment, the
 other half while a checkpoint is being written. `OUTPUT_FOLDER/map/whole` is the run that nobody kills, `.../killed`
-the other; `OUTPUT_FOLDER/stream/` has the same of a stream.
+the other; `OUTPUT_FOLDER/stream/` has the same of a stream, `OUTPUT_FOLDER/naflex/` of a stream for a NaFlex model,
+with a length drawn for each batch.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from modeling_siglip_ext import (
     SiglipExtConfig,
     SiglipExtImageProcessor,
     SiglipExtModel,
+    SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
     train_tokenizer,
 )
@@ -111,22 +113,26 @@ def train(output: Path, shards: Path, kind: str, callbacks: list[TrainerCallback
     torch.manual_seed(0)
     texts = [text for number in range(ROWS) for text in captions(number)]
     tokenizer = train_tokenizer(texts, vocab_size=300, max_length=12)
-    processor = SiglipExtProcessor(SiglipExtImageProcessor(size={"height": 16, "width": 16}), tokenizer)
+    naflex = kind == "naflex"
+    square = SiglipExtImageProcessor(size={"height": 16, "width": 16})
+    images = SiglipExtNaflexImageProcessor(patch_size=8, max_num_patches=4) if naflex else square
+    processor = SiglipExtProcessor(images, tokenizer)
     width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {"naflex": True, "num_patches": 4} if naflex else {"image_size": 16}
     config = SiglipExtConfig(
-        vision_config={**width, "image_size": 16, "patch_size": 8, "attention_dropout": 0.2},
+        vision_config={**width, "patch_size": 8, "attention_dropout": 0.2, **shape},
         text_config={**width, "vocab_size": len(tokenizer), "max_position_embeddings": 12, "attention_dropout": 0.2},
     )
-    if kind == "stream":
-        source = TarShards(str(shards / "{0..2}.tar"))
-        data = ImageTextStream(source, image_processor=processor.image_processor, shuffle_buffer=20)
+    if kind != "map":
+        source, lengths = TarShards(str(shards / "{0..2}.tar")), [2, 4, 9] if naflex else None
+        data = ImageTextStream(source, image_processor=images, naflex_lengths=lengths, shuffle_buffer=20)
     else:
         rows = {"image": [image(n) for n in range(ROWS)], "caption": [captions(n) for n in range(ROWS)]}
         data = ImageTextDataset(Dataset.from_dict(rows), image_processor=processor.image_processor)
     args = SiglipExtTrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=8,
-        mini_batch_size=4,
+        **({"mini_batch_tokens": 16} if naflex else {"mini_batch_size": 4}),
         gradient_accumulation_steps=2,
         max_steps=STEPS,
         learning_rate=3e-3,
@@ -166,11 +172,11 @@ def attempt(output: Path, shards: Path, kind: str, callbacks: list[TrainerCallba
     return os.WIFEXITED(status)
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
+def main(folder: Path, kills: int, seed: int, kinds: list[str]) -> None:
     torch.set_num_threads(1)
     draw, shards = random.Random(seed), folder / "shards"
     write_shards(shards)
-    for kind in ("map", "stream"):
+    for kind in kinds:
         whole, killed, done = folder / kind / "whole", folder / kind / "killed", False
         attempt(whole, shards, kind, [])
         for number in range(kills):
@@ -183,4 +189,4 @@ def main(folder: Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

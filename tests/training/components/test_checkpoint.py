@@ -33,11 +33,18 @@ def history(checkpoint: Path) -> list[dict]:
     return [{name: value for name, value in entry.items() if name not in NOT_COMPARED} for entry in entries]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_like_one_that_nobody_killed(tmp_path, kills):
-    printed = run_worker(WORKER, tmp_path, kills, 0, timeout=900)
+@pytest.mark.parametrize(
+    ("kills", "kinds"),
+    [
+        (2, ["map", "stream"]),
+        pytest.param(2, ["naflex"], marks=pytest.mark.slow),
+        pytest.param(20, ["map", "stream", "naflex"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_ends_like_one_that_nobody_killed(tmp_path, kills, kinds):
+    printed = run_worker(WORKER, tmp_path, kills, 0, *kinds, timeout=900)
     assert "kill 1: came too late" not in printed
-    for kind in ("map", "stream"):
+    for kind in kinds:
         whole, killed = (tmp_path / kind / run / "checkpoint-24" for run in ("whole", "killed"))
         for file in ("model.safetensors", "ema.safetensors"):
             assert same_tensors(load_file(whole / file), load_file(killed / file)), file

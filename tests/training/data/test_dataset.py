@@ -13,7 +13,7 @@ from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, Im
 @pytest.mark.parametrize("cache_gib", [0, 1])
 def test_batches_equal_the_processor(rows, processor, cache_gib):
     dataset = ImageTextDataset(rows, image_processor=processor.image_processor, cache_gib=cache_gib)
-    assert (dataset.pixels is None) == (cache_gib == 0)
+    assert (dataset.cache is None) == (cache_gib == 0)
     batch = ImageTextCollator(processor)([dataset[i] for i in range(5)])
     expected = processor(images=list(rows["image"][:5]), text=list(rows["caption"][:5]), return_tensors="pt")
     torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=1e-6, rtol=0)

@@ -27,7 +27,7 @@ def broken(rows) -> Dataset:
 def test_a_cached_dataset_leaves_them_out(broken, processor):
     dataset = ImageTextDataset(broken, image_processor=processor.image_processor, max_bad_fraction=0.2)
     assert dataset.rows == [n for n in range(16) if n not in (5, 9)]
-    assert dataset.pixels.shape == (14, 3, 16, 16)
+    assert len(dataset) == 14
     whole = ImageTextDataset(broken.select([14]), image_processor=processor.image_processor)
     assert torch.equal(dataset[12]["pixels"], whole[0]["pixels"])
     assert dataset[12]["caption"] == broken[14]["caption"]

@@ -1,10 +1,11 @@
 """Smoke runs: what a recipe is stays, and every recipe runs from end to end on the bundled emoji."""
 
 import json
+import math
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, get_scheduler
 
 from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training.__main__ import main
@@ -24,6 +25,7 @@ PUBLISHED = {
     "msiglip_b16": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 32 * 1024, 9e9),
     "resolution": ("scaling_vit_adafactor", 1e-5, 0.0, "torch", 32 * 1024, 5e9),
     "siglip2_b16": ("adamw_bf16", 1e-3, 1e-4, "big_vision", 32 * 1024, 4e10),
+    "siglip2_naflex": ("adamw_bf16", 2.447e-5, 2.447e-6, "big_vision", 32 * 1024, 1.5e10),
     "siglip2_b16_curated": ("adamw_bf16", 1e-5, 0.0, "torch", 32 * 1024, 4e9),
 }
 
@@ -42,6 +44,20 @@ def test_the_papers_numbers(name, tmp_path):
     assert given.get("max_examples", (given.get("max_steps") or 0) * batch) == examples
 
 
+def test_naflex_takes_the_last_tenth_of_the_cosine(tmp_path):
+    recipe = parse_recipe("siglip2_naflex", ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"])
+    args, steps = recipe.training, 1000
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, 0, steps, args.lr_scheduler_kwargs)
+    for step in range(steps):
+        cosine = 1e-3 * (1 + math.cos(math.pi * (0.9 + 0.1 * step / steps))) / 2
+        assert schedule.get_last_lr()[0] == pytest.approx(cosine, rel=1e-2)
+        if step == 0:  # the weight decay is a share of the schedule, as the learning rate is
+            assert args.weight_decay / 1e-4 == pytest.approx(cosine / 1e-3, rel=1e-3)
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_what_a_smoke_run_keeps(name, tmp_path):
     whole = parse_recipe(name, ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"])
@@ -51,6 +67,8 @@ def test_what_a_smoke_run_keeps(name, tmp_path):
     for field in ("loss_type", "logit_scale_init", "logit_bias_init"):
         assert getattr(small.model, field) == getattr(whole.model, field), field
     assert (small.training.mini_batch_size is None) == (whole.training.mini_batch_size is None)
+    assert (small.training.mini_batch_tokens is None) == (whole.training.mini_batch_tokens is None)
+    assert (small.data.naflex_lengths is None) == (whole.data.naflex_lengths is None)
     assert small.objectives.weights() == whole.objectives.weights()
     assert small.data.dataset == "emoji"
     assert small.training.max_steps == 12

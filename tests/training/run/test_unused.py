@@ -73,6 +73,7 @@ SITUATIONS = [
     ("captioning", {"parallel": 0.0}, {"objectives": {"masking": 1.0}}),
     ("region_column", "regions", {}),
     ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
+    *((name, value, CACHED) for name, value in (("naflex_lengths", [16, 64]), ("mini_batch_tokens", 1024))),
     ("group_size", 4, {}),
     ("group_from_epoch", 2, {}),
     ("data_seed", 3, STREAM),
