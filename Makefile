@@ -12,7 +12,7 @@ TPU_INSTALLED := $(TPU_VENV)/.installed
 ROOMS := evaluation training conversion model_cards
 space := $(subst ,, )
 
-.PHONY: demo demo-siglip2 test test-all fuzz test-tpu lint format types bench wheel-test clean
+.PHONY: demo demo-siglip2 test test-all fuzz test-tpu test-gpu lint format types bench wheel-test clean
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -56,6 +56,10 @@ $(TPU_INSTALLED): setup.cfg pyproject.toml constraints-tpu.txt
 test-tpu: $(TPU_INSTALLED)
 	PJRT_DEVICE=CPU $(SAME) $(TPU_VENV)/bin/pytest -W default tests/tpu
 	USE_TORCH_XLA=0 $(SAME) $(TPU_VENV)/bin/pytest -W default tests/losses tests/modeling/test_parity.py -m "not slow"
+
+# In the environment of PYTHON, which has a torch for its card.
+test-gpu:
+	TEST_DEVICE=cuda $(PYTHON) -m pytest tests/gpu
 
 lint: $(INSTALLED) types
 	$(BIN)/ruff check .

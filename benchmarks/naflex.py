@@ -56,9 +56,9 @@ def naflex_inputs(grids: list[tuple[int, int]], length: int) -> Inputs:
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
-def tower(kind: str) -> nn.Module:
+def tower(kind: str, **fields: int) -> nn.Module:
     torch.manual_seed(0)
-    config = SiglipExtVisionConfig(naflex=True)
+    config = SiglipExtVisionConfig(naflex=True, **fields)
     ours = SiglipExtVisionModel(config)
     if kind == "ours":
         return ours

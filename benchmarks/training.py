@@ -57,19 +57,19 @@ class RandomPairs(Dataset):
 
 
 def training_arguments(kind: type, batch: int, folder: str, **settings) -> TrainingArguments:
-    return kind(
-        output_dir=folder,
-        per_device_train_batch_size=batch,
-        max_steps=1_000_000,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        **settings,
-    )
+    usual = {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch,
+        "max_steps": 1_000_000,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+    }
+    return kind(**usual | settings)
 
 
 class StepByStep(TrainerCallback):

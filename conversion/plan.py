@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.naflex_form import fields_of_form
 
 from .containers.arrays import Arrays
 from .errors import CheckpointError
@@ -61,17 +62,11 @@ def resized(config: AnyConfig, sizes: NewSizes) -> AnyConfig:
     """
     config = copy.deepcopy(config)
     vision = vision_of(config)
-    fields = vision.to_dict()
-    if sizes.patch_size is not None:
-        fields["patch_size"] = sizes.patch_size
     naflex = vision.naflex if sizes.naflex is None else sizes.naflex
     if naflex and sizes.image_size is not None:
         raise CheckpointError("a NaFlex tower takes images of any size: leave --image_size out")
-    if naflex:
-        fields |= {"image_size": None, "num_patches": vision.grid_size**2, "naflex": True}
-    else:
-        side = vision.image_size or vision.grid_size * fields["patch_size"]
-        fields |= {"image_size": sizes.image_size or side, "num_patches": None, "naflex": False}
+    form = fields_of_form(vision, naflex, patch_size=sizes.patch_size, image_size=sizes.image_size)
+    fields = {**vision.to_dict(), **form}
     changed = cast(SiglipExtVisionConfig, SiglipExtVisionConfig.from_dict(fields))
     if sizes.text_length is not None:
         text = getattr(config, "text_config", None)

@@ -3,13 +3,13 @@
 Positions at another resolution follow big_vision's loader, patch kernels FlexiViT (arXiv 2212.08013, section 3.4).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.naflex_form import to_conv, to_linear
 from modeling_siglip_ext.positions import resample_positions
 
 from .errors import CheckpointError
@@ -68,23 +68,12 @@ def stretch_text_positions(table: torch.Tensor, length: int) -> torch.Tensor:
     return rows[0].T.to(table.dtype)
 
 
-def to_linear(kernel: torch.Tensor) -> torch.Tensor:
-    """A convolution's kernel (D, C, p, p) as the weight (D, p·p·C) of NaFlex' linear layer."""
-    return kernel.permute(0, 2, 3, 1).flatten(1)
-
-
-def to_conv(weight: torch.Tensor, channels: int = 3) -> torch.Tensor:
-    """The inverse of `to_linear`."""
-    side = math.isqrt(weight.shape[1] // channels)
-    return weight.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2)
-
-
 def change_patches(source: SiglipExtVisionConfig, target: SiglipExtVisionConfig) -> Change | None:
     if (source.patch_size, source.naflex) == (target.patch_size, target.naflex):
         return None
 
     def change(weight: torch.Tensor) -> torch.Tensor:
-        kernel = to_conv(weight) if source.naflex else weight
+        kernel = to_conv(weight, source.num_channels) if source.naflex else weight
         if source.patch_size != target.patch_size:
             kernel = resize_kernel(kernel, target.patch_size)
         return to_linear(kernel) if target.naflex else kernel

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from modeling_siglip_ext.encoding import collect, encode_texts, stream_images
+from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.inputs import inputs_of
 
-from .data import EvaluationData
+from .data import Classes, EvaluationData
 from .metrics import zero_shot
 from .metrics.retrieval import retrieval_metrics
 from .prompts import canonicalize as canonical
@@ -33,10 +34,14 @@ def evaluate(
     *,
     image_embeds: Embeds | None = None,
     text_embeds: Embeds | None = None,
+    class_embeds: Embeds | None = None,
     unreadable: Mapping[int, str] | None = None,
     ks: Sequence[int] = (1, 5, 10),
     canonicalize: bool = True,
     batch_size: int = 64,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
+    batch_tokens: int | None = None,
     workers: int | None = None,
     progress: bool | None = None,
 ) -> Result:
@@ -52,10 +57,11 @@ def evaluate(
         data: what `select` gives, or made by hand.
         image_embeds: (N, D) of the data's images, where they are computed already; of any length.
         text_embeds: (M, D) of all captions, row after row; without captions in the data, text i is of image i.
+        class_embeds: (classes, D) of the data's classes, of unit length, where they are computed already.
         unreadable: rows of `image_embeds` that do not count, and why.
         ks: of Recall@k.
         canonicalize: lower-case prompts without punctuation, as big_vision does.
-        batch_size, workers, progress: as in `encode_images`.
+        batch_size, max_num_patches, upscale, batch_tokens, workers, progress: as in `encode_images`.
 
     Raises:
         ValueError: nothing to measure, embeddings of another number, or no image that counts.
@@ -71,14 +77,10 @@ def evaluate(
     if not (with_texts or with_classes or data.tasks):
         raise ValueError("nothing to evaluate: give captions, labels with classes, or tasks")
 
-    def embed(texts: list[str]) -> torch.Tensor:
-        rows = encode_texts(model, processor, texts, batch_size=batch_size, return_tensors="pt", progress=False)
-        return torch.as_tensor(rows)
-
+    embed = text_embedder(model, processor, batch_size)
     if image_embeds is None:
-        images, unreadable = embed_images(
-            model, processor, data, batch_size=batch_size, workers=workers, progress=progress
-        )
+        sizes = {"batch_size": batch_size, "budget": ImageBudget(max_num_patches, upscale, batch_tokens)}
+        images, unreadable = embed_images(model, processor, data, workers=workers, progress=progress, **sizes)
     else:
         images, unreadable = torch.as_tensor(image_embeds).float(), unreadable or {}
     if any(rows is not None and len(rows) != len(images) for rows in (data.captions, labels)):
@@ -101,9 +103,10 @@ def evaluate(
         if not kept:
             raise ValueError("no image has a label")
         own = [labels[row] for row in kept]
-        change = canonical if canonicalize else str
-        prompts = zero_shot.fill_templates(map(change, classes.names), list(map(change, classes.templates)))
-        prototypes = zero_shot.class_embeddings(embed, prompts, batch_size=batch_size)
+        if class_embeds is None:
+            class_embeds = embed_classes(embed, classes, canonicalize, batch_size)
+        prototypes = torch.as_tensor(class_embeds).float()
+        prompts = class_prompts(classes, canonicalize)
         part = F.normalize(images[kept], dim=-1)
         metrics |= accuracy_of(part, prototypes, own, zero_shot.first_of_same(prompts))
         predictions = torch.full((len(images),), -1)
@@ -129,6 +132,27 @@ def evaluate(
         settings=settings,
         predictions=None if predictions is None else predictions.tolist(),
     )
+
+
+def text_embedder(model: PreTrainedModel, processor: ProcessorMixin, batch_size: int) -> Embed:
+    """What turns texts into embeddings (texts, D) of unit length."""
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        rows = encode_texts(model, processor, texts, batch_size=batch_size, return_tensors="pt", progress=False)
+        return torch.as_tensor(rows)
+
+    return embed
+
+
+def class_prompts(classes: Classes, canonicalize: bool) -> list[list[str]]:
+    """The texts of each class."""
+    change = canonical if canonicalize else str
+    return zero_shot.fill_templates(map(change, classes.names), list(map(change, classes.templates)))
+
+
+def embed_classes(embed: Embed, classes: Classes, canonicalize: bool, batch_size: int) -> torch.Tensor:
+    """Embeddings (classes, D) of the texts of each class."""
+    return zero_shot.class_embeddings(embed, class_prompts(classes, canonicalize), batch_size=batch_size)
 
 
 def evaluated_model(model: nn.Module) -> EvaluatedModel:

@@ -217,6 +217,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def at_length(key: str, length: int) -> str:
+    """A metric's name where figures differ in the number of patches of an image."""
+    return f"{key} at {length} patches"
+
+
 def show(key: str, value: float | None) -> str:
     if value is None:
         return "-"

@@ -14,10 +14,11 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTo
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
+from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
 from modeling_siglip_ext.loading import load_whole
 
-from .data import EvaluationData
-from .evaluate import evaluate, warn_of_unreadable
+from .data import Classes, EvaluationData
+from .evaluate import embed_classes, evaluate, text_embedder, warn_of_unreadable
 from .results import EvaluatedModel, Result, write_result
 
 
@@ -35,7 +36,7 @@ class Settings:
         workers: threads that prepare images; None for one a core, at most 8.
         part_rows: embeddings in one file on disk.
         cache_dir: for embeddings, shared between evaluations.
-        central_crop: resize images to size / 0.875 and crop.
+        max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
     """
 
     model: str
@@ -47,9 +48,17 @@ class Settings:
     workers: int | None = None
     part_rows: int = 4096
     cache_dir: str = "results/embeddings"
-    central_crop: bool = False
+    max_num_patches: int | None = None
+    upscale: bool = True
+    batch_tokens: int | None = None
+
+    @property
+    def budget(self) -> ImageBudget:
+        """Patches of an image, and of a batch."""
+        return ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
 
     def __post_init__(self) -> None:
+        assert self.budget  # it checks the numbers
         store.check_part_rows(self.part_rows)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
@@ -92,8 +101,8 @@ class Session:
 
         Raises:
             FileNotFoundError: a folder that is not there.
-            ValueError: a device that torch cannot compute on, a model that is not of images and texts, or a checkpoint
-                without some of its weights.
+            ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
+                without some of its weights, or settings of NaFlex for another model.
         """
         started, name = time.monotonic(), settings.model
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
@@ -108,8 +117,7 @@ class Session:
         if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
             raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
         processor = AutoProcessor.from_pretrained(name, **options)
-        if settings.central_crop:
-            crop_centre(processor.image_processor)
+        settings.budget.check(processor.image_processor)
         return cls(settings, model.to(device), processor, store.weights_fingerprint(model), started)
 
     @property
@@ -117,10 +125,34 @@ class Session:
         """Whether this process computes and writes the results."""
         return store.processes()[0] == 0
 
+    def by_length(self, lengths: Sequence[int] | None) -> dict[int, "Session"]:
+        """The same for each of several numbers of patches, from the least; without any, this one under 0.
+
+        Raises:
+            ValueError: a number below 1, or a model of one image size.
+        """
+        if not lengths:
+            return {0: self}
+        settings = {length: replace(self.settings, max_num_patches=length) for length in sorted(set(lengths))}
+        for one in settings.values():
+            one.budget.check(self.processor.image_processor)
+        return {length: replace(self, settings=one) for length, one in settings.items()}
+
+    def images_seen(self) -> dict[str, Any]:
+        """What a NaFlex model sees of images, as a result says it; nothing of a model of one size."""
+        images, budget = self.processor.image_processor, self.settings.budget
+        if not is_naflex(images):
+            return {}
+        small = {} if budget.upscale else {"small_images": "not enlarged"}
+        return {"max_num_patches": budget.longest(images), **small}
+
     def identity(self, kind: str, **about: Any) -> dict[str, Any]:
         """All that embeddings of this kind depend on."""
         if kind == "image":
             preparation = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
+            seen = self.images_seen()
+            preparation |= dict.fromkeys(preparation.keys() & seen.keys())  # as it is seen, and not as it was saved
+            about |= seen
         else:
             preparation = tokenizer_settings(self.processor.tokenizer)
         return {
@@ -142,7 +174,8 @@ class Session:
             texts = list(part)
             present = ["" if text is None else text for text in texts]
             return without_captions(texts, stream_texts(self.model, self.processor, present, **options))
-        return stream_images(self.model, self.processor, part, workers=self.settings.workers, **options)
+        options |= {"workers": self.settings.workers, "budget": self.settings.budget}
+        return stream_images(self.model, self.processor, part, **options)
 
     def write(
         self, folder: Path, identity: Mapping, inputs: Inputs, *, normalize: bool, form: str = "safetensors"
@@ -180,6 +213,11 @@ class Session:
         """Embeddings (texts, D); as `embed`."""
         return self.embed(Inputs("text", texts, store.fingerprint({"texts": list(texts)})))[0]
 
+    def embed_classes(self, classes: Classes, *, canonicalize: bool) -> torch.Tensor:
+        """Embeddings (classes, D) of the prompts of classes, of unit length; for `evaluate`."""
+        embed = text_embedder(self.model, self.processor, self.settings.batch_size)
+        return embed_classes(embed, classes, canonicalize, self.settings.batch_size)
+
     def evaluate(self, data: EvaluationData, **options: Any) -> Result:
         """`evaluate` with embeddings of this session; `options` are its further arguments."""
         return evaluate(self.model, self.processor, data, batch_size=self.settings.batch_size, **options)
@@ -189,6 +227,7 @@ class Session:
         about = self.settings
         result = replace(
             result,
+            settings={**self.images_seen(), **result.settings},
             model=EvaluatedModel(about.model, self.weights, about.revision, type(self.model).__name__, about.dtype),
             device=str(self.model.device),
             processes=store.processes()[1],

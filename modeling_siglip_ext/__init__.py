@@ -29,7 +29,7 @@ from .modeling_siglip_ext import (
 )
 from .pipeline_siglip_ext import SiglipExtZeroShotImageClassificationPipeline
 from .pooling import SiglipExtMultiheadAttentionPoolingHead
-from .processing_siglip_ext import SiglipExtProcessor
+from .processing_siglip_ext import SiglipExtProcessor, fit_processor
 from .stock import native_config
 from .tokenization_siglip_ext import apply_text_rules, fit_tokenizer, train_tokenizer
 
@@ -67,6 +67,7 @@ __all__ = [
     "apply_text_rules",
     "encode_images",
     "encode_texts",
+    "fit_processor",
     "fit_tokenizer",
     "native_config",
     "sigmoid_loss",

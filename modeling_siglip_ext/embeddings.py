@@ -35,13 +35,31 @@ class SiglipExtTextEmbeddings(nn.Module):
         return tokens + self.position_embedding(position_ids)
 
 
+class SiglipExtPatchEmbedding(nn.Conv2d):
+    """The convolution over patches that do not overlap, on CUDA as the one matrix product that it is.
+
+    cuDNN takes ten times as long for it, a tenth of a tower's inference.
+    """
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, H // patch, W // patch), on CUDA laid out token by token."""
+        if not pixel_values.is_cuda:
+            return super().forward(pixel_values)
+        high, wide = self.kernel_size
+        height, width = pixel_values.shape[-2] // high, pixel_values.shape[-1] // wide
+        pixel_values = pixel_values[..., : height * high, : width * wide]
+        patches = pixel_values.unflatten(3, (width, wide)).unflatten(2, (height, high)).permute(0, 2, 4, 1, 3, 5)
+        tokens = nn.functional.linear(patches.flatten(3), self.weight.flatten(1), self.bias)
+        return tokens.permute(0, 3, 1, 2)
+
+
 class SiglipExtVisionEmbeddings(nn.Module):
     """Patches of one fixed image size, with learned or sine-cosine positions and, if pooled so, a class token."""
 
     def __init__(self, config: SiglipExtVisionConfig):
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Conv2d(
+        self.patch_embedding = SiglipExtPatchEmbedding(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         if config.position_embedding_type == "learned":

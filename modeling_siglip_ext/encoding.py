@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from .image_budget import ImageBudget, collate, fill_batches, patches_of, windows
 from .images import UnreadableImageError, load_image
 from .inputs import inputs_of
 from .texts import text_config, tokenize, warn_of_cut
@@ -111,9 +112,12 @@ def stream_images(
     workers: int | None = None,
     normalize: bool = True,
     timeout: float | None = None,
+    budget: ImageBudget | None = None,
 ) -> Iterator[EncodedBatch]:
-    """Embeddings of images, batch after batch; arguments as in `encode_images`. The model must be in eval mode."""
+    """Embeddings of images in order, some at a time; arguments as in `encode_images`. The model is in eval mode."""
     image_processor = getattr(processor, "image_processor", processor)
+    budget = budget or ImageBudget()
+    budget.check(image_processor)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
     if workers < 0:
@@ -121,22 +125,29 @@ def stream_images(
 
     def prepare(source: Any) -> dict[str, torch.Tensor] | str:
         try:
-            return dict(image_processor(images=[load_image(source, timeout)], return_tensors="pt"))
+            return budget.prepare(image_processor, load_image(source, timeout))
         except UnreadableImageError as error:
             return str(error)
 
+    tokens = budget.batch_tokens
+    at_once = batch_size if tokens is None else tokens // budget.longest(image_processor)
+    prepared = ahead(prepare, images, workers, at_once + 2 * workers)
     width = None
-    for batch in batches_of(ahead(prepare, images, workers, batch_size + 2 * workers), batch_size):
-        errors = {place: found for place, found in enumerate(batch) if isinstance(found, str)}
-        good = [place for place in range(len(batch)) if place not in errors]
-        if good:
-            inputs = {name: torch.cat([batch[place][name] for place in good]) for name in batch[good[0]]}
-            embeds = embed(model, "image", inputs, normalize=normalize)
+    for stretch in batches_of(prepared, batch_size) if tokens is None else windows(prepared, tokens):
+        errors = {place: found for place, found in enumerate(stretch) if isinstance(found, str)}
+        good = [place for place in range(len(stretch)) if place not in errors]
+        if tokens is None:
+            batches = [good] if good else []
         else:
-            embeds = torch.empty(0, width or image_width(model, image_processor))
-        width = embeds.shape[1]
-        rows = torch.full((len(batch), width), torch.nan)
-        rows[good] = embeds
+            batches = fill_batches({place: patches_of(stretch[place]) for place in good}, tokens)
+        parts = []
+        for places in batches:
+            inputs = collate([stretch[place] for place in places], cut=tokens is not None)
+            parts.append(embed(model, "image", inputs, normalize=normalize))
+        width = parts[0].shape[1] if parts else width or image_width(model, image_processor)
+        rows = torch.full((len(stretch), width), torch.nan)
+        for places, embeds in zip(batches, parts):
+            rows[places] = embeds
         yield EncodedBatch(rows, errors)
 
 
@@ -219,6 +230,9 @@ def encode_images(
     *,
     column: str | None = None,
     batch_size: int = 32,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
+    batch_tokens: int | None = None,
     workers: int | None = None,
     normalize: bool = True,
     return_tensors: str = "np",
@@ -240,6 +254,10 @@ def encode_images(
             column. One image gives one row.
         column: the images' column, "image" by default.
         batch_size: images in one forward pass.
+        max_num_patches: for NaFlex: patches of an image; by default what the image processor says.
+        upscale: for NaFlex: False leaves a smaller image its own patches; by default it is enlarged to that many.
+        batch_tokens: for NaFlex: patches in one forward pass, padding included, in place of `batch_size`. Images of
+            like size are then computed together.
         workers: threads that read and prepare images; by default one a core, at most 8. 0 prepares between batches.
         normalize: to unit length, so that a dot product is a cosine.
         return_tensors: "np" or "pt".
@@ -252,8 +270,8 @@ def encode_images(
         (images, D) float32, a numpy array or a tensor on the CPU.
 
     Raises:
-        ValueError: no images, an unknown column, an array that is no image, or with errors="raise" an image that
-            cannot be read.
+        ValueError: no images, an unknown column, an array that is no image, settings of NaFlex for another model, or
+            with errors="raise" an image that cannot be read.
         TypeError: something that is neither an image nor a collection of images.
 
     Example:
@@ -272,10 +290,10 @@ def encode_images(
     ```"""
     check_choices(errors, return_tensors)
     check_parts(model, processor, "image")
+    budget = ImageBudget(max_num_patches, upscale, batch_tokens)
     found = inputs_of(images, column, "image")
-    batches = stream_images(
-        model, processor, found.items, batch_size=batch_size, workers=workers, normalize=normalize, timeout=timeout
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "normalize": normalize}
+    batches = stream_images(model, processor, found.items, timeout=timeout, budget=budget, **options)
     embeds, failed, _ = collect(batches, found.count, "images", errors, progress, model)
     if failed:
         shown = "; ".join(f"{index}: {message}" for index, message in itertools.islice(failed.items(), 10))

@@ -82,6 +82,8 @@ class ForeignTowerAdapter(nn.Module):
             attention_mask = self.text_mask(inputs, attention_mask)
             kwargs["attention_mask"] = attention_mask if "attention_mask" in self.accepts else None
         kwargs = {key: value for key, value in kwargs.items() if value is not None and value is not False}
+        # With a mask transformers asks the device whether it hides anything, to leave it out where it does not: for
+        # towers of its own that is one wait a forward.
         outputs = tower(**{MAIN_INPUT[self.kind]: inputs}, **kwargs)
         hidden_states = outputs.last_hidden_state
         if hidden_states.ndim == 4:  # convolutional towers: (B, D, H, W)

@@ -12,6 +12,9 @@ from transformers import Siglip2ImageProcessorPil
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 
+from .configuration_siglip_ext import SiglipExtVisionConfig
+from .image_budget import is_naflex
+
 
 # patch size and number of patches that the stock Siglip2Processor puts in the place of any other
 STOCK_PATCHES = (16, 256)
@@ -80,3 +83,33 @@ class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
 def patch_settings(image_processor: Any) -> tuple[int, int]:
     """Patch size and number of patches of a NaFlex image processor, ours or a stock one."""
     return image_processor.patch_size, image_processor.max_num_patches
+
+
+# of a processor, what the other kind takes, too
+SHARED = ("resample", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb")
+
+
+def image_processor_for(
+    config: SiglipExtVisionConfig, **settings: Any
+) -> SiglipExtImageProcessor | SiglipExtNaflexImageProcessor:
+    """The image processor of a tower: to its image size, or to as many patches as its position grid has."""
+    if config.naflex:
+        patches: dict[str, Any] = {"patch_size": config.patch_size, "max_num_patches": config.num_patches}
+        return SiglipExtNaflexImageProcessor(**patches, **settings)
+    side = config.image_size or config.grid_size * config.patch_size
+    return SiglipExtImageProcessor(size={"height": side, "width": side}, **settings)
+
+
+def fit_image_processor(image_processor: Any, config: SiglipExtVisionConfig) -> Any:
+    """An image processor of the kind that a tower takes, with the values and the resampling of the given one.
+
+    One of that kind already is given back as it is.
+
+    Args:
+        image_processor: ours or a stock one, for NaFlex or for one image size.
+        config: of the tower.
+    """
+    if is_naflex(image_processor) == config.naflex:
+        return image_processor
+    found = {name: getattr(image_processor, name, None) for name in SHARED}
+    return image_processor_for(config, **{name: value for name, value in found.items() if value is not None})

@@ -14,12 +14,19 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
+from .naflex_form import change_form
+
 
 LOGGER = logging.getLogger("transformers.modeling_utils")
 
 
 def load_whole(
-    load: Callable[..., Any], source: Any, *args: Any, new: str | None = None, **options: Any
+    load: Callable[..., Any],
+    source: Any,
+    *args: Any,
+    new: str | None = None,
+    naflex: bool | None = None,
+    **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model all of whose weights come from its checkpoint, and transformers' report of loading it.
 
@@ -27,10 +34,12 @@ def load_whole(
         load: `from_pretrained` of a model class or of an Auto class.
         source: the name or folder of a model, or of one that holds it as a part.
         new: a pattern of the parameters that may be missing, because they are trained from here on.
+        naflex: of our models: True for a NaFlex image tower, False for one of fixed resolution, whichever is saved.
         options: of `from_pretrained`. With `ignore_mismatched_sizes=True` weights of other shapes start anew.
 
     Raises:
-        ValueError: the checkpoint has no weights for some parameters, weights of another shape, or damaged ones.
+        ValueError: the checkpoint has no weights for some parameters, weights of another shape, or damaged ones; or
+            its image tower cannot have the other form.
     """
     anew = options.pop("ignore_mismatched_sizes", False)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -58,6 +67,8 @@ def load_whole(
                 f"{source} does not fit its configuration: {min(shapes)} is {theirs} in the checkpoint and {ours} in "
                 f"{name}, and {len(shapes) - 1} others differ; with ignore_mismatched_sizes=True they start anew"
             )
+    if naflex is not None:
+        change_form(model, naflex)
     return model, report
 
 

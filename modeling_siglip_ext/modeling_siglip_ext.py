@@ -123,10 +123,10 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """As in transformers, but what a checkpoint lacks is an error, and a tower is found within a larger model.
+        """As in transformers, but a tower is found within a larger model; `naflex=True` makes it NaFlex, False fixed.
 
         Raises:
-            ValueError: The checkpoint has no weights for some parameters, or weights of another shape.
+            ValueError: The checkpoint lacks weights, has some of another shape, or a tower without the other form.
         """
         load = super().from_pretrained
         model, report = load_whole(load, pretrained_model_name_or_path, *args, new=cls._new_on_load, **kwargs)
@@ -634,10 +634,11 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         )
 
     def logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
-        """Scores (images, texts) of normalised embeddings."""
+        """Scores (images, texts) of normalised embeddings, in the loss head's precision whatever autocast says."""
         scale, bias = self._loss_head(image_embeds.device)
-        logits = image_embeds @ text_embeds.t() * scale.exp()
-        return logits if bias is None else logits + bias
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            logits = image_embeds.to(scale.dtype) @ text_embeds.to(scale.dtype).t() * scale.exp()
+            return logits if bias is None else logits + bias
 
     def contrastive_loss(
         self, image_embeds: torch.Tensor, text_embeds: torch.Tensor, pair_ids: torch.Tensor | None = None

@@ -67,9 +67,13 @@ def check_shapes(
 
 
 def read_grids(mask: torch.Tensor | None, spatial_shapes: torch.Tensor, length: int) -> list[tuple[int, int]]:
-    """Rows and columns of each image, in one transfer with what the mask marks; ValueError where they contradict."""
+    """Rows and columns of each image, in one transfer with what the mask marks; ValueError where they contradict.
+
+    A packing's shapes are these numbers, so the host must have them. Reading them from a device waits for all that is
+    under way there; give `spatial_shapes` on the host to avoid it. Then a mask on the device is not compared.
+    """
     columns = [spatial_shapes]
-    if mask is not None:
+    if mask is not None and (spatial_shapes.device.type != "cpu" or mask.device.type == "cpu"):
         marked = mask.bool().to(spatial_shapes.device)
         contradicts = (marked != valid_patches(spatial_shapes, length)).any(dim=1)
         columns += [contradicts[:, None], marked.sum(dim=1, keepdim=True)]

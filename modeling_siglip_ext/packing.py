@@ -127,6 +127,13 @@ class Packing:
         return torch.cat(attended)[None], None
 
 
+def on_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Numbers of the host, copied without waiting for what an accelerator is doing."""
+    accelerator = torch.accelerator.current_accelerator()
+    pinned = accelerator is not None and device.type == accelerator.type != "mps"
+    return numbers.pin_memory().to(device, non_blocking=True) if pinned else numbers.to(device)
+
+
 def pack_images(grids: list[tuple[int, int]], length: int, device: torch.device) -> Packing:
     """The packing of a batch of images with these rows and columns of patches, each padded to `length` patches."""
     order = sorted(range(len(grids)), key=lambda image: (grids[image][0] * grids[image][1], grids[image]))
@@ -138,9 +145,9 @@ def pack_images(grids: list[tuple[int, int]], length: int, device: torch.device)
     return Packing(
         grids=in_row,
         groups=[(len(list(group)), count) for count, group in itertools.groupby(lengths)],
-        tokens=tokens.to(device),
-        places=places.to(device),
-        cu_seqlens=starts.to(device),
+        tokens=on_device(tokens, device),
+        places=on_device(places, device),
+        cu_seqlens=on_device(starts, device),
         batch_shape=(len(grids), length),
     )
 

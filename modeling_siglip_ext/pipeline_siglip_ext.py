@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ZeroShotImageClassificationPipeline
 from transformers.utils import logging
 
+from .image_budget import ImageBudget, with_length
 from .images import UnreadableImageError, load_image
 from .inputs import inputs_of
 from .texts import text_config, tokenize, warn_of_cut
@@ -141,6 +142,8 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         top_k: int | None = None,
         threshold: float | None = None,
         timeout: float | None = None,
+        max_num_patches: int | None = None,
+        upscale: bool | None = None,
         **unknown,
     ) -> tuple[dict, dict, dict]:
         if unknown:
@@ -157,8 +160,11 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             forward["labels"] = after["labels"] = check_labels(candidate_labels)
         if hypothesis_template is not None:
             forward["templates"] = check_templates(hypothesis_template)
-        given = {name: value for name, value in after.items() if value is not None}
-        return {} if timeout is None else {"timeout": timeout}, forward, given
+        before: dict[str, Any] = {"timeout": timeout, "max_num_patches": max_num_patches, "upscale": upscale}
+        before, after = ({k: v for k, v in given.items() if v is not None} for given in (before, after))
+        # `preprocess` runs in a DataLoader's workers, where an error would come late
+        ImageBudget(max_num_patches, upscale is not False).check(self.image_processor)
+        return before, forward, after
 
     def __call__(self, image: Any = None, candidate_labels: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """
@@ -171,6 +177,7 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
             top_k: Only so many labels an image, the best ones.
             threshold: Only labels with at least this score.
             timeout: Seconds to wait for a URL.
+            max_num_patches, upscale: For NaFlex, as in `encode_images`.
             batch_size: Images in one forward pass; 1 by default, as in all pipelines.
 
         Returns:
@@ -205,7 +212,7 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
 
     # labels are no input of an image here: `_forward` gets them, and embeds them once
     def preprocess(  # ty: ignore[incompatible-method-override]
-        self, image: Any, timeout: float | None = None
+        self, image: Any, timeout: float | None = None, max_num_patches: int | None = None, upscale: bool = True
     ) -> dict[str, torch.Tensor]:
         """One image to the inputs of the image tower, and whether it could be read."""
         numbered = isinstance(image, Numbered)
@@ -217,7 +224,11 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
                 raise
             logger.warning("image %d cannot be read and gets no labels: %s", image.index, error)
             loaded, readable = Image.new("RGB", (32, 32)), False
-        inputs = self.image_processor(images=[loaded], return_tensors="pt").to(self.dtype)
+        budget = ImageBudget(max_num_patches, upscale)
+        inputs = budget.prepare(self.image_processor, loaded)
+        if not upscale:  # images of several lengths could not be put into one batch
+            inputs = with_length(inputs, budget.longest(self.image_processor))
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         return {**inputs, "readable": torch.tensor([readable])}
 
     def _forward(

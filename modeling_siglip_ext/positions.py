@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers.utils.import_utils import is_tracing
 
+from .packing import on_device
+
 
 def sincos2d(grid_size: int, width: int, temperature: float = 10_000.0) -> torch.Tensor:
     """The fixed table of big_vision's ViT (`posemb_sincos_2d`), shape (grid_size², width), float32.
@@ -187,7 +189,7 @@ def resize_positions_in_a_row(table: torch.Tensor, sizes: list[tuple[int, int]])
     tokens = [torch.arange(height * width) for height, width in sizes]
     lengths = torch.tensor([len(token) for token in tokens])
     grids = torch.tensor(sizes).repeat_interleave(lengths, dim=0)
-    of_tokens = torch.cat([grids, torch.cat(tokens)[:, None]], dim=1).to(table.device)  # in one transfer
+    of_tokens = on_device(torch.cat([grids, torch.cat(tokens)[:, None]], dim=1), table.device)  # in one transfer
     return gather_positions(table, *of_tokens.unbind(dim=1))
 
 

@@ -11,8 +11,9 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .configuration_siglip_ext import SiglipExtConfig
-from .image_processing_siglip_ext import STOCK_PATCHES, patch_settings
+from .configuration_siglip_ext import SiglipExtConfig, is_foreign
+from .image_budget import is_naflex
+from .image_processing_siglip_ext import STOCK_PATCHES, fit_image_processor, patch_settings
 from .own_tokenizer import reads_texts, siglip2_reads
 from .texts import NO_LENGTH, STOCK_TEXT_LENGTH
 from .tokenization_siglip_ext import set_text_length, without_mask
@@ -96,7 +97,7 @@ class SiglipExtProcessor(ProcessorMixin):
         if tokenizer.model_max_length <= NO_LENGTH:
             set_text_length(tokenizer, tokenizer.model_max_length)
         folder = Path(save_directory)
-        naflex = "spatial_shapes" in self.image_processor.model_input_names
+        naflex = is_naflex(self.image_processor)
         if naflex and not self._tokenizer_stays():
             keep_tokenizer(folder)
         fixed = naflex and (*patch_settings(self.image_processor), tokenizer.model_max_length) == STOCK_NAFLEX
@@ -113,6 +114,25 @@ class SiglipExtProcessor(ProcessorMixin):
         if type(self.tokenizer).__name__ == "Siglip2Tokenizer":
             return True
         return self.tokenizer.is_fast and siglip2_reads(json.loads(self.tokenizer.backend_tokenizer.to_str()))
+
+
+def fit_processor(processor: Any, config: SiglipExtConfig) -> Any:
+    """The processor of a model that was loaded with `naflex=...`: its image processor gets the tower's kind.
+
+    One that fits already is given back as it is; else see `fit_image_processor`.
+
+    Args:
+        processor: ours or a stock one, with a tokenizer, of the saved model.
+        config: of the model as it is now.
+    """
+    if is_foreign(config.vision_config):
+        return processor
+    images = fit_image_processor(processor.image_processor, config.vision_config)
+    if images is processor.image_processor:
+        return processor
+    # ours leaves out the mask, which a text tower from elsewhere takes
+    kind = SiglipProcessor if is_foreign(config.text_config) else SiglipExtProcessor
+    return kind(images, processor.tokenizer)
 
 
 def keep_tokenizer(folder: Path) -> None:

@@ -9,6 +9,12 @@ import random
 import time
 import zlib
 
+
+# Everyday tests are of the CPU, also where there are GPUs: `make test-gpu` names another device. The kernels for GPUs
+# run in Triton's interpreter, which has to be chosen before anybody imports triton.
+if os.environ.get("TEST_DEVICE", "cpu") == "cpu":
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+
 import hypothesis
 import numpy as np
 import pytest

@@ -4,9 +4,12 @@ transformers' own defaults are made for losses that are a mean over samples; sev
 wrong without a word. The ones that bite are changed here, each with its reason.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -145,6 +148,8 @@ class SiglipExtTrainingArguments(TrainingArguments):
             check_package("deepspeed", "deepspeed")
         if self.xla_spmd:
             _use_spmd()
+        self._copy_pinned_batches_asynchronously()
+        self.ddp_backend = self.ddp_backend or _backend_with_the_host(self.use_cpu or self.deepspeed is not None)
         own = self.optim if self.optim in OPTIMIZERS else None
         if own is not None:
             self.optim = TrainingArguments.optim  # transformers refuses names that are not its own
@@ -226,6 +231,12 @@ class SiglipExtTrainingArguments(TrainingArguments):
                 "per_device_train_batch_size"
             )
 
+    def _copy_pinned_batches_asynchronously(self) -> None:
+        """Unless `accelerator_config` says otherwise. On MPS nothing is pinned."""
+        config = self.accelerator_config
+        if self.dataloader_pin_memory and not torch.backends.mps.is_available() and isinstance(config, dict | None):
+            self.accelerator_config = {"non_blocking": True, **(config or {})}
+
     def _check_towers(self) -> None:
         check_towers(self.lock_towers)
         for tower in self.lock_towers:
@@ -262,6 +273,26 @@ class SiglipExtTrainingArguments(TrainingArguments):
             if self.warmup_steps not in (None, 0, steps):
                 raise ValueError("warmup_examples and warmup_steps both give the warm-up: set one of them")
             self.warmup_steps = steps
+
+
+def _backend_with_the_host(other: bool) -> str | None:
+    """On several GPUs NCCL with gloo beside it; else None, which leaves it to accelerate.
+
+    The processes tell each other a few numbers at every step (`losses/checks.py`). Over NCCL alone these would come
+    back from the device, which is waited for; by gloo they stay on the host. accelerate does so under FSDP, too.
+
+    Args:
+        other: whether the processes are started for something else.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if not several or other or parse_flag_from_env("ACCELERATE_USE_CPU") or accelerator is None:
+        return None
+    # accelerate knows one backend alone for devices that torch has from elsewhere
+    if accelerator.type in ("mps", torch._C._get_privateuse1_backend_name()):
+        return None
+    backends = {kind: torch.distributed.get_default_backend_for_device(kind) for kind in (accelerator.type, "cpu")}
+    return ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
 
 
 def _use_spmd() -> None:

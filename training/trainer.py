@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
@@ -147,7 +148,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
         beside = trained_beside(model, objectives) if objectives else None
         if any(objective.starts_at > 0 for objective, _ in (objectives or {}).values()):
-            args.ddp_find_unused_parameters = True  # until it joins an objective has parameters without gradients
+            args.ddp_find_unused_parameters = True  # before it joins; DDP waits for the device to find them
         super().__init__(model=beside or model, args=args, **kwargs)
         if beside is not None and self.is_fsdp_enabled:
             raise ValueError(f"{', '.join(beside.parts)}: these objectives do not work with FSDP yet; use DDP")
@@ -301,6 +302,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         return inputs
 
     def _prepare_inputs(self, inputs: dict) -> dict:
+        # Trainer's own copies wait for the device; from pinned memory they need not.
+        inputs = send_to_device(inputs, self.args.device, non_blocking=self.accelerator.non_blocking)
         return self._backend.shard_batch(super()._prepare_inputs(inputs))
 
     # ---- optimisation ----
@@ -337,7 +340,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if grad_norm is None:
             self._monitor.gradients(self.args, self.state, self.accelerator.scaler)
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is None:  # with one, gradients may overflow, and the step is left out
+        if self.accelerator.scaler is None:  # float16's leaves steps out, and waits for the device to know which
             self._monitor.loss(self.state.global_step + 1, torch.as_tensor(norm))
         return norm
 

@@ -16,6 +16,7 @@ from modeling_siglip_ext import (
     SiglipExtVisionConfig,
     apply_text_rules,
 )
+from modeling_siglip_ext.image_processing_siglip_ext import image_processor_for
 
 from ..checkpoint import Preprocessing, Tokenizer
 from ..errors import CheckpointError, VerificationError
@@ -37,18 +38,9 @@ def image_processor(
 ) -> SiglipExtImageProcessor | SiglipExtNaflexImageProcessor:
     """Resizing to the model's size, and values in [-1, 1] unless told otherwise."""
     images = images or Preprocessing()
-    shared: dict[str, Any] = {
-        "resample": RESAMPLE[images.resample],
-        "image_mean": list(images.mean),
-        "image_std": list(images.std),
-    }
-    if config.naflex and config.num_patches is not None:
-        return SiglipExtNaflexImageProcessor(
-            patch_size=config.patch_size, max_num_patches=config.num_patches, **shared
-        )
-    side = config.image_size or config.grid_size * config.patch_size
-    size = {"height": side, "width": side}
-    return SiglipExtImageProcessor(size=size, **shared)
+    return image_processor_for(
+        config, resample=RESAMPLE[images.resample], image_mean=list(images.mean), image_std=list(images.std)
+    )
 
 
 def load_tokenizer(source: str | Path, *, local_only: bool = False) -> PreTrainedTokenizerBase:

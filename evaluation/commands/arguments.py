@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from modeling_siglip_ext.command_line import Parser, Run, Subparsers, add_command, refuse_unused
+from modeling_siglip_ext.command_line import Parser, Run, Subparsers, Switch, add_command, refuse_unused
 from modeling_siglip_ext.files import check_output_dir
 
 from ..data import EvaluationData, select
@@ -17,11 +17,15 @@ from ..known_benchmarks import known_to
 from ..session import Session, Settings
 
 
+# commands whose figures are drawn by the number of patches
+BY_LENGTH = ("zero-shot", "retrieval")
+
+
 def evaluation_command(commands: Subparsers, name: str, run: Run, summary: str) -> tuple[Group, Group]:
     """A command that evaluates a model on rows; its groups of options for data and settings."""
     parser = add_command(commands, name, run, summary=summary)
     parser.usage = "%(prog)s --model MODEL --dataset DATASET [options]"
-    add_model(parser)
+    add_model(parser, lengths=name in BY_LENGTH)
     data = add_rows(parser, known_to(name))
     own = parser.add_argument_group("evaluation")
     results = parser.add_argument_group("results")
@@ -32,8 +36,12 @@ def evaluation_command(commands: Subparsers, name: str, run: Run, summary: str) 
     return data, own
 
 
-def add_model(parser: Parser, *, embeddings: bool = True) -> None:
-    """The options of a model; with those for many embeddings, unless a command makes none."""
+def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False) -> None:
+    """The options of a model; with those for many embeddings, unless a command makes none.
+
+    Args:
+        lengths: whether it takes several numbers of patches.
+    """
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=True, help="name on the Hub or folder")
     group.add_argument("--revision", help="branch, tag or commit on the Hub")
@@ -47,6 +55,18 @@ def add_model(parser: Parser, *, embeddings: bool = True) -> None:
         "--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)"
     )
     group.add_argument("--part_rows", type=int, default=4096, metavar="N", help="embeddings in one file on disk")
+    patches: dict[str, Any] = {"type": int, "metavar": "N"}
+    which: dict[str, Any] = {**patches, "dest": "lengths", "nargs": "+"} if lengths else patches
+    several = "; several give the figures by length" if lengths else ""
+    group.add_argument(
+        "--max_num_patches",
+        **which,
+        help=f"NaFlex: patches of an image (default: as its processor says){several}",
+    )
+    group.add_argument(
+        "--upscale", action=Switch, help="NaFlex: enlarge small images to so many patches (default: yes, as trained)"
+    )
+    group.add_argument("--batch_tokens", **patches, help="NaFlex: patches in one forward pass, for --batch_size")
 
 
 def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:
@@ -67,7 +87,7 @@ def add_columns(group: Group) -> None:
     group.add_argument("--image_column", metavar="NAME", help="column with images")
 
 
-def open_session(arguments: argparse.Namespace, *, central_crop: bool = False) -> Session:
+def open_session(arguments: argparse.Namespace) -> Session:
     """The model, loaded and run as the arguments want it.
 
     Raises:
@@ -79,8 +99,11 @@ def open_session(arguments: argparse.Namespace, *, central_crop: bool = False) -
             check_output_dir(getattr(arguments, name), f"--{name}")
     if Path(arguments.model).is_dir():
         refuse_unused(arguments, ["revision"], "with a folder")
-    given: dict[str, Any] = {**vars(arguments), "central_crop": central_crop}
-    return Session.open(Settings(**{one.name: given[one.name] for one in fields(Settings) if one.name in given}))
+    given = vars(arguments)
+    named = {one.name: given[one.name] for one in fields(Settings) if one.name in given}
+    if named.get("upscale") is None:
+        named.pop("upscale", None)
+    return Session.open(Settings(**named))
 
 
 def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData:

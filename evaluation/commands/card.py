@@ -67,7 +67,7 @@ def as_results(result: Result) -> Results:
     figures = [
         Figure(
             f"{result.task} {key}" if plain else label(key),
-            re.sub(r"\W+", "_", result.task) + f"_{key}",
+            re.sub(r"\W+", "_", result.task) + f"_{key.replace(' ', '_')}",
             value,
             chance(result, key),
             percent=is_share(key),
@@ -106,7 +106,7 @@ def dataset_id(dataset: Provenance) -> str:
 
 def chance(result: Result, key: str) -> float | None:
     """What guessing gives, where that follows from the numbers of classes or images."""
-    match = re.search(r"@(\d+)$", key)
+    match = re.search(r"@(\d+)( at \d+ patches)?$", key)
     if match is None:
         return None
     k = int(match[1])

@@ -53,7 +53,8 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
     elif Path(arguments.dataset).exists():
         refuse_unused(arguments, ["config"], "with a file or a folder")
     if arguments.texts or arguments.caption_column:
-        refuse_unused(arguments, ("image_column", "workers"), "where texts are embedded")
+        unread = ("image_column", "workers", "max_num_patches", "upscale", "batch_tokens")
+        refuse_unused(arguments, unread, "where texts are embedded")
     if arguments.images:
         names = [str(path) for path in image_files(arguments.images)]
         marks = [f"{one.st_size} {one.st_mtime_ns}" for one in map(os.stat, names)]  # a mended image is another

@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from modeling_siglip_ext.command_line import Subparsers
+from modeling_siglip_ext.command_line import Subparsers, refuse_unused
 from modeling_siglip_ext.images import load_image
 
 from ..data import EvaluationData, select_languages
 from ..results import Result
 from .arguments import evaluation_command, open_session, result_path, select_data
+from .lengths import by_length, draw
+
+
+SHEET = 200
+WAYS = {"text_to_image": "text → image", "image_to_text": "image → text"}
 
 
 def register(commands: Subparsers) -> None:
@@ -22,7 +27,7 @@ def register(commands: Subparsers) -> None:
     data, own = evaluation_command(commands, "retrieval", run, summary)
     data.add_argument("--caption_column", metavar="NAME", help="column with one caption or several")
     own.add_argument(
-        "--sheet", type=int, default=200, metavar="N", help="images among which the picture retrieves; 0: no picture"
+        "--sheet", type=int, metavar="N", help="images among which the picture retrieves (default: 200); 0: no picture"
     )
     summary = "Retrieval in each language among the images that have a caption in it, and the mean over the languages."
     data, _ = evaluation_command(commands, "multilingual-retrieval", run_multilingual, summary)
@@ -32,19 +37,31 @@ def register(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.sheet < 0:
-        raise ValueError(f"--sheet must not be negative, got {arguments.sheet}; 0 draws no picture")
+    sheet = SHEET if arguments.sheet is None else arguments.sheet
+    if sheet < 0:
+        raise ValueError(f"--sheet must not be negative, got {sheet}; 0 draws no picture")
+    if len(set(arguments.lengths or ())) > 1:
+        refuse_unused(arguments, ["sheet"], "with several --max_num_patches, whose figures are drawn")
     data = select_data(arguments)
     session = open_session(arguments)
-    embeds, errors = session.embed_images(data)
+    sessions = session.by_length(arguments.lengths)
     texts = session.embed_texts(data.texts)
+    results = {}
+    for length, one in sessions.items():
+        embeds, errors = one.embed_images(data)
+        if session.first:
+            results[length] = one.evaluate(data, image_embeds=embeds, text_embeds=texts, unreadable=errors)
     if not session.first:
         return
-    result = session.evaluate(data, image_embeds=embeds, text_embeds=texts, unreadable=errors)
-    if arguments.sheet:
-        rows = [row for row, own in enumerate(data.captions or ()) if own and row not in errors][: arguments.sheet]
-        draw_sheet(result_path(arguments, ".png"), data, rows, embeds, texts)
-    session.finish(result, result_path(arguments))
+    path = result_path(arguments, ".png")
+    result = next(iter(results.values()))
+    if len(results) > 1:
+        result = by_length(results)
+        draw(path, results, {f"{way}_recall@1": f"{title}, R@1" for way, title in WAYS.items()})
+    elif sheet:
+        rows = [row for row, own in enumerate(data.captions or ()) if own and row not in errors][:sheet]
+        draw_sheet(path, data, rows, embeds, texts)
+    one.finish(result, result_path(arguments))
 
 
 def draw_sheet(

@@ -6,9 +6,10 @@ import torch
 
 from .communicators import Communicator
 from .distribution import communicator
+from .tiles import triton_problem
 
 
-IMPLEMENTATIONS = ("auto", "eager", "tiled")
+IMPLEMENTATIONS = ("auto", "eager", "tiled", "triton")
 DISTRIBUTIONS = ("auto", "none", "gather", "ring")
 LOSSES = ("sigmoid", "softmax", "eager sigmoid", "eager softmax")
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -89,6 +90,8 @@ def _problem(
         return f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}"
     if implementation not in IMPLEMENTATIONS:
         return f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
+    if implementation == "triton" and (missing := triton_problem(image_embeds.dtype, image_embeds.device)):
+        return f"implementation='triton' needs {missing}: take 'tiled' or 'auto'"
     if (distribution, implementation) == ("ring", "eager"):
         return "distribution='ring' goes block by block, which implementation='eager' cannot: take 'tiled' or 'auto'"
     return None

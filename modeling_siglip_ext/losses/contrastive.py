@@ -14,6 +14,7 @@ from .checks import agree, check_arguments
 from .distribution import GatherRows, communicator, communicator_name
 from .tiled_sigmoid import tiled_sigmoid_loss
 from .tiled_softmax import tiled_softmax_loss
+from .tiles import triton_problem
 
 
 # Up to this many pairs the eager expression is faster than tiles, and its matrices are small.
@@ -49,7 +50,8 @@ def sigmoid_loss(
             enters a collective. A group of one rank, or no torch.distributed, is "none" as well.
         implementation: "eager", the paper's expression, with several (B_local, B) matrices; "tiled", with memory
             O(B D), which computes the gradients together with the value (so it has no second derivative, and the
-            gradient of the loss must be the same on all ranks, as it is under DDP); "auto" chooses by batch size.
+            gradient of the loss must be the same on all ranks, as it is under DDP); "triton", the same with one
+            kernel a tile, on CUDA; "auto" chooses by batch size and device.
 
     Returns:
         Scalar in float32, in float64 for float64 embeddings.
@@ -69,10 +71,12 @@ def sigmoid_loss(
     arguments = image_embeds, text_embeds, logit_scale, logit_bias
     name = _communicator_name(group, distribution, image_embeds)
     check_arguments(name, *arguments, pair_ids, distribution, implementation)
-    if _choose(implementation, name, image_embeds) == "tiled":
+    chosen = _choose(implementation, name, image_embeds)
+    if chosen != "eager":
         if image_embeds.device.type == "xla":
             return _on_xla().sigmoid_loss(*arguments, _int64(pair_ids), name, distribution)
-        return tiled_sigmoid_loss(*arguments, _int64(pair_ids), needed(arguments), name, distribution)[0]
+        how = needed(arguments), name, distribution, chosen == "triton"
+        return tiled_sigmoid_loss(*arguments, _int64(pair_ids), *how)[0]
     first, gather, share = _global_batch("eager sigmoid", name, image_embeds, pair_ids, distribution)
     return eager.sigmoid_sum(*arguments, _int64(pair_ids), first, gather, share)
 
@@ -100,11 +104,13 @@ def softmax_loss(
     arguments = image_embeds, text_embeds, logit_scale
     name = _communicator_name(group, distribution, image_embeds)
     check_arguments(name, *arguments, logit_bias, pair_ids, distribution, implementation)
-    if _choose(implementation, name, image_embeds) == "tiled":
+    chosen = _choose(implementation, name, image_embeds)
+    if chosen != "eager":
         if image_embeds.device.type == "xla":
             loss = _on_xla().softmax_loss(*arguments, _int64(pair_ids), name, distribution)
         else:
-            loss = tiled_softmax_loss(*arguments, _int64(pair_ids), needed(arguments), name, distribution)[0]
+            how = needed(arguments), name, distribution, chosen == "triton"
+            loss = tiled_softmax_loss(*arguments, _int64(pair_ids), *how)[0]
     else:
         first, gather, share = _global_batch("eager softmax", name, image_embeds, pair_ids, distribution)
         loss = eager.softmax_sum(*arguments, _int64(pair_ids), first, gather) * share
@@ -127,10 +133,13 @@ def _on_xla() -> ModuleType:
 
 
 def _choose(implementation: str, name: str, image_embeds: torch.Tensor) -> str:
-    if implementation == "auto":
-        # Ranks may differ in their batch size, so together they must not choose by it.
-        return "eager" if name == "" and image_embeds.shape[0] ** 2 <= EAGER_PAIRS else "tiled"
-    return implementation
+    if implementation != "auto":
+        return implementation
+    # Ranks may differ in their batch size, so together they must not choose by it.
+    if name == "" and image_embeds.shape[0] ** 2 <= EAGER_PAIRS:
+        return "eager"
+    on_gpu = image_embeds.is_cuda and triton_problem(image_embeds.dtype, image_embeds.device) is None
+    return "triton" if on_gpu else "tiled"
 
 
 def _int64(pair_ids: torch.Tensor | None) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from .autograd import register_gradients
 from .checks import agree
 from .distribution import Sums, choose, communicator, sweep
 from .positives import Diagonal, SameIds
-from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips
+from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips, triton_tiles
 
 
 FACTORS = 16  # negatives that share a logarithm
@@ -27,6 +27,7 @@ def tiled_sigmoid_loss(
     needs: Sequence[bool],
     group: str,
     distribution: str,
+    kernels: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """This rank's loss and its gradients with respect to images, texts, logit_scale and logit_bias.
 
@@ -34,37 +35,35 @@ def tiled_sigmoid_loss(
         images, texts: (B_local, D).
         needs: Which of the four gradients to compute; the others come back empty.
         group: Name of the communicator.
+        kernels: One Triton kernel for each tile in place of PyTorch's operations.
     """
     needs_images, needs_texts, needs_scale, needs_bias = needs
+    fused = triton_tiles() if kernels else None
     comm = communicator(group)
     sizes = agree(comm, "sigmoid", images, pair_ids, needs_texts, distribution)
     first_image, share = sum(sizes[: comm.rank]), comm.world_size / sum(sizes)
 
     dtype = accumulator_dtype(images.dtype)
     scale, bias = logit_scale.to(dtype).exp().view(()), logit_bias.to(dtype).view(())
-    products = TileProducts(images, scale)
-    # d log(scale) is <images, d images> and also <texts, d texts>, so one of the two is needed for it.
-    image_sums = scale.new_zeros(images.shape) if needs_images or (needs_scale and not needs_texts) else None
+    products = TileProducts(images, scale, kernels)
+    # d log(scale) is <images, d images> and also <texts, d texts>: without kernels one of the two is needed for it.
+    images_for_scale = needs_scale and not needs_texts and not kernels
+    image_sums = scale.new_zeros(images.shape) if needs_images or images_for_scale else None
     # Totals are kept by rows: a single float32 for millions of strips would lose digits, and a list of small tensors
     # would keep the allocator from reusing the memory between them.
-    losses, bias_sums = scale.new_zeros(2, images.shape[0])
+    losses, bias_sums, scale_sums = scale.new_zeros(3, images.shape[0])
 
     def visit(first_text: int, block: list[torch.Tensor], text_sums: list[torch.Tensor]) -> None:
         texts = block[0]
         positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[1])
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
-            tile, tile_positives = products.logits(images[rows], texts[columns]), positives.part(rows, columns)
-            positive = tile_positives.take_out_(tile) + bias
-            losses[rows.start].add_(_softplus(-positive).sum())
-            for strip in strips(tile):
-                row = rows.start + strip.start
-                losses[row].add_(softplus_sum_(tile[strip].add_(bias), derivative=any(needs)))
-                if needs_bias:
-                    bias_sums[row].add_(tile[strip].sum())
-            if any(needs):
-                positive_gradient = torch.sigmoid(-positive).neg_()
-                tile_positives.add_(tile, positive_gradient)
-                bias_sums[rows.start].add_(positive_gradient.sum())
+            part, sums = positives.part(rows, columns), (losses[rows], bias_sums[rows], scale_sums[rows])
+            if fused is not None:
+                tile = products.cosines(images[rows], texts[columns])
+                fused.sigmoid_pass_(tile, part, scale, bias, *sums, derivative=any(needs))
+            else:
+                tile = products.logits(images[rows], texts[columns])
+                _sigmoid_passes_(tile, part, bias, *sums[:2], derivative=any(needs))
             if image_sums is not None:
                 products.add_product_(image_sums[rows], tile, texts[columns])
             for text_sum in text_sums:
@@ -76,8 +75,10 @@ def tiled_sigmoid_loss(
         text_sums = sweep(comm, choose(distribution, sizes, images.shape[1]), sizes, block, accumulators, visit)
 
     images_gradient, texts_gradient, scale_gradient = embedding_gradients(
-        images, texts, image_sums, text_sums, scale * share, logit_scale, needs
+        images, texts, image_sums, text_sums, scale * share, logit_scale, [*needs[:2], needs_scale and not kernels]
     )
+    if kernels and needs_scale:
+        scale_gradient = (scale_sums.sum() * scale * share).view_as(logit_scale)
     bias_gradient = bias_sums.sum() * share if needs_bias else scale.new_empty(0)
     return (
         losses.sum() * share,
@@ -89,6 +90,27 @@ def tiled_sigmoid_loss(
 
 
 register_gradients(tiled_sigmoid_loss, arguments=4)
+
+
+def _sigmoid_passes_(
+    tile: torch.Tensor,
+    positives: Diagonal | SameIds,
+    bias: torch.Tensor,
+    losses: torch.Tensor,
+    bias_sums: torch.Tensor,
+    derivative: bool,
+) -> None:
+    """Add a tile's losses to `losses`; with `derivative` the tile becomes its gradient, whose sums are added, too."""
+    positive = positives.take_out_(tile) + bias
+    losses[0].add_(_softplus(-positive).sum())
+    for strip in strips(tile):
+        losses[strip.start].add_(softplus_sum_(tile[strip].add_(bias), derivative))
+        if derivative:
+            bias_sums[strip.start].add_(tile[strip].sum())
+    if derivative:
+        positive_gradient = torch.sigmoid(-positive).neg_()
+        positives.add_(tile, positive_gradient)
+        bias_sums[0].add_(positive_gradient.sum())
 
 
 def _softplus(z: torch.Tensor) -> torch.Tensor:

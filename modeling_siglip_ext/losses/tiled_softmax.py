@@ -14,7 +14,7 @@ from .autograd import register_gradients
 from .checks import agree
 from .distribution import LogSumExps, Sums, choose, communicator, gather_rows, sweep
 from .positives import Diagonal, SameIds
-from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips
+from .tiles import TileProducts, accumulator_dtype, embedding_gradients, strips, triton_tiles
 
 
 @torch.library.custom_op("siglip_ext::softmax_loss", mutates_args=())
@@ -26,6 +26,7 @@ def tiled_softmax_loss(
     needs: Sequence[bool],
     group: str,
     distribution: str,
+    kernels: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """This rank's loss and its gradients with respect to images, texts and logit_scale.
 
@@ -33,15 +34,17 @@ def tiled_softmax_loss(
         images, texts: (B_local, D).
         needs: Which of the three gradients to compute; the others come back empty.
         group: Name of the communicator.
+        kernels: Triton kernels for each tile in place of PyTorch's operations.
     """
     needs_images, needs_texts, needs_scale = needs
+    fused = triton_tiles() if kernels else None
     comm = communicator(group)
     sizes = agree(comm, "softmax", images, pair_ids, needs_texts, distribution)
     distribution = choose(distribution, sizes, images.shape[1])
     first_image, share = sum(sizes[: comm.rank]), comm.world_size / (2 * sum(sizes))
 
     scale = logit_scale.to(accumulator_dtype(images.dtype)).exp().view(())
-    products = TileProducts(images, scale)
+    products = TileProducts(images, scale, kernels)
     block = [texts] if pair_ids is None else [texts, pair_ids]
     weights = None
     if pair_ids is not None:  # the positives of a row share its target
@@ -54,23 +57,36 @@ def tiled_softmax_loss(
         texts, text_lse = block[0], text_lses[0]
         positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[1], weights)
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
-            tile = products.logits(images[rows], texts[columns])
-            targets[rows] += positives.part(rows, columns).row_sums(tile)
-            row_lse, column_lse = _log_sum_exps_(tile)
+            part = positives.part(rows, columns)
+            if fused is not None:
+                tile = products.cosines(images[rows], texts[columns])
+                row_lse, column_lse, sums = fused.log_sum_exps(tile, part, scale)
+            else:
+                tile = products.logits(images[rows], texts[columns])
+                sums = part.row_sums(tile)
+                row_lse, column_lse = _log_sum_exps_(tile)
+            targets[rows] += sums
             image_lse[rows] = torch.logaddexp(image_lse[rows], row_lse)
             text_lse[columns] = torch.logaddexp(text_lse[columns], column_lse)
 
-    # d log(scale) is <images, d images> and also <texts, d texts>, so one of the two is needed for it.
-    image_sums = scale.new_zeros(images.shape) if needs_images or (needs_scale and not needs_texts) else None
+    # d log(scale) is <images, d images> and also <texts, d texts>: without kernels one of the two is needed for it.
+    images_for_scale = needs_scale and not needs_texts and not kernels
+    image_sums = scale.new_zeros(images.shape) if needs_images or images_for_scale else None
+    scale_sums = torch.zeros_like(image_lse)
 
     def find_gradients(first_text: int, block: list[torch.Tensor], text_sums: list[torch.Tensor]) -> None:
         texts, text_lse = block[:2]
         positives = Diagonal(first_image - first_text) if pair_ids is None else SameIds(pair_ids, block[2], weights)
         for rows, columns in products.tiles(images.shape[0], texts.shape[0]):
-            tile = products.logits(images[rows], texts[columns])
-            for strip in strips(tile):
-                _add_softmaxes_(tile[strip], image_lse[rows][strip], text_lse[columns])
-            positives.part(rows, columns).subtract_(tile, 2)  # one target a row and one a column
+            part = positives.part(rows, columns)
+            if fused is not None:
+                tile = products.cosines(images[rows], texts[columns])
+                fused.softmax_pass_(tile, part, scale, image_lse[rows], text_lse[columns], scale_sums[rows])
+            else:
+                tile = products.logits(images[rows], texts[columns])
+                for strip in strips(tile):
+                    _add_softmaxes_(tile[strip], image_lse[rows][strip], text_lse[columns])
+                part.subtract_(tile, 2)  # one target a row and one a column
             if image_sums is not None:
                 products.add_product_(image_sums[rows], tile, texts[columns])
             for text_sum in text_sums:
@@ -84,10 +100,13 @@ def tiled_softmax_loss(
             block = [texts, text_lse, *block[1:]]
             text_sums = sweep(comm, distribution, sizes, block, accumulators, find_gradients)
 
-    return (
-        (image_lse + text_lse - 2 * targets).sum() * share,  # by rows, where the terms nearly cancel
-        *embedding_gradients(images, texts, image_sums, text_sums, scale * share, logit_scale, needs),
+    images_gradient, texts_gradient, scale_gradient = embedding_gradients(
+        images, texts, image_sums, text_sums, scale * share, logit_scale, [*needs[:2], needs_scale and not kernels]
     )
+    if kernels and needs_scale:
+        scale_gradient = (scale_sums.sum() * scale * share).view_as(logit_scale)
+    loss = (image_lse + text_lse - 2 * targets).sum() * share  # by rows, where the terms nearly cancel
+    return loss, images_gradient, texts_gradient, scale_gradient
 
 
 register_gradients(tiled_softmax_loss, arguments=3)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import torch
 
@@ -10,6 +14,11 @@ import torch
 # Rows (images) and columns (texts) of a tile: 4 MiB of float32, and 128 MiB where launching a kernel takes longer.
 CPU_TILE = 1024, 1024
 ACCELERATOR_TILE = 4096, 8192
+# Where a tile is read and written twice and no more, 512 MiB of bfloat16 (half the rows in float32): the larger it is,
+# the seldomer the sums of gradients are read and written again.
+TRITON_TILE = 16384, 16384
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python, on any device: for tests
 # Elements of a strip: 1 MiB of float32, which the second-level caches of two cores hold.
 STRIP = 2**18
 
@@ -22,11 +31,13 @@ class TileProducts:
     the gradient of the scale off by several percent.
     """
 
-    def __init__(self, like: torch.Tensor, scale: torch.Tensor) -> None:
+    def __init__(self, like: torch.Tensor, scale: torch.Tensor, kernels: bool = False) -> None:
         self.scale = scale
         self.operand_dtype = like.dtype if multiplies(like.dtype, like.device) else scale.dtype
         self.rows, self.columns = CPU_TILE if like.device.type == "cpu" else ACCELERATOR_TILE
-        self._buffer = scale.new_empty(0)
+        if kernels:
+            self.rows, self.columns = max(1, TRITON_TILE[0] * 2 // self.operand_dtype.itemsize), TRITON_TILE[1]
+        self._buffer = scale.new_empty(0, dtype=self.operand_dtype if kernels else scale.dtype)
 
     def tiles(self, images: int, texts: int) -> Iterator[tuple[slice, slice]]:
         for row in range(0, images, self.rows):
@@ -35,20 +46,30 @@ class TileProducts:
 
     def logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """scale * images @ texts.T, in memory that the next call overwrites."""
-        shape = images.shape[0], texts.shape[0]
-        if self._buffer.numel() < shape[0] * shape[1]:
-            self._buffer = self.scale.new_empty(shape[0] * shape[1])
-        logits = self._buffer[: shape[0] * shape[1]].view(shape)
+        logits = self._tile(images, texts)
         images, texts = images.to(self.operand_dtype), texts.to(self.operand_dtype)
         if self.operand_dtype == self.scale.dtype:
             return torch.mm(images * self.scale, texts.mT, out=logits)
         return logits.copy_(images @ texts.mT).mul_(self.scale)
+
+    def cosines(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """images @ texts.T in the dtype of the products, in memory that the next call overwrites."""
+        images, texts = images.to(self.operand_dtype), texts.to(self.operand_dtype)
+        return torch.mm(images, texts.mT, out=self._tile(images, texts))
+
+    def _tile(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        shape = images.shape[0], texts.shape[0]
+        if self._buffer.numel() < shape[0] * shape[1]:
+            self._buffer = self._buffer.new_empty(shape[0] * shape[1])
+        return self._buffer[: shape[0] * shape[1]].view(shape)
 
     def add_product_(self, total: torch.Tensor, gradient: torch.Tensor, rows: torch.Tensor) -> None:
         """total += gradient @ rows"""
         rows = rows.to(self.operand_dtype)
         if self.operand_dtype == self.scale.dtype:
             total.addmm_(gradient, rows)
+        elif gradient.device.type == "cuda":  # summed in float32 by the product itself
+            torch.addmm(total, gradient.to(self.operand_dtype), rows, out_dtype=total.dtype, out=total)
         else:
             total.add_(gradient.to(self.operand_dtype) @ rows)
 
@@ -90,10 +111,11 @@ def embedding_gradients(
     return image_gradient, text_gradient, scale_gradient
 
 
-def _inner_product(one: torch.Tensor, other: torch.Tensor, rows: int = 256) -> torch.Tensor:
+def _inner_product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """<one, other> without the memory for one * other."""
     if other.device.type == "xla":  # its compiler sees to that, and would unroll the loop
         return (one * other).sum()
+    rows = 256 if other.device.type == "cpu" else 16384  # few launches where they cost more than the memory
     parts = list(zip(one.split(rows), other.split(rows)))
     totals = torch.zeros(len(parts), dtype=other.dtype, device=other.device)  # a list of them would scatter the heap
     for total, (a, b) in zip(totals, parts):
@@ -116,3 +138,17 @@ def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     # torch < 2.10 cannot tell; float32 is then slower on some machines and never wrong.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+
+
+def triton_problem(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the Triton kernels cannot be had for embeddings of this dtype on this device; None if they can."""
+    if not HAS_TRITON:
+        return "the package triton, which is not installed here"
+    if device.type != "cuda" and not INTERPRETED:
+        return f"tensors on a CUDA device, got {device}"
+    return "float32, bfloat16 or float16 embeddings, got float64" if dtype == torch.float64 else None
+
+
+def triton_tiles() -> ModuleType:
+    """The module of kernels. Imported late, as triton is there for nobody but those who have a GPU."""
+    return importlib.import_module(".triton_tiles", __package__)

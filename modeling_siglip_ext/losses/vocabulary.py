@@ -36,6 +36,7 @@ def vocabulary_loss(
     *,
     label_smoothing: float = 0.0,
     chunk_tokens: int | None = None,
+    counted: int | None = None,
 ) -> VocabularyLoss:
     """Cross-entropy of logits `states @ weight.T + bias`, with its gradients computed in the forward.
 
@@ -46,6 +47,8 @@ def vocabulary_loss(
         token_weights: (N,), no gradient goes there.
         label_smoothing: this much of the target is shared by the other words, as in big_vision.
         chunk_tokens: tokens whose logits exist at once; by default as many as make 64 million logits.
+        counted: how many tokens have a weight other than 0, or a number that is larger, where the host knows it. The
+            loss is NaN if there are more of them. By default they are counted, which waits for an accelerator.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -62,7 +65,8 @@ def vocabulary_loss(
     dtype = dtype if multiplies(dtype, states.device) else torch.float32
     chunk_tokens = max(1, CHUNK // vocabulary) if chunk_tokens is None else chunk_tokens
     needs = needed((states, weight, bias))
-    arguments = states, weight, bias, labels, needs, token_weights.detach(), label_smoothing, chunk_tokens, dtype
+    settings = label_smoothing, chunk_tokens, counted, dtype
+    arguments = states, weight, bias, labels, needs, token_weights.detach(), *settings
     loss, *_, token_losses = chunked_vocabulary_loss(*arguments)
     return VocabularyLoss(loss, token_losses.detach())
 
@@ -77,6 +81,7 @@ def chunked_vocabulary_loss(
     token_weights: torch.Tensor,
     label_smoothing: float,
     chunk_tokens: int,
+    counted: int | None,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weighted sum, its gradients with respect to the first three arguments, and the tokens' losses.
@@ -93,9 +98,7 @@ def chunked_vocabulary_loss(
     ]
     state_grad, weight_grad, bias_grad = grads
     token_losses = states.new_zeros(len(states), dtype=exact)
-    # XLA compiles for one shape, so that there all tokens take part
-    every = states.device.type == "xla"
-    kept = torch.arange(len(states), device=states.device) if every else token_weights.nonzero().squeeze(1)
+    kept, missed = _counted_tokens(token_weights, counted)
     off = label_smoothing / max(1, len(weight) - 1)
     on = 1 - label_smoothing - off
     words = weight.to(dtype)
@@ -116,7 +119,7 @@ def chunked_vocabulary_loss(
             # from here on logits turn into probabilities
             largest = logits.amax(1, keepdim=True)
             total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            token_losses[rows] = losses + (total.log() + largest).squeeze(1)
+            token_losses[rows] = (losses + (total.log() + largest).squeeze(1)).where(factors != 0, 0)
             if not any(needs):
                 continue
             # and those into the gradient
@@ -132,8 +135,21 @@ def chunked_vocabulary_loss(
                 state_grad[rows] = (product @ words).to(exact)
             if needs_weight:
                 _add_product_(weight_grad, product, own)
-    loss = (token_losses * token_weights).sum()
+    loss = (token_losses * token_weights).sum().masked_fill_(missed, torch.nan)
     return loss, state_grad, weight_grad, bias_grad, token_losses
+
+
+def _counted_tokens(token_weights: torch.Tensor, counted: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places of the tokens that take part, in order, and whether some with a weight are not among them."""
+    nowhere = torch.zeros((), dtype=torch.bool, device=token_weights.device)
+    if token_weights.device.type == "xla":  # compiles for one shape, so that there all tokens take part
+        return torch.arange(len(token_weights), device=token_weights.device), nowhere
+    if counted is None:
+        return token_weights.nonzero().squeeze(1), nowhere
+    weightless = (token_weights == 0).to(torch.uint8)
+    order = weightless.argsort(stable=True)
+    missed = token_weights[order[counted:]].any()
+    return order[:counted], missed
 
 
 def _add_product_(total: torch.Tensor, gradient: torch.Tensor, states: torch.Tensor) -> None:

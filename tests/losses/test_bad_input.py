@@ -32,7 +32,7 @@ GOOD = {
         ({"pair_ids": torch.arange(3)}, r"pair_ids .*\(4,\).*\(3,\)"),
         ({"pair_ids": torch.ones(4)}, "pair_ids .*float32"),
         ({"distribution": "rings"}, "distribution must be one of"),
-        ({"implementation": "triton"}, "implementation must be one of"),
+        ({"implementation": "fused"}, "implementation must be one of"),
         ({"distribution": "ring", "implementation": "eager"}, "block by block"),
     ],
 )

@@ -1,8 +1,5 @@
 """Values and gradients of the losses on one process, against JAX, float64 and the papers' expressions."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,51 +8,7 @@ from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import eager, sigmoid_loss, softmax_loss, tiles
 from modeling_siglip_ext.losses.tiled_sigmoid import softplus_sum_
-
-
-BIG_VISION = np.load(Path(__file__).with_name("big_vision.npz"))
-CASES = sorted({name.split("/")[0] for name in BIG_VISION.files})
-LOSSES = [sigmoid_loss, softmax_loss]
-HEADS = [(10.0, -10.0), (2.3, 0.0), (117.0, -13.0)]
-
-
-def batch(pairs, width=16, *, temperature=10.0, bias=-10.0, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    images, noise = (torch.randn(pairs, width, generator=generator, dtype=torch.float64) for _ in range(2))
-    images, texts = F.normalize(images), F.normalize(images + 2 * noise)
-    scale, bias = (torch.tensor([number], dtype=torch.float64) for number in (np.log(temperature), bias))
-    return [x.to(dtype) for x in (images, texts, scale, bias)]
-
-
-def value_and_gradients(loss, arguments, needs=(True, True, True, True), **options):
-    arguments = [x.clone().requires_grad_(need) for x, need in zip(arguments, needs)]
-    value = loss(*arguments, **options)
-    value.backward()
-    return [value.detach(), *(x.grad for x in arguments)]
-
-
-def assert_close(got, expected, tolerance):
-    for name, one, other in zip(("value", "images", "texts", "scale", "bias"), got, expected):
-        error = (one - other).norm() / other.norm().clamp(min=1e-2)
-        assert error <= tolerance, f"{name}: {error:.1e}"
-
-
-def naive(loss, arguments, pair_ids):
-    """The definition, pair by pair."""
-    images, texts, scale, bias = arguments
-    ids = range(len(images)) if pair_ids is None else pair_ids.tolist()
-    logits = images @ texts.T * scale.exp()
-    total = 0.0
-    for i, row in enumerate(ids):
-        partners = sum(row == other for other in ids)
-        for j, column in enumerate(ids):
-            if loss is sigmoid_loss:
-                z = logits[i, j] + bias.squeeze()
-                total = total - torch.log(torch.sigmoid(z if row == column else -z))
-            elif row == column:
-                both = logits[i].log_softmax(0)[j] + logits[:, j].log_softmax(0)[i]
-                total = total - both / (2 * partners)
-    return total / len(ids) + (0 * bias.sum() if loss is softmax_loss else 0)
+from support.losses import BIG_VISION, CASES, HEADS, LOSSES, assert_close, batch, naive, value_and_gradients
 
 
 @pytest.fixture
@@ -257,10 +210,10 @@ def test_operators_obey_the_rules_of_torch_library():
     for ids in (None, torch.arange(12) // 2):
         for needs in ([True] * 4, [False, True, False, False]):
             torch.library.opcheck(
-                tiled_sigmoid_loss, (images, texts, scale, bias, ids, needs, "", "auto"), test_utils=checks
+                tiled_sigmoid_loss, (images, texts, scale, bias, ids, needs, "", "auto", False), test_utils=checks
             )
             torch.library.opcheck(
-                tiled_softmax_loss, (images, texts, scale, ids, needs[:3], "", "auto"), test_utils=checks
+                tiled_softmax_loss, (images, texts, scale, ids, needs[:3], "", "auto", False), test_utils=checks
             )
 
 

@@ -46,6 +46,20 @@ def test_chunks_equal_the_whole(chunk, smoothing):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("more", [0, 3, 1000])
+def test_a_number_known_to_the_host_changes_nothing(more):
+    """Nor does one that is too large, but for the order of sums; one that is too small makes itself heard."""
+    arguments = batch()
+    counted = int(arguments[-1].count_nonzero())
+    assert 0 < counted < TOKENS
+    expected = vocabulary_loss(*arguments, label_smoothing=0.1, chunk_tokens=5)
+    found = vocabulary_loss(*arguments, label_smoothing=0.1, chunk_tokens=5, counted=counted + more)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    for one, other in zip(gradients(found.loss, arguments[:3]), gradients(expected.loss, arguments[:3])):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+    assert vocabulary_loss(*arguments, counted=counted - 1).loss.isnan()
+
+
 def test_large_logits_do_not_overflow():
     states, weight, bias, labels, weights = batch(torch.float32)
     found = vocabulary_loss(states * 1e3, weight, bias, labels, weights)

@@ -25,7 +25,6 @@ CASES = {
 
 
 def examples(count: int) -> list[dict]:
-    """Of the 16 patches another number is hidden in each image, and none in some."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -37,7 +36,7 @@ def examples(count: int) -> list[dict]:
             "input_ids": torch.randint(0, 50, (8,), generator=generator),
             "global_view": draw(3, 16, 16),
             "local_views": draw(2, 3, 8, 8),
-            "patch_mask": draw(16) < draw(1) - 0.5,
+            "hidden_patches": torch.randperm(16, generator=generator)[:5],
         }
         for _ in range(count)
     ]

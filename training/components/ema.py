@@ -45,9 +45,13 @@ class WeightAverage(TrainerCallback):
     def update(self) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for name, parameter in self.parameters.items():
-            average = self.average[name]
-            average.lerp_(parameter.detach().to(average.dtype), graph_input(1 - decay, average))
+        averages = list(self.average.values())
+        weights = [p.detach().to(average.dtype) for p, average in zip(self.parameters.values(), averages)]
+        if averages[0].device.type != "xla":
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+            return
+        for average, weight in zip(averages, weights):
+            average.lerp_(weight, graph_input(1 - decay, average))
 
     @torch.no_grad()
     def copy_to_model(self) -> None:

@@ -43,7 +43,7 @@ def random_state(tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
 
 
 def split_batch(inputs: dict, size: int) -> list[dict]:
-    """Chunks of `size` examples; what is no tensor with a row per example goes into every chunk.
+    """Chunks of `size` examples; what is no tensor or list with a row per example goes into every chunk.
 
     Raises:
         ValueError: if images and texts differ in number.
@@ -52,14 +52,14 @@ def split_batch(inputs: dict, size: int) -> list[dict]:
     if len(inputs["pixel_values"]) != rows:
         raise ValueError(f"{len(inputs['pixel_values'])} images and {rows} texts: a pair needs one of each")
     return [
-        {
-            name: value[start : start + size]
-            if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows
-            else value
-            for name, value in inputs.items()
-        }
+        {name: value[start : start + size] if has_rows(value, rows) else value for name, value in inputs.items()}
         for start in range(0, rows, size)
     ]
+
+
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether it is a tensor or a list with so many rows."""
+    return isinstance(value, (torch.Tensor, list)) and getattr(value, "ndim", 1) > 0 and len(value) == rows
 
 
 def check_chunkable(model: nn.Module) -> None:

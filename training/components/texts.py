@@ -77,7 +77,7 @@ class TrainedTexts(TrainerCallback):
                 ': tokenize with padding="max_length" and that max_length'
             )
         mask = inputs.get("attention_mask")
-        if mask is not None and not self.fitted and not mask.all():
+        if mask is not None and not self.fitted and not mask.all():  # waits for the device, as nobody knows better
             raise ValueError(
                 "the batch has an attention_mask, without which SigLIP's text towers are trained, and the tokenizer "
                 "that made it would go on giving one: pass the Trainer processing_class=processor"

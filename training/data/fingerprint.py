@@ -13,22 +13,35 @@ from safetensors import safe_open
 from transformers import BaseImageProcessor
 from transformers.utils.hub import cached_file
 
+from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
+
 
 FINGERPRINTED_IMAGES = 1000
 
 
 def fingerprint(
-    model: str, pooling: str | None, image_processor: BaseImageProcessor, rows: Dataset, image_column: str
+    model: str,
+    pooling: str | None,
+    image_processor: BaseImageProcessor,
+    rows: Dataset,
+    image_column: str,
+    budget: ImageBudget | None = None,
 ) -> dict[str, str | int]:
     """What embeddings depend on: the tower's weights and pooling, the preprocessing, the images.
 
     Nothing of it loads a model or decodes an image. The images go in by number, and a thousand of them by size and
-    file name.
+    file name. Of a NaFlex model it says what it saw of an image.
     """
+    preprocessing, seen = _preprocessing(image_processor), {}
+    if is_naflex(image_processor):
+        budget = budget or ImageBudget()
+        seen = {"max_num_patches": budget.longest(image_processor), "upscale": budget.upscale}
+        del preprocessing["max_num_patches"]
     return {
         "weights": weights_digest(model),
         "pooling": pooling or "default",
-        "preprocessing": _digest([json.dumps(_preprocessing(image_processor), sort_keys=True).encode()]),
+        "preprocessing": _digest([json.dumps(preprocessing, sort_keys=True).encode()]),
+        **seen,
         "rows": len(rows),
         "images": images_digest(rows, image_column),
     }

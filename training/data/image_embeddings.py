@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoImageProcessor
 
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.image_budget import ImageBudget
 
 from .dataset import CaptionedRows
 from .fingerprint import fingerprint
@@ -36,13 +37,23 @@ def load_embeddings(
         ValueError: they were made by another model, with other preprocessing or from other images.
     """
     image_processor = AutoImageProcessor.from_pretrained(model)
-    expected = fingerprint(model, pooling, image_processor, rows, image_column)
     again = "run `siglip-ext-train precompute`, which continues where it stopped"
+    expected = fingerprint(model, pooling, image_processor, rows, image_column, budget_of(folder, again))
     store.check_settings(folder, expected, "use what they were made of, or precompute them again", missing=again)
     embeds, errors, _ = store.read(folder, missing=again)
     valid = torch.ones(len(embeds), dtype=torch.bool)
     valid[list(errors)] = False
     return embeds, valid
+
+
+def budget_of(folder: str | Path, missing: str = store.MISSING) -> ImageBudget:
+    """What a NaFlex tower saw of the images of a folder of embeddings; the defaults for any other tower.
+
+    Raises:
+        FileNotFoundError: no embeddings there; `missing` says what to do.
+    """
+    saved = store.read_settings(Path(folder), missing)
+    return ImageBudget(saved.get("max_num_patches"), saved.get("upscale", True))
 
 
 class EmbeddingTextDataset(CaptionedRows):

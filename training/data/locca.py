@@ -113,7 +113,8 @@ class CaptioningCollator:
         self.caption_column, self.region_column = caption_column, region_column
 
     def __call__(self, examples: list[dict]) -> dict[str, Any]:
-        """Adds `caption_labels` int64 (B, T, L), `caption_weights` float32 (B, T, L), `caption_parallel` bool (B, T).
+        """Adds `caption_labels` int64 (B, T, L), `caption_weights` float32 (B, T, L), `caption_parallel` bool (B, T),
+        and `caption_counts`, for each example the number of tokens with a weight: numbers that stay on the host.
 
         Raises:
             UnusableRowError: regions or captions that are none.
@@ -129,6 +130,7 @@ class CaptioningCollator:
         )
         batch["caption_labels"], batch["caption_weights"] = torch.stack(labels), torch.stack(weights)
         batch["caption_parallel"] = torch.tensor([self.targets.parallel(key) for key in keys])
+        batch["caption_counts"] = batch["caption_weights"].count_nonzero((1, 2)).tolist()
         return batch
 
     @property

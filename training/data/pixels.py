@@ -1,6 +1,7 @@
 """Pixels on their way to a batch: resized to uint8 in the worker, normalized where they are used."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +27,16 @@ def normalized(pixels: torch.Tensor, image_processor: Any) -> torch.Tensor:
     if image_processor.do_rescale:
         pixels *= image_processor.rescale_factor
     if image_processor.do_normalize:
-        mean = torch.tensor(image_processor.image_mean, device=pixels.device).view(-1, 1, 1)
-        std = torch.tensor(image_processor.image_std, device=pixels.device).view(-1, 1, 1)
+        mean, std = (
+            by_channel(tuple(numbers), pixels.device)
+            for numbers in (image_processor.image_mean, image_processor.image_std)
+        )
         pixels.sub_(mean).div_(std)
     return pixels
+
+
+@lru_cache  # bringing them to the device at every step would wait for it
+def by_channel(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Numbers, one a channel, as a tensor that goes with images (..., C, H, W)."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device).view(-1, 1, 1)

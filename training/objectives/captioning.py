@@ -62,6 +62,7 @@ def caption_loss(
     parallel: torch.Tensor | None = None,
     *,
     encoded_mask: torch.Tensor | None = None,
+    counted: int | None = None,
     settings: CaptionLossSettings = PLAIN,
 ) -> CaptionLoss:
     """The loss of T texts for each image.
@@ -72,6 +73,7 @@ def caption_loss(
         token_weights: of the labels, 0 for prefixes and padding; by default 1 for all but padding.
         parallel: which texts are predicted in parallel, (B, T) bool; none by default.
         encoded_mask: True for tokens of the image, (B, N).
+        counted: how many tokens have a weight, see `vocabulary_loss`.
         settings: weights of the tasks and more.
 
     Raises:
@@ -95,7 +97,8 @@ def caption_loss(
 
     weights = token_weights.to(torch.promote_types(states.dtype, torch.float32))
     means = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    shares = means * weights.new_tensor(task_weights)[:, None] / batch
+    # task by task, because a tensor of numbers from the host would wait for the device
+    shares = torch.stack([part * (weight / batch) for part, weight in zip(means.unbind(1), task_weights)], 1)
     output = decoder.output
     loss, token_losses = vocabulary_loss(
         states.flatten(0, 1),
@@ -105,6 +108,7 @@ def caption_loss(
         shares.flatten(),
         label_smoothing=settings.label_smoothing,
         chunk_tokens=settings.chunk_tokens,
+        counted=counted,
     )
     return CaptionLoss(loss, (token_losses.view(labels.shape) * means).sum(-1))
 
@@ -112,14 +116,15 @@ def caption_loss(
 class Captioning(TrainedObjective):
     """The objective, and the module that owns its parameters.
 
-    It needs batches with `caption_labels`, `caption_weights` and `caption_parallel`, see `CaptioningCollator`.
+    It needs batches with `caption_labels`, `caption_weights` and `caption_parallel`, see `CaptioningCollator`. With
+    `caption_counts`, for each image the number of its tokens that have a weight, the device is not asked for them.
 
     Args:
         decoder: see `CaptionDecoder`.
         settings: weights of the tasks and more.
     """
 
-    inputs = ("caption_labels", "caption_weights", "caption_parallel")
+    inputs = ("caption_labels", "caption_weights", "caption_parallel", "caption_counts")
 
     def __init__(self, decoder: CaptionDecoder, settings: CaptionLossSettings = PLAIN):
         super().__init__()
@@ -146,6 +151,7 @@ class Captioning(TrainedObjective):
         tokens = getattr(tower, "last_hidden_state", None)
         if tokens is None or tokens.ndim != 3:
             raise ValueError("captioning reads the image tower's tokens, and the outputs have none")
+        counts = inputs.get("caption_counts")
         return caption_loss(
             self.decoder,
             tokens,
@@ -153,5 +159,6 @@ class Captioning(TrainedObjective):
             inputs["caption_weights"],
             inputs["caption_parallel"],
             encoded_mask=inputs.get("pixel_attention_mask"),
+            counted=None if counts is None else sum(counts),
             settings=self.settings,
         )

@@ -19,6 +19,8 @@ from numbers import Real
 import torch
 from torch import nn
 
+from modeling_siglip_ext.packing import on_device
+
 
 LEARNABILITY, EASY_REFERENCE, HARD_LEARNER = "learnability", "easy_reference", "hard_learner"
 SIGNS = {LEARNABILITY: (1, -1), EASY_REFERENCE: (0, -1), HARD_LEARNER: (1, 0)}
@@ -149,21 +151,24 @@ def select(scores: PairScores, count: int, settings: CurationSettings, generator
         generator: of the CPU; the choice follows from its state.
 
     Returns:
-        (count,) int64 on the CPU, in the order of the draw.
+        (count,) int64 in the order of the draw, on the device of the scores, which nobody waits for.
     """
     if not 0 < count <= len(scores):
         raise ValueError(f"{count} of {len(scores)} examples cannot be chosen")
-    logits = scores.own().cpu().double()
+    device = scores.ids.device
+    if device.type == "mps":  # without float64
+        device = torch.device("cpu")
+    logits = scores.own().to(device).double()
     edges = [count * number // settings.chunks for number in range(settings.chunks + 1)]
     sizes = [end - start for start, end in pairwise(edges) if end > start]
-    chosen = torch.empty(0, dtype=torch.int64)
+    chosen = torch.empty(0, dtype=torch.int64, device=device)
     for number, size in enumerate(sizes):
         by_chance = number == 0 and settings.first_chunk == UNIFORM
         open_to = (torch.zeros_like(logits) if by_chance else logits).index_fill(0, chosen, -torch.inf)
         members = draw(open_to, size, 1.0 if by_chance else settings.temperature, generator)
         chosen = torch.cat([chosen, members])
         if number + 1 < len(sizes):
-            logits += scores.beside(members.to(scores.ids.device)).cpu().double()
+            logits += scores.beside(members.to(scores.ids.device)).to(device).double()
     return chosen
 
 
@@ -172,5 +177,6 @@ def draw(logits: torch.Tensor, count: int, temperature: float, generator: torch.
 
     Gumbel noise on the logits and the largest of them: Kool et al., arXiv 1903.06059.
     """
-    gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+    gumbel = -torch.empty_like(logits, device="cpu").exponential_(generator=generator).log()
+    gumbel = on_device(gumbel, logits.device)
     return (logits + temperature * gumbel).topk(count).indices

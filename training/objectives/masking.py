@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ModelOutput
 
-from .masks import MASK
+from .masks import HIDDEN
 from .matching import Matching, MatchingSettings
 from .model import TrainedObjective
 from .teacher import VisionTeacher
@@ -22,7 +22,8 @@ from .vision_tower import check_tower, given, patch_embedding, vision_tower
 class Masking(TrainedObjective):
     """The loss of iBOT (arXiv 2111.07832): the mean over an image's hidden patches, then over images.
 
-    A batch has `global_view` (B, 3, S, S) of the tower's size, which the teacher sees whole, and `patch_mask` (B, N).
+    A batch has `global_view` (B, 3, S, S) of the tower's size, which the teacher sees whole, and `hidden_patches`
+    (B, H), the places of as many patches of each image.
     Hidden patches are replaced by one learned token after the patch projection and before the positions are added;
     features are the tokens after the last norm. The center is the mean over hidden patches, as in DINOv2.
 
@@ -33,7 +34,7 @@ class Masking(TrainedObjective):
         ValueError: for a tower that it cannot work with, see `check_tower`.
     """
 
-    inputs = (GLOBAL, MASK)
+    inputs = (GLOBAL, HIDDEN)
 
     def __init__(
         self, core: nn.Module, teacher: VisionTeacher, settings: MatchingSettings, owns_teacher: bool = False
@@ -55,21 +56,29 @@ class Masking(TrainedObjective):
         self.matching.begin()
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
-        views, mask = (given(batch, name, "masking") for name in self.inputs)
-        images, patches = mask.shape
+        views, hidden = (given(batch, name, "masking") for name in self.inputs)
         wanted = self._teacher[0].features(outputs, views).last_hidden_state
-        with self._hidden(patch_embedding(core), mask):
+        with self._hidden(patch_embedding(core), hidden):
             found = vision_tower(core)(pixel_values=views).last_hidden_state
-        # A class token stands before the patches. Shares are by the image's own number of hidden patches.
-        student, teacher = (tokens[:, -patches:][mask] for tokens in (found, wanted))
-        hidden = mask.sum(1, keepdim=True, dtype=torch.promote_types(found.dtype, torch.float32))
-        weights = (1 / (images * hidden.clamp(min=1))).expand(-1, patches)[mask]
+        # A class token may stand before the patches.
+        places = hidden[..., None] + (found.shape[1] - self._patches(core, views))
+        student, teacher = (
+            tokens.gather(1, places.expand(-1, -1, tokens.shape[-1])).flatten(0, 1) for tokens in (found, wanted)
+        )
+        dtype = torch.promote_types(found.dtype, torch.float32)
+        weights = found.new_full((hidden.numel(),), 1 / hidden.numel(), dtype=dtype)
         return self.matching(student[:, None], teacher, weights)
 
+    @staticmethod
+    def _patches(core: nn.Module, views: torch.Tensor) -> int:
+        height, width = patch_embedding(core).stride
+        return (views.shape[-2] // int(height)) * (views.shape[-1] // int(width))
+
     @contextmanager
-    def _hidden(self, embedding: nn.Conv2d, mask: torch.Tensor) -> Generator[None]:
+    def _hidden(self, embedding: nn.Conv2d, places: torch.Tensor) -> Generator[None]:
         def replace(module: nn.Module, inputs: Any, patches: torch.Tensor) -> torch.Tensor:
-            hidden = mask.view(len(mask), 1, *patches.shape[-2:])
+            hidden = torch.zeros_like(patches[:, 0], dtype=torch.bool).flatten(1).scatter(1, places, True)
+            hidden = hidden.view(len(patches), 1, *patches.shape[-2:])
             return torch.where(hidden, self.mask_token.to(patches.dtype)[..., None, None], patches)
 
         handle = embedding.register_forward_hook(replace)

@@ -1,4 +1,7 @@
-"""Which patches of an image are hidden from the student: an exact number, drawn from the sample's key."""
+"""Which patches of an image are hidden from the student: an exact number, drawn from the sample's key.
+
+They come as places and not as a mask, whose number of True a device would have to be asked for.
+"""
 
 import math
 import random
@@ -11,8 +14,8 @@ from ..data.samples import key_number
 from .views import key_of
 
 
-MASK = "patch_mask"
-"""Name in the batch: bool (B, N), True for hidden patches, row by row."""
+HIDDEN = "hidden_patches"
+"""Name in the batch: places of the hidden patches among all, counted row by row, int64 (B, hidden), in order."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,11 @@ class MaskSettings:
         return round(self.ratio * self.grid**2)
 
 
-def draw_mask(key: str, settings: MaskSettings) -> torch.Tensor:
-    """bool (N,), with exactly `settings.count` True."""
-    draw, mask = random.Random(key_number(f"{key}/mask")), torch.zeros(settings.grid**2, dtype=torch.bool)
-    hidden = _blocks(draw, settings) if settings.blocks else list(range(len(mask)))
-    mask[draw.sample(hidden, settings.count)] = True
-    return mask
+def draw_hidden(key: str, settings: MaskSettings) -> torch.Tensor:
+    """Places of hidden patches, int64 (`settings.count`,), in order."""
+    draw = random.Random(key_number(f"{key}/mask"))
+    hidden = _blocks(draw, settings) if settings.blocks else list(range(settings.grid**2))
+    return torch.tensor(sorted(draw.sample(hidden, settings.count)))
 
 
 def _blocks(draw: random.Random, settings: MaskSettings) -> list[int]:
@@ -71,7 +73,7 @@ def _blocks(draw: random.Random, settings: MaskSettings) -> list[int]:
 class PatchMasks:
     """The masks of the samples of a batch, for `ExtendedCollator`."""
 
-    inputs = (MASK,)
+    inputs = (HIDDEN,)
 
     def __init__(self, settings: MaskSettings):
         self.settings = settings
@@ -81,4 +83,4 @@ class PatchMasks:
         Raises:
             ValueError: for samples without a key.
         """
-        return {MASK: torch.stack([draw_mask(key_of(example), self.settings) for example in examples])}
+        return {HIDDEN: torch.stack([draw_hidden(key_of(example), self.settings) for example in examples])}

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast, gather
 from torch import nn
 
-from ..components.grad_cache import split_batch
+from ..components.grad_cache import has_rows, split_batch
 from ..components.towers import core_model, loss_head, whole
 from ..data.samples import key_number
 from .contrastive import PAIRS
@@ -59,8 +59,11 @@ class Curation:
     ) -> dict:
         """The inputs of this process's batch, out of those of its super-batch.
 
+        In one process, with the batch on the device, the device alone knows the choice. Otherwise it is waited for:
+        images on the host are picked there, and how many rows go from one process to another are shapes.
+
         Args:
-            inputs: tensors with a row for each example are reduced; others stay.
+            inputs: tensors with a row for each example are reduced, lists become None; others stay.
             forward: of a model for a chunk of the inputs, gives its `image_embeds` and `text_embeds`.
             learner: as it is wrapped by DDP, FSDP or torch.compile.
             device: where the models are.
@@ -72,12 +75,12 @@ class Curation:
         pairs = inputs.get(PAIRS)
         models = zip(SIGNS[self.settings.score], (learner, self.reference))
         judged = [(sign, judge(model, chunks, forward)) for sign, model in models if sign and model is not None]
-        scores = PairScores(judged, None if pairs is None else gather(pairs.to(device)))
+        scores = PairScores(judged, None if pairs is None else gather(pairs.to(device, non_blocking=True)))
         count = round(len(scores) * (1 - self.settings.ratio))
         chosen = select(scores, count, self.settings, self._generator(*key)).sort().values
-        own = scores.own().cpu().double()
         # Processes compute the same; should rounding have told them apart, the first one's choice counts.
-        chosen = broadcast(chosen.to(device)).cpu()
+        chosen = broadcast(chosen.to(device))
+        own = scores.own()
         self.scores = torch.stack([own.mean(), own[chosen].mean()])
         return inputs | share_out(inputs, chosen, rows, len(scores) // rows, device)
 
@@ -123,7 +126,7 @@ def judge(model: nn.Module, chunks: list[dict], forward: Forward) -> Judged:
 
 def share_out(
     inputs: Mapping[str, Any], chosen: torch.Tensor, rows: int, processes: int, device: torch.device
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """The rows of this process's batch, for the tensors among the inputs that have a row for each example.
 
     Args:
@@ -132,17 +135,17 @@ def share_out(
         rows: in the super-batch of each process.
         device: through which processes exchange tensors.
     """
+    batch: dict[str, Any] = {name: None for name, value in inputs.items() if isinstance(value, list)}
+    tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value) and has_rows(value, rows)}
+    if processes == 1:
+        return batch | {name: value[chosen.to(value.device)] for name, value in tensors.items()}
+    chosen = chosen.cpu()
     share = len(chosen) // processes
-    process = torch.distributed.get_rank() if processes > 1 else 0
+    process = torch.distributed.get_rank()
     own = [chosen[chosen // rows == number] - number * rows for number in range(processes)]
     kept, spare = own[process][:share], own[process][share:]
     widest = max(len(places) for places in own) - share
-    tensors = {
-        name: value
-        for name, value in inputs.items()
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows
-    }
-    batch = {name: value[kept.to(value.device)] for name, value in tensors.items()}
+    batch |= {name: value[kept.to(value.device)] for name, value in tensors.items()}
     if widest <= 0:
         return batch
     # Places of the spare rows among those that are gathered, and which of them come here.

@@ -62,8 +62,9 @@ class Teacher(nn.Module):
         if not self._used:
             return
         self._used = False
-        for own, followed in zip(self.average.parameters(), student.parameters(), strict=True):
-            own.lerp_(followed.to(own.dtype), 1 - self.momentum)
+        averages: list[torch.Tensor] = list(self.average.parameters())
+        followed = [one.to(own.dtype) for own, one in zip(averages, student.parameters(), strict=True)]
+        torch._foreach_lerp_(averages, followed, 1 - self.momentum)
 
 
 class VisionTeacher(Teacher):

@@ -6,6 +6,7 @@ import torch
 
 from .momentum import (
     Bf16MomentumOptimizer,
+    bfloat16,
     compute_dtype,
     decayed_moment_,
     descend_,
@@ -14,6 +15,7 @@ from .momentum import (
     rows_of,
     scratch,
 )
+from .together import add_square_, decayed_moments_, decayed_weights, gradients
 
 
 class AdamWBf16(Bf16MomentumOptimizer):
@@ -25,6 +27,7 @@ class AdamWBf16(Bf16MomentumOptimizer):
         betas: decay of the first and the second moment.
         eps: added to the root of the second moment.
         weight_decay: a step takes `lr × weight_decay` off each weight.
+        foreach: whether many parameters take a step together; by default they do on GPUs.
     """
 
     def __init__(
@@ -34,8 +37,9 @@ class AdamWBf16(Bf16MomentumOptimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        foreach: bool | None = None,
     ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, foreach)
 
     def update(self, parameter: torch.Tensor, grad: torch.Tensor, state: dict, group: dict) -> None:
         if "exp_avg_sq" not in state:
@@ -51,3 +55,21 @@ class AdamWBf16(Bf16MomentumOptimizer):
             moment.copy_(update)
             torch.div(square, 1 - beta2**step, out=other).sqrt_().add_(group["eps"])
             descend_(weight, update.div_(1 - beta1**step).div_(other), lr, group["weight_decay"])
+
+    def update_together(self, parameters: list[torch.Tensor], states: list[dict], group: dict) -> None:
+        dtype = compute_dtype(parameters[0])
+        step, (beta1, beta2), lr = states[0]["step"].item(), group["betas"], float(group["lr"])
+        for parameter, state in zip(parameters, states):
+            if "exp_avg_sq" not in state:
+                state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        moments, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        grads = gradients(parameters, dtype)
+        add_square_(squares, grads, beta2)
+        updates = decayed_moments_(moments, bfloat16(beta1), dtype)
+        torch._foreach_add_(updates, grads, alpha=1 - beta1)
+        torch._foreach_copy_(moments, updates)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, (1 - beta2**step) ** 0.5)
+        torch._foreach_add_(roots, group["eps"])
+        with decayed_weights(parameters, lr, group["weight_decay"], dtype) as weights:
+            torch._foreach_addcdiv_(weights, updates, roots, -lr / (1 - beta1**step))

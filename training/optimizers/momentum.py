@@ -1,11 +1,12 @@
 """What optimisers with a first moment in bfloat16 share: the step in blocks, and a state that survives loading.
 
 On a CPU a parameter is updated in blocks of rows that fit the cache, so that memory is passed over about as often as
-by a fused kernel. Elsewhere a block is the whole parameter.
+by a fused kernel. On GPUs many parameters are updated together (`together.py`). Elsewhere a block is the whole
+parameter.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 from itertools import repeat
 from typing import overload
@@ -13,9 +14,13 @@ from typing import overload
 import torch
 from torch.distributed.tensor import DTensor
 
+from .together import buckets
+
 
 # Elements of a block: smaller ones would stay in a nearer cache, but cost more in calls than they gain.
 BLOCK = 2**18
+# Devices that have no kernels for lists of tensors.
+ONE_BY_ONE = ("cpu", "mps", "xla", "meta")
 
 
 class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
@@ -24,7 +29,16 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
     Computes in float32, or in float64 where parameters are. Second moments are kept in that precision whatever the
     parameters' own, and `load_state_dict` brings every tensor back in the precision it was saved in, where
     `torch.optim.Optimizer` would cast it to the parameter's.
+
+    Args:
+        params: parameters, or groups of them.
+        defaults: settings of groups that do not have their own.
+        foreach: whether many parameters take a step together; by default they do on GPUs. Shards never do.
     """
+
+    def __init__(self, params: Iterable[torch.Tensor] | Iterable[dict], defaults: dict, foreach: bool | None = None):
+        self.foreach = foreach
+        super().__init__(params, defaults)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -39,6 +53,7 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            together = []
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -48,8 +63,26 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
                     state["step"] = torch.zeros((), dtype=torch.float32)
                     state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
                 state["step"] += 1
-                self.update(parameter, parameter.grad, state, group)
+                if self._goes_together(parameter):
+                    together.append(parameter)
+                else:
+                    self.update(parameter, parameter.grad, state, group)
+            for bucket in buckets(together, self._kind(group)):
+                self.update_together(bucket, [self.state[parameter] for parameter in bucket], group)
         return loss
+
+    def _goes_together(self, parameter: torch.Tensor) -> bool:
+        wanted = parameter.device.type not in ONE_BY_ONE if self.foreach is None else self.foreach
+        return wanted and not isinstance(parameter, DTensor)
+
+    def _kind(self, group: dict) -> Callable[[torch.Tensor], Hashable]:
+        """What parameters that take a step together must have in common."""
+
+        def kind(parameter: torch.Tensor) -> Hashable:
+            step = self.state[parameter]["step"].item()
+            return parameter.device, parameter.dtype, step, self.layout(parameter, group)
+
+        return kind
 
     @abstractmethod
     def update(self, parameter: torch.Tensor, grad: torch.Tensor, state: dict, group: dict) -> None:
@@ -60,6 +93,14 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
             group: settings of the parameter's group.
         """
 
+    @abstractmethod
+    def update_together(self, parameters: list[torch.Tensor], states: list[dict], group: dict) -> None:
+        """The same for parameters of one device, precision, step and `layout`."""
+
+    def layout(self, parameter: torch.Tensor, group: dict) -> Hashable:
+        """What else they must have in common."""
+        return None
+
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
@@ -67,7 +108,9 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
         for number, parameter in zip(numbers, parameters, strict=True):
             for name, saved in state_dict["state"].get(number, {}).items():
                 cast = self.state[parameter][name]
-                if isinstance(saved, torch.Tensor) and saved.dtype != cast.dtype:
+                if name == "step":  # on the device, where Trainer loads it, each reading would wait
+                    self.state[parameter][name] = torch.as_tensor(saved).cpu().clone()
+                elif isinstance(saved, torch.Tensor) and saved.dtype != cast.dtype:
                     self.state[parameter][name] = saved.to(cast.device, copy=True)
 
 

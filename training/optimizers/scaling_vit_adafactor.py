@@ -5,7 +5,7 @@ bfloat16, is kept, while the update is neither clipped nor scaled by the paramet
 `scale_by_adafactor`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import cache
 from types import ModuleType
 
@@ -23,6 +23,7 @@ from .momentum import (
     rows_of,
     scratch,
 )
+from .together import add_square_, decayed_moments_, decayed_weights, gradients
 
 
 class ScalingViTAdafactor(Bf16MomentumOptimizer):
@@ -51,6 +52,7 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
         min_dim_size_to_factor: as above.
         eps: added to squared gradients.
         weight_decay: a step takes `lr × weight_decay` off each weight.
+        foreach: whether many parameters take a step together; by default they do on GPUs. Shards never do.
 
     Example:
 
@@ -76,6 +78,7 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
         min_dim_size_to_factor: int = 32,
         eps: float = 1e-30,
         weight_decay: float = 0.0,
+        foreach: bool | None = None,
     ):
         settings = {
             "lr": lr,
@@ -86,10 +89,10 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
         }
-        super().__init__(params, settings)
+        super().__init__(params, settings, foreach)
 
     def update(self, parameter: torch.Tensor, grad: torch.Tensor, state: dict, group: dict) -> None:
-        beta2 = min(group["beta2_cap"], 1 - state["step"].item() ** -group["decay_rate"])
+        beta2 = decay_of_squares(state, group)
         dims = factored_dims(tuple(parameter.shape), group["min_dim_size_to_factor"])
         if dims is None:
             self._update_whole(parameter, grad, state, group, beta2)
@@ -150,6 +153,67 @@ class ScalingViTAdafactor(Bf16MomentumOptimizer):
             torch.addcmul(other, torch.mul(grad_block, by_row, out=update), by_column, out=update)
             moment.copy_(update)
             descend_(weight, update, lr, group["weight_decay"])
+
+    def layout(self, parameter: torch.Tensor, group: dict) -> Hashable:
+        """Matrices of one shape are factored in one tensor."""
+        shape = tuple(parameter.shape)
+        return shape if factored_dims(shape, group["min_dim_size_to_factor"]) else None
+
+    def update_together(self, parameters: list[torch.Tensor], states: list[dict], group: dict) -> None:
+        dims = factored_dims(tuple(parameters[0].shape), group["min_dim_size_to_factor"])
+        if dims is None:
+            self._update_whole_together(parameters, states, group)
+        else:
+            self._update_factored_together(parameters, states, group, dims)
+
+    def _update_whole_together(self, parameters: list[torch.Tensor], states: list[dict], group: dict) -> None:
+        dtype, momentum, lr = compute_dtype(parameters[0]), group["momentum"], float(group["lr"])
+        for parameter, state in zip(parameters, states):
+            if "exp_avg_sq" not in state:
+                state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        moments, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        grads = gradients(parameters, dtype)
+        beta2 = decay_of_squares(states[0], group)
+        add_square_(squares, grads, beta2)
+        torch._foreach_add_(squares, (1 - beta2) * group["eps"])
+        updates = decayed_moments_(moments, bfloat16(momentum), dtype)
+        torch._foreach_addcmul_(updates, grads, torch._foreach_rsqrt(squares), 1 - momentum)
+        torch._foreach_copy_(moments, updates)
+        with decayed_weights(parameters, lr, group["weight_decay"], dtype) as weights:
+            torch._foreach_add_(weights, updates, alpha=-lr)
+
+    def _update_factored_together(
+        self, parameters: list[torch.Tensor], states: list[dict], group: dict, dims: tuple[int, int]
+    ) -> None:
+        dtype, momentum, lr = compute_dtype(parameters[0]), group["momentum"], float(group["lr"])
+        updates = torch.stack(gradients(parameters, dtype))
+        shorter, longer = (dim + 1 for dim in dims)
+        squares, beta2 = updates.square(), decay_of_squares(states[0], group)
+        factors = []
+        for name, dim in (("exp_avg_sq_row", longer), ("exp_avg_sq_col", shorter)):
+            mean = squares.mean(dim, keepdim=True).add_(group["eps"])
+            for state in states:
+                if name not in state:
+                    state[name] = torch.zeros_like(mean[0])
+            kept = [state[name] for state in states]
+            factors.append(torch.stack(kept).lerp_(mean, 1 - beta2))
+            torch._foreach_copy_(kept, list(factors[-1].unbind()))
+        del squares
+        by_row, by_column = factors
+        by_row = (by_row / by_row.mean(shorter, keepdim=True)).rsqrt_().mul_(1 - momentum)
+        updates.mul_(by_row).mul_(by_column.rsqrt())
+        moments = [state["exp_avg"] for state in states]
+        torch._foreach_mul_(moments, bfloat16(momentum))
+        updates.add_(torch.stack(moments))
+        each = list(updates.unbind())
+        torch._foreach_copy_(moments, each)
+        with decayed_weights(parameters, lr, group["weight_decay"], dtype) as weights:
+            torch._foreach_add_(weights, each, alpha=-lr)
+
+
+def decay_of_squares(state: dict, group: dict) -> float:
+    """The decay of the second moment at the step that is made."""
+    return min(group["beta2_cap"], 1 - state["step"].item() ** -group["decay_rate"])
 
 
 def cpu_kernels(*tensors: torch.Tensor) -> ModuleType | None:

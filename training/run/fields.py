@@ -40,6 +40,11 @@ class ModelArguments:
     image_size: int | None = option(
         None, "With model_name_or_path: train at another resolution, in pixels, with resampled positions."
     )
+    naflex: bool | None = option(
+        None,
+        "With model_name_or_path: true makes a checkpoint of fixed resolution NaFlex, for images of any shape; false "
+        "makes a NaFlex one fixed, at the resolution of its position grid.",
+    )
     vision_name_or_path: str | None = option(
         None,
         "Put towers together, as LiT does: folder or Hub name of a trained image tower, SigLIP or another "
@@ -95,6 +100,10 @@ class ModelArguments:
             )
         if self.image_size is not None and self.model_name_or_path is None:
             raise ValueError("image_size is for model_name_or_path; from scratch set vision_config.image_size")
+        if self.naflex is not None and self.model_name_or_path is None:
+            raise ValueError("naflex is for model_name_or_path; from scratch set vision_config.naflex")
+        if self.naflex and self.image_size is not None:
+            raise ValueError("naflex=true takes images of any size: leave out image_size")
         if self.vision_name_or_path is not None and (self.model_name_or_path is not None or self.vision_config):
             raise ValueError(
                 "vision_name_or_path is the image tower: leave out model_name_or_path and vision_config, or it"

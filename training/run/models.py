@@ -18,6 +18,7 @@ from modeling_siglip_ext import (
     SiglipExtImageProcessor,
     SiglipExtModel,
     SiglipExtProcessor,
+    fit_processor,
     train_tokenizer,
 )
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig, is_foreign
@@ -72,7 +73,8 @@ def build_model(
         attention["attn_implementation"] = model.attn_implementation
     if model.model_name_or_path is not None:
         processor = AutoProcessor.from_pretrained(model.model_name_or_path)
-        start = SiglipExtModel.from_pretrained(model.model_name_or_path, **attention)
+        start = SiglipExtModel.from_pretrained(model.model_name_or_path, naflex=model.naflex, **attention)
+        processor = fit_processor(processor, start.config)
         return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
     config = SiglipExtConfig(
         vision_config=as_mapping("vision_config", model.vision_config),

@@ -14,6 +14,7 @@ from modeling_siglip_ext import command_line
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images
 from modeling_siglip_ext.evaluation.session import checked_device, default_device
+from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.inputs import undecoded
 
 from ..components.embedding_tower import ImageEncoder
@@ -39,6 +40,7 @@ def precompute(
     image_column: str = "image",
     pooling: str | None = None,
     batch_size: int = 64,
+    budget: ImageBudget | None = None,
     workers: int | None = None,
     part_rows: int = 10_000,
     device: str | torch.device = "cpu",
@@ -56,25 +58,28 @@ def precompute(
         image_column: column of images.
         pooling: see `ImageEncoder`.
         batch_size: images in one forward.
+        budget: of a NaFlex tower: patches of an image, and of a forward; see `encode_images`.
         workers: threads that read and prepare images; see `encode_images`.
         part_rows: rows in one file.
         device, dtype: of the forward; embeddings are saved in float32.
         max_bad_fraction: largest share of images that may be unreadable; training leaves them out.
 
     Raises:
-        ValueError: the folder holds embeddings of something else.
+        ValueError: the folder holds embeddings of something else, or `budget` is for another tower.
         TooManyBadSamples: with the list.
     """
     check_columns(rows.column_names, "image_column", [image_column])
     image_processor = AutoImageProcessor.from_pretrained(model)
-    settings = fingerprint(model, pooling, image_processor, rows, image_column) | {"dtype": str(dtype)}
+    budget = budget or ImageBudget()
+    budget.check(image_processor)
+    settings = fingerprint(model, pooling, image_processor, rows, image_column, budget) | {"dtype": str(dtype)}
     encoder = ImageEncoder(model, pooling).to(device, dtype)
     images = undecoded(rows.select_columns([image_column]), image_column)
     skips = SkipCounter(max_bad_fraction, grace=min(len(rows), 1000))
 
     def encode(first: int, last: int) -> Iterator[EncodedBatch]:
         items = (row[image_column] for row in images.select(range(first, last)))
-        sizes = {"batch_size": batch_size, "workers": workers}
+        sizes: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "budget": budget}
         for batch in stream_images(encoder, image_processor, items, normalize=False, **sizes):
             skipped = [(f"example {first + place}", reason) for place, reason in batch.errors.items()]
             skips.add(len(batch.embeds), skipped)
@@ -114,6 +119,9 @@ def register(commands: command_line.Subparsers) -> None:
             default = argparse.SUPPRESS if several else field.default
             add(f"--{field.name}", default=default, help=field.metadata["help"].replace("%", "%%"), **kind)
     add("--batch_size", type=int, default=64, metavar="N", help="images in one forward pass")
+    add("--max_num_patches", type=int, metavar="N", help="NaFlex: patches of an image (default: its processor's)")
+    add("--upscale", action=command_line.Switch, help="NaFlex: enlarge small images to that (default: yes)")
+    add("--batch_tokens", type=int, metavar="N", help="NaFlex: patches in one forward pass, for --batch_size")
     add("--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)")
     add("--part_rows", type=int, default=10_000, metavar="N", help="embeddings in one file on disk")
     add("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
@@ -140,6 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
         every_row(data),
         arguments.output_dir,
         pooling=arguments.vision_pooling,
+        budget=ImageBudget(arguments.max_num_patches, arguments.upscale is not False, arguments.batch_tokens),
         device=checked_device(arguments.device or default_device()),
         dtype=getattr(torch, arguments.dtype),
         **{name: getattr(arguments, name) for name in same},

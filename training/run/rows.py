@@ -14,6 +14,7 @@ from transformers.utils import logging
 from modeling_siglip_ext.evaluation.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, member, usual
 from modeling_siglip_ext.evaluation.data.layouts import is_local, load, named_errors, splits_in
 from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, shards_of, short_name
+from modeling_siglip_ext.image_budget import is_naflex
 
 from ..components.devices import share_of_the_host
 from ..data.dataset import CaptionedRows, ImageTextDataset, fits_cache
@@ -21,7 +22,7 @@ from ..data.emoji.about import ABOUT as ABOUT_EMOJI
 from ..data.emoji.loader import load_emoji
 from ..data.facts import DatasetFacts
 from ..data.folder import check_captions, check_columns
-from ..data.image_embeddings import EmbeddingTextDataset, load_embeddings
+from ..data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
 from ..data.samples import GRACE, SkipCounter
 from ..data.scenes.about import ABOUT as ABOUT_SCENES
 from ..data.scenes.scenes import HELD_OUT_SCENES
@@ -217,7 +218,7 @@ def training_data(
     data, args = recipe.data, recipe.training
     skips = SkipCounter(args.max_bad_fraction, rows.count())
     if data.image_embeddings is not None:
-        return _embedded(recipe, rows, skips)
+        return _embedded(recipe, rows, skips, image_processor)
     if not isinstance(rows.train, Dataset) or not fits_cache(len(rows.train), image_processor, data.cache_gib):
         skips.grace = max(skips.grace, GRACE)  # as of the images that are read, and counted, in training
 
@@ -269,7 +270,7 @@ def training_data(
 
 
 def _embedded(
-    recipe: Recipe, rows: Rows, skips: SkipCounter
+    recipe: Recipe, rows: Rows, skips: SkipCounter, image_processor: Any
 ) -> tuple[EmbeddingTextDataset, EmbeddingTextDataset | None]:
     data, model, seed = recipe.data, recipe.model, recipe.training.seed
     if data.image_embeddings is None or model.vision_name_or_path is None or not isinstance(rows.train, Dataset):
@@ -281,6 +282,8 @@ def _embedded(
     embeddings, valid = load_embeddings(
         data.image_embeddings, model.vision_name_or_path, every_row(data), data.image_column, model.vision_pooling
     )
+    if is_naflex(image_processor):  # it is saved with the model that is trained on images seen so
+        image_processor.max_num_patches = budget_of(data.image_embeddings).longest(image_processor)
 
     def part(rows: Dataset, columns: list[str], called: str) -> EmbeddingTextDataset:
         places = rows[PLACE]

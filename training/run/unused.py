@@ -114,6 +114,7 @@ RULES = (
         "with tokenizer_name_or_path, whose tokens are counted",
     ),
     Unused("image_size", absent(START), START, f"without {START}; from scratch set vision_config.image_size"),
+    Unused("naflex", absent(START), START, f"without {START}; from scratch set vision_config.naflex"),
     Unused(
         "vision_pooling",
         absent("vision_name_or_path"),

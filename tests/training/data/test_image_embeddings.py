@@ -8,10 +8,12 @@ from datasets import Dataset, Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
+from modeling_siglip_ext import SiglipExtModel, SiglipExtNaflexImageProcessor, SiglipExtProcessor, encode_images
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
-from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTextDataset, load_embeddings
+from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
 from modeling_siglip_ext.training.data.samples import TooManyBadSamples
 from modeling_siglip_ext.training.run.precompute import precompute
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
@@ -160,3 +162,30 @@ def test_an_image_model_from_elsewhere(rows, tmp_path):
     torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=r"pooling \(there mean, now default\)"):
         load_embeddings(tmp_path / "embeddings", str(tmp_path / "vit"), rows)
+
+
+@pytest.fixture
+def naflex(saved, processor, tmp_path) -> str:
+    """The same model as NaFlex."""
+    SiglipExtModel.from_pretrained(saved, naflex=True).save_pretrained(tmp_path / "naflex")
+    images = SiglipExtNaflexImageProcessor(patch_size=4, max_num_patches=16)
+    SiglipExtProcessor(images, processor.tokenizer).save_pretrained(str(tmp_path / "naflex"))
+    return str(tmp_path / "naflex")
+
+
+def test_a_naflex_tower_sees_so_many_patches(naflex, saved, rows, tmp_path):
+    budget = ImageBudget(9, upscale=False, batch_tokens=20)
+    precompute(naflex, rows, tmp_path / "embeddings", budget=budget)
+    model, images = SiglipExtModel.from_pretrained(naflex), AutoImageProcessor.from_pretrained(naflex)
+    expected = encode_images(model, images, list(rows["image"]), max_num_patches=9, upscale=False, normalize=False)
+    found, _ = load_embeddings(tmp_path / "embeddings", naflex, rows)  # it knows what they were made with
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+    assert budget_of(tmp_path / "embeddings") == ImageBudget(9, upscale=False)
+    for other, message in (
+        (None, r"max_num_patches \(there 9, now 16\), upscale \(there False, now True\)"),
+        (ImageBudget(9), r"with other upscale \(there False, now True\):"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            precompute(naflex, rows, tmp_path / "embeddings", budget=other)
+    with pytest.raises(ValueError, match="are for NaFlex models: this one takes images of one size"):
+        precompute(saved, rows, tmp_path / "fixed", budget=budget)

@@ -69,6 +69,7 @@ def test_a_batch_has_what_the_objective_needs(targets, processor, rows):
     assert torch.equal(batch["caption_weights"].sum(-1) > 0, torch.tensor([[1, 0, 0], [1, 1, 1], [1, 0, 0]]) == 1)
     assert batch["caption_parallel"].tolist() == [targets().parallel(f"0/0/{index}") for index in range(3)]
     again = collator(examples)
+    assert batch.pop("caption_counts") == batch["caption_weights"].sum((1, 2)).int().tolist()
     assert all(torch.equal(batch[name], again[name]) for name in batch if name.startswith("caption_"))
 
 

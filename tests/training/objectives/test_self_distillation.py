@@ -61,8 +61,6 @@ def first_step(trainer: SiglipExtTrainer) -> tuple[float, dict[str, torch.Tensor
     trainer.model.double()
     trainer.current_gradient_accumulation_steps = 1
     batch = double(trainer._forward_inputs(next(iter(trainer.get_train_dataloader()))))
-    generator = torch.Generator().manual_seed(0)
-    batch["patch_mask"] = torch.rand(batch["patch_mask"].shape, generator=generator) < torch.linspace(0, 1, 8)[:, None]
     loss = trainer.training_step(trainer.model, batch)
     gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     trainer.model.after_step()
@@ -71,7 +69,6 @@ def first_step(trainer: SiglipExtTrainer) -> tuple[float, dict[str, torch.Tensor
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_chunks_are_the_whole(make, model, size):
-    """With unequal masks, the first of them empty."""
     loss, expected, state = first_step(make(model))
     chunked_loss, found, chunked_state = first_step(make(model, mini_batch_size=size))
     assert chunked_loss == pytest.approx(loss, rel=1e-12)
@@ -102,8 +99,7 @@ def test_the_losses_are_their_definitions(make, model):
     """With features of the towers as they are used by hand, image by image and patch by patch."""
     trainer = make(model)
     batch = double(trainer._forward_inputs(next(iter(trainer.get_train_dataloader()))))
-    batch["patch_mask"][0] = False
-    batch["patch_mask"][1, :3] = True
+    batch["hidden_patches"][0] = torch.arange(8)
     everything = trainer.model.double().eval()
     losses = everything(**batch, objectives=True)["objective_losses"]
 
@@ -123,16 +119,16 @@ def test_the_losses_are_their_definitions(make, model):
     for image in images:
         embeddings = tower.embeddings
         patches = embeddings.patch_embedding(batch["global_view"][image : image + 1]).flatten(2).transpose(1, 2)
-        mask = batch["patch_mask"][image]
-        patches[:, mask] = 0.3
+        places = batch["hidden_patches"][image].tolist()
+        patches[:, places] = 0.3
         hidden = patches + embeddings.position_embedding.weight
         for layer in tower.encoder.layers:
             hidden = layer(hidden, None)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         found = tower.post_layernorm(hidden)[0]
-        head, patches = parts["masking"].matching.head, mask.nonzero().flatten().tolist()
-        of_image = [looped_loss(found[p], wanted.last_hidden_state[image, p], head) for p in patches]
-        expected += sum(of_image) / max(1, len(of_image))
+        head = parts["masking"].matching.head
+        of_image = [looped_loss(found[p], wanted.last_hidden_state[image, p], head) for p in places]
+        expected += sum(of_image) / len(of_image)
     assert losses["masking"].item() == pytest.approx(expected / len(images), rel=1e-12)
     assert not tower.embeddings.patch_embedding._forward_hooks
 

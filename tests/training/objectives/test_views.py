@@ -9,7 +9,7 @@ from PIL import Image
 
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.data.collator import ExtendedCollator
-from modeling_siglip_ext.training.objectives.masks import MaskSettings, PatchMasks, draw_mask
+from modeling_siglip_ext.training.objectives.masks import MaskSettings, PatchMasks, draw_hidden
 from modeling_siglip_ext.training.objectives.views import GLOBAL, LOCAL, Views, ViewSettings, crop_box, draw_views
 
 
@@ -112,13 +112,20 @@ def test_settings_are_checked(name, value):
         ViewSettings(**{"global_size": 16, name: value})
 
 
+def mask_of(key: str, settings: MaskSettings) -> torch.Tensor:
+    mask = torch.zeros(settings.grid**2, dtype=torch.bool)
+    mask[draw_hidden(key, settings)] = True
+    return mask
+
+
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize(("grid", "ratio"), [(16, 0.5), (6, 0.5), (3, 0.5), (7, 0.75), (4, 1.0)])
 def test_masks_hide_an_exact_number(blocks, grid, ratio):
     settings = MaskSettings(grid, ratio, blocks)
-    masks = torch.stack([draw_mask(f"0/0/{index}", settings) for index in range(200)])
+    masks = torch.stack([mask_of(f"0/0/{index}", settings) for index in range(200)])
     assert (masks.sum(1) == round(ratio * grid**2)).all()
-    assert torch.equal(masks[7], draw_mask("0/0/7", settings))
+    places = draw_hidden("0/0/7", settings)
+    assert torch.equal(places, masks[7].nonzero().squeeze(1))
     if ratio < 1:
         assert len({tuple(mask.tolist()) for mask in masks}) > 50
     if not blocks:
@@ -129,7 +136,7 @@ def test_blocks_hang_together():
     """A hidden patch's neighbor is hidden more often than where patches are drawn one by one."""
     together = []
     for blocks in (False, True):
-        masks = [draw_mask(f"{index}", MaskSettings(16, 0.5, blocks)).view(16, 16) for index in range(50)]
+        masks = [mask_of(f"{index}", MaskSettings(16, 0.5, blocks)).view(16, 16) for index in range(50)]
         together.append(np.mean([(mask[:, 1:] & mask[:, :-1]).float().mean().item() for mask in masks]))
     assert together[0] == pytest.approx(0.25, abs=0.02)
     assert together[1] > 0.3
@@ -149,11 +156,11 @@ def test_batches_have_them_in_every_epoch_anew(rows, processor, uint8):
     first, again = (collator([dataset[index] for index in (3, 5)]) for _ in range(2))
     assert first[GLOBAL].shape == (2, 3, 16, 16)
     assert first[LOCAL].shape == (2, 3, 3, 8, 8)
-    assert first["patch_mask"].shape == (2, 16)
+    assert first["hidden_patches"].shape == (2, 8)
     assert first["return_loss"] is True
     dataset.set_epoch(1)
     later = collator([dataset[index] for index in (3, 5)])
-    for name in (GLOBAL, LOCAL, "patch_mask"):
+    for name in (GLOBAL, LOCAL, "hidden_patches"):
         assert torch.equal(first[name], again[name])
         assert not torch.equal(first[name], later[name])
     assert torch.equal(first["pixel_values"], later["pixel_values"])

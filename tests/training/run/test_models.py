@@ -45,6 +45,31 @@ def test_another_resolution_is_refused(folder, processor):
         at_image_size(SiglipExtModel(naflex), processor, 24)
 
 
+def test_a_fixed_checkpoint_as_naflex_and_back(folder, our_model, rows, tmp_path):
+    """The same vectors on square images of the native grid, and a processor for images of any shape."""
+    model, processor = build_model(ModelArguments(model_name_or_path=folder, naflex=True), None)
+    images = [image.resize((16, 16)) for image in rows["image"][:3]]
+    with torch.no_grad():
+        naflex = model.eval().get_image_features(**processor.image_processor(images, return_tensors="pt"))
+        fixed = our_model.eval().get_image_features(
+            **AutoProcessor.from_pretrained(folder)(images, return_tensors="pt")
+        )
+    torch.testing.assert_close(naflex.pooler_output, fixed.pooler_output, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "naflex")
+    processor.save_pretrained(tmp_path / "naflex")
+    again, fitting = build_model(ModelArguments(model_name_or_path=str(tmp_path / "naflex"), naflex=False), None)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in our_model.state_dict().items())
+    assert fitting(rows["image"][:2], return_tensors="pt")["pixel_values"].shape == (2, 3, 16, 16)
+    _, fitting = build_model(
+        ModelArguments(model_name_or_path=str(tmp_path / "naflex"), naflex=False, image_size=24), None
+    )
+    assert fitting(rows["image"][:2], return_tensors="pt")["pixel_values"].shape == (2, 3, 24, 24)
+    with pytest.raises(ValueError, match="naflex=true takes images of any size: leave out image_size"):
+        ModelArguments(model_name_or_path=folder, naflex=True, image_size=24)
+    with pytest.raises(ValueError, match=r"from scratch set vision_config\.naflex"):
+        ModelArguments(naflex=True)
+
+
 def test_a_tokenizer_from_elsewhere(folder, processor):
     arguments = ModelArguments(
         vision_config={**TINY, "image_size": 16, "patch_size": 8},

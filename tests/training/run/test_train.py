@@ -24,11 +24,12 @@ from transformers import (
     ViTModel,
 )
 
-from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext import SiglipExtModel, SiglipExtNaflexImageProcessor, SiglipExtProcessor
 from modeling_siglip_ext.training import SiglipExtTrainer
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.run import report
 from modeling_siglip_ext.training.run.recipe import parse_recipe
+from support.models import TINY
 
 
 DEMO = Path(__file__).parents[3] / "training" / "run" / "demo.py"
@@ -298,3 +299,23 @@ def test_contradictory_recipes(folder_of_images, trained, tmp_path, refused):
     refused([*start, "--vision_lr_factor", "0.1"], "unset vision_lr_factor")
     refused([*start, "--model_name_or_path", str(trained)], "leave out model_name_or_path")
     refused(["precompute", "--dataset", str(folder_of_images)], "vision_name_or_path")
+
+
+def test_siglit_from_embeddings_of_a_naflex_tower(folder_of_images, our_model, processor, tmp_path, refused):
+    """The processor that is saved lets the tower see what it saw of the training images."""
+    our_model.save_pretrained(tmp_path / "fixed")
+    SiglipExtModel.from_pretrained(tmp_path / "fixed", naflex=True).save_pretrained(tmp_path / "naflex")
+    images = SiglipExtNaflexImageProcessor(patch_size=4, max_num_patches=16)
+    SiglipExtProcessor(images, processor.tokenizer).save_pretrained(str(tmp_path / "naflex"))
+    common = ["--dataset", str(folder_of_images), "--caption_column", "captions"]
+    vision, kept = ["--vision_name_or_path", str(tmp_path / "naflex")], ["--output_dir", str(tmp_path / "embeddings")]
+    sizes = ["--max_num_patches", "25", "--no_upscale", "--batch_tokens", "60"]
+    assert main(["precompute", *vision, *common, *kept, *sizes]) == 0
+    refused(["precompute", *vision, *common, *kept, "--max_num_patches", "0"], "max_num_patches=0 must be a whole")
+    run = ["--per_device_train_batch_size", "4", "--use_cpu", "--eval_fraction", "0", "--max_steps", "1"]
+    run += ["--vocab_size", "300", "--mini_batch_size", "4"]
+    text = ["--text_name_or_path", "none", "--text_config", json.dumps({**TINY, "max_position_embeddings": 8})]
+    embeddings = ["--image_embeddings", str(tmp_path / "embeddings"), "--eval_strategy", "no"]
+    command = ["siglit", *vision, *common, *run, *text, *embeddings, "--output_dir", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.max_num_patches == 25

@@ -46,6 +46,7 @@ SITUATIONS = [
     ("tokenizer_name_or_path", "user/tokenizer", TUNED),
     ("tokenizer_name_or_path", "user/tokenizer", LIT),
     ("image_size", 64, {}),
+    ("naflex", True, {}),
     ("vision_pooling", "mean", {}),
     ("vision_pooling", "mean", TUNED),
     ("text_pooling", "mean", {}),
