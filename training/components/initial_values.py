@@ -2,8 +2,8 @@
 
 With SigLIP's own values the first blocks of a small tower add nearly the same vector to every token, several times as
 long as the token: where it stands is then hardly to be read from it, and short training does not bring that back.
-Longer positions and patches, or blocks that add less at first, keep the place; the architecture stays the stock one.
-Which of the three does what is measured in the study `place`.
+Longer positions keep the place, and blocks that add less at first help; larger patches do harm (study `place`). The
+architecture stays the stock one.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from modeling_siglip_ext.files import new_folder
 from ...data.locca import CaptionTargets
 from ...data.regions import as_regions
 from ...data.scenes import Scenes, SceneSettings
-from ...objectives.masks import MASK, MaskSettings, draw_mask
+from ...objectives.masks import HIDDEN, MaskSettings, draw_hidden
 from ...objectives.views import GLOBAL, LOCAL, ViewSettings, draw_views
 
 
@@ -40,7 +40,7 @@ class DataSettings:
     Args:
         objects: fewest and most emoji of a scene.
         box_scale: the largest integer in a box; 24 is a step of three pixels.
-        views: local views of each image, besides a global one and a mask; None for none of these.
+        views: local views of each image, besides a global one and hidden patches; None for none of these.
     """
 
     objects: tuple[int, int] = (1, 3)
@@ -138,7 +138,7 @@ def shards_of(settings: DataSettings, scenes: int) -> list[tuple[DataSettings, i
 
 
 def shard_folder(settings: DataSettings, number: int) -> Path:
-    key = json.dumps([asdict(settings), SHARD, TEXT_LENGTH, TARGET_LENGTH, "1"])
+    key = json.dumps([asdict(settings), SHARD, TEXT_LENGTH, TARGET_LENGTH, "2"])
     name = f"siglip-ext-scenes-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return Path(tempfile.gettempdir()) / name / f"{number:05d}"
 
@@ -188,9 +188,9 @@ def draw_shard(settings: DataSettings, indices: range) -> dict[str, np.ndarray]:
     if settings.views is not None:
         views = ViewSettings(SIZE, LOCAL_SIZE, settings.views)
         drawn = [draw_views(torch.from_numpy(image), key, views) for image, key in zip(images, keys)]
-        masks = [draw_mask(key, MaskSettings(GRID)) for key in keys]
+        hidden = [draw_hidden(key, MaskSettings(GRID)) for key in keys]
         arrays[GLOBAL], arrays[LOCAL] = (torch.stack(some).numpy() for some in zip(*drawn))
-        arrays[MASK] = torch.stack(masks).numpy()
+        arrays[HIDDEN] = torch.stack(hidden).numpy()
     return arrays
 
 

@@ -7,9 +7,8 @@ from .data import DataSettings, shards_of
 
 
 SIGLIP = InitialValues()
-PLACE = InitialValues(position_std=0.7, patch_scale=3.0, residual_scale=0.2)
-"""Of the prototype."""
-SCORES = ("learnability", "easy_reference")
+PLACE = InitialValues(position_std=0.7, residual_scale=0.2)
+"""Those that the study `place` speaks for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class SceneRun:
     seed: int = 0
     steps: int = 600
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     initial: InitialValues = PLACE
     contrastive: float = 1.0

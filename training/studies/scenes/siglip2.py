@@ -54,7 +54,7 @@ def ours(figure: str) -> dict[str, str]:
     return {f"held_out_{figure}": "ours"}
 
 
-# Published: arXiv 2502.14786, table 1, figure 4 and table 5, and of SigLIP as given there.
+# Published: arXiv 2502.14786, its tables of retrieval, dense probes and RefCOCO, with SigLIP beside SigLIP 2.
 SHOWN = (
     Shown(
         "Retrieval", ours("recall@1"), "recall@1, %", paper_title="COCO R@1, both ways, B/16-256",

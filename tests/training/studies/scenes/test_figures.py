@@ -72,7 +72,7 @@ def test_a_batch_is_what_a_collator_makes(monkeypatch, tmp_path):
     assert not np.array_equal(scenes.order, TrainingScenes(settings, 24, seed=4).order)
     drawn = draw_shard(settings, range(32))
     assert SHARD > 32
-    batch = scenes.batch(20, 4, ("pixels", "caption_labels", "local_views", "patch_mask"))
+    batch = scenes.batch(20, 4, ("pixels", "caption_labels", "local_views", "hidden_patches"))
     for name, values in batch.items():
         assert np.array_equal(values.numpy(), drawn[name][scenes.order[20:]])
     assert batch["local_views"].shape == (4, 2, 3, 36, 36)
