@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_siglip_ext import SiglipExtTextConfig, SiglipExtVisionConfig
+from .gpu import on_gpu
 from .packing import Packing
 from .positions import interpolate_positions, resize_positions, resize_positions_in_a_row, sincos2d
 
@@ -36,14 +37,14 @@ class SiglipExtTextEmbeddings(nn.Module):
 
 
 class SiglipExtPatchEmbedding(nn.Conv2d):
-    """The convolution over patches that do not overlap, on CUDA as the one matrix product that it is.
+    """The convolution over patches that do not overlap, on a GPU as the one matrix product that it is.
 
     cuDNN takes ten times as long for it, a tenth of a tower's inference.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, D, H // patch, W // patch), on CUDA laid out token by token."""
-        if not input.is_cuda:
+        """(B, C, H, W) -> (B, D, H // patch, W // patch), on a GPU laid out token by token."""
+        if not on_gpu(input):
             return super().forward(input)
         high, wide = self.kernel_size
         height, width = input.shape[-2] // high, input.shape[-1] // wide

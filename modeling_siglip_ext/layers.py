@@ -9,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .gpu import on_gpu
 from .packing import Packing
 
 
@@ -92,20 +93,21 @@ class SiglipExtMLP(nn.Module):
         self.is_gelu = config.hidden_act == "gelu_pytorch_tanh"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.is_cuda and self.is_gelu and gelu_fits_in(self.fc1):
+        if self.is_gelu and on_gpu(hidden_states) and gelu_fits_in(self.fc1, hidden_states):
             rows = hidden_states.flatten(0, -2)
             rows = torch._addmm_activation(self.fc1.bias, rows, self.fc1.weight.t(), use_gelu=True)
             return self.fc2(rows.unflatten(0, hidden_states.shape[:-1]))
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
-def gelu_fits_in(linear: nn.Linear) -> bool:
+def gelu_fits_in(linear: nn.Linear, inputs: torch.Tensor) -> bool:
     """Whether a GPU's matrix product may take the activation along: for inference, in half precision.
 
     It saves a pass over the widest of all activations. A layer that an adapter, a quantiser or an offloading hook has
     changed is called as it is.
     """
-    if torch.is_grad_enabled() or not (torch.is_autocast_enabled("cuda") or linear.weight.dtype.itemsize == 2):
+    half = torch.is_autocast_enabled(inputs.device.type) or linear.weight.dtype.itemsize == 2
+    if torch.is_grad_enabled() or not half:
         return False
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     return type(linear) is nn.Linear and not hooked

@@ -16,6 +16,7 @@ MODULES = (
     "embeddings",
     "files",
     "foreign",
+    "gpu",
     "image_budget",
     "images",
     "inputs",

@@ -90,7 +90,7 @@ def _problem(
         return f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}"
     if implementation not in IMPLEMENTATIONS:
         return f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
-    if implementation == "triton" and (missing := triton_problem(image_embeds.dtype, image_embeds.device)):
+    if implementation == "triton" and (missing := triton_problem(image_embeds)):
         return f"implementation='triton' needs {missing}: take 'tiled' or 'auto'"
     if (distribution, implementation) == ("ring", "eager"):
         return "distribution='ring' goes block by block, which implementation='eager' cannot: take 'tiled' or 'auto'"

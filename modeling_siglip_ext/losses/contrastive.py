@@ -14,7 +14,7 @@ from .checks import agree, check_arguments
 from .distribution import GatherRows, communicator, communicator_name
 from .tiled_sigmoid import tiled_sigmoid_loss
 from .tiled_softmax import tiled_softmax_loss
-from .tiles import triton_problem
+from .tiles import on_gpu, triton_problem
 
 
 # Up to this many pairs the eager expression is faster than tiles, and its matrices are small.
@@ -138,8 +138,7 @@ def _choose(implementation: str, name: str, image_embeds: torch.Tensor) -> str:
     # Ranks may differ in their batch size, so together they must not choose by it.
     if name == "" and image_embeds.shape[0] ** 2 <= EAGER_PAIRS:
         return "eager"
-    on_gpu = image_embeds.is_cuda and triton_problem(image_embeds.dtype, image_embeds.device) is None
-    return "triton" if on_gpu else "tiled"
+    return "triton" if on_gpu(image_embeds) and triton_problem(image_embeds) is None else "tiled"
 
 
 def _int64(pair_ids: torch.Tensor | None) -> torch.Tensor | None:

@@ -68,7 +68,7 @@ class TileProducts:
         rows = rows.to(self.operand_dtype)
         if self.operand_dtype == self.scale.dtype:
             total.addmm_(gradient, rows)
-        elif gradient.device.type == "cuda":  # summed in float32 by the product itself
+        elif on_gpu(gradient):  # summed in float32 by the product itself
             torch.addmm(total, gradient.to(self.operand_dtype), rows, out_dtype=total.dtype, out=total)
         else:
             total.add_(gradient.to(self.operand_dtype) @ rows)
@@ -140,13 +140,18 @@ def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))
 
 
-def triton_problem(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the Triton kernels cannot be had for embeddings of this dtype on this device; None if they can."""
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is where Triton's kernels run, and products of bfloat16 that are summed in float32."""
+    return tensor.is_cuda
+
+
+def triton_problem(embeds: torch.Tensor) -> str | None:
+    """What the Triton kernels need that is not so for these embeddings; None if they can be had."""
     if not HAS_TRITON:
         return "the package triton, which is not installed here"
-    if device.type != "cuda" and not INTERPRETED:
-        return f"tensors on a CUDA device, got {device}"
-    return "float32, bfloat16 or float16 embeddings, got float64" if dtype == torch.float64 else None
+    if not (on_gpu(embeds) or INTERPRETED):
+        return f"tensors on a GPU, got {embeds.device}"
+    return "float32, bfloat16 or float16 embeddings, got float64" if embeds.dtype == torch.float64 else None
 
 
 def triton_tiles() -> ModuleType:
