@@ -16,7 +16,7 @@ ROOMS = ("modeling_siglip_ext", "evaluation", "training", "conversion", "model_c
 NAMED = re.compile(r"(?<![a-z])(nccl|gloo|cuda)(?![a-z])", re.IGNORECASE)
 ALLOWED = {  # a file: why it must name one
     "modeling_siglip_ext/gpu.py": "kernels of CUDA's libraries that torch does not choose by itself",
-    "modeling_siglip_ext/losses/tiles.py": "Triton's kernels and products with another dtype, which others do not have",
+    "modeling_siglip_ext/losses/tiles.py": "Triton's kernels, and products with another dtype",
 }
 
 
