@@ -138,7 +138,7 @@ def shards_of(settings: DataSettings, scenes: int) -> list[tuple[DataSettings, i
 
 
 def shard_folder(settings: DataSettings, number: int) -> Path:
-    key = json.dumps([asdict(settings), SHARD, TEXT_LENGTH, TARGET_LENGTH, "2"])
+    key = json.dumps([asdict(settings), SHARD, TEXT_LENGTH, TARGET_LENGTH, "3"])
     name = f"siglip-ext-scenes-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     return Path(tempfile.gettempdir()) / name / f"{number:05d}"
 
@@ -183,7 +183,6 @@ def draw_shard(settings: DataSettings, indices: range) -> dict[str, np.ndarray]:
         "input_ids": text_tokens(captions, settings.box_scale).numpy().astype(np.int16),
         "caption_labels": labels,
         "caption_weights": given,
-        "caption_parallel": np.array([targets.parallel(key) for key in keys]),
     }
     if settings.views is not None:
         views = ViewSettings(SIZE, LOCAL_SIZE, settings.views)
@@ -209,6 +208,7 @@ class TrainingScenes:
             make_shard(*one)
             files = shard_folder(*one).glob("*.npy")
             self.shards.append({file.stem: np.load(file, mmap_mode="r") for file in files})
+        self.names = {name for shard in self.shards for name in shard}
         self.order = np.random.default_rng(seed).permutation(count)
 
     def __len__(self) -> int:

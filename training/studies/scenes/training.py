@@ -25,7 +25,7 @@ WIDTH = 128
 WARMUP = 0.1
 # of temperature and bias
 HEAD_FACTOR = 10.0
-PARALLEL = "caption_parallel"
+PARALLEL = "caption_parallel"  # drawn here: `parallel` is a setting of a run
 Choose = Callable[[ObjectiveModel, dict[str, torch.Tensor], int], dict[str, torch.Tensor]]
 
 
@@ -97,7 +97,7 @@ def train(
         scenes = TrainingScenes(data, count * settings.drawn, settings.seed)
         for place in range(count):
             model.activate(step / steps)
-            wanted = model.inputs(step / steps) - {PARALLEL}
+            wanted = model.inputs(step / steps) & scenes.names
             rows = scenes.batch(place * settings.drawn, settings.drawn, ("pixels", "input_ids", *sorted(wanted)))
             if settings.captioning:
                 rows[PARALLEL] = torch.zeros(settings.drawn, len(TASKS), dtype=torch.bool)
