@@ -59,7 +59,9 @@ def build_model(
     if model.model_name_or_path is not None:
         processor = AutoProcessor.from_pretrained(model.model_name_or_path)
         start = SiglipExtModel.from_pretrained(model.model_name_or_path, naflex=model.naflex, **attention)
-        processor = _as_saved(fit_processor(processor, start.config))
+        if model.naflex is not None:  # a folder whose two halves do not fit is refused, not repaired
+            processor = fit_processor(processor, start.config)
+        processor = _as_saved(processor)
         return start if model.image_size is None else at_image_size(start, processor, model.image_size), processor
     config = SiglipExtConfig(
         vision_config=as_mapping("vision_config", model.vision_config),
