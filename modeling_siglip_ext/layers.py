@@ -89,7 +89,6 @@ class SiglipExtMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
         self.is_gelu = config.hidden_act == "gelu_pytorch_tanh"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -104,10 +103,10 @@ def gelu_fits_in(linear: nn.Linear, inputs: torch.Tensor) -> bool:
     """Whether a GPU's matrix product may take the activation along: for inference, in half precision.
 
     It saves a pass over the widest of all activations. A layer that an adapter, a quantiser or an offloading hook has
-    changed is called as it is.
+    changed is called as it is; so is one in training, where the gradient cache's two passes must round alike.
     """
     half = torch.is_autocast_enabled(inputs.device.type) or linear.weight.dtype.itemsize == 2
-    if torch.is_grad_enabled() or not half:
+    if torch.is_grad_enabled() or linear.training or not half:
         return False
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     return type(linear) is nn.Linear and not hooked
