@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from modeling_siglip_ext import command_line
 
-from .run import precompute, recipe_command
+from .run import precompute, recipe_command, regions
 from .run.recipe import is_recipe
 from .studies import command as study
 
@@ -35,13 +35,13 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 4 -m modeling_siglip_ext.training my-recipe.yaml
 
 `siglip-ext-train RECIPE --help` lists every field. Bad input ends with exit status 2."""
-COMMANDS = (precompute, study, recipe_command)
+COMMANDS = (precompute, regions, study, recipe_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `siglip-ext-train`; returns the exit status."""
     words = command_line.underscored(sys.argv[1:] if argv is None else argv)
-    if words and words[0] not in ("precompute", "study") and is_recipe(words[0]):
+    if words and words[0] not in ("precompute", "regions", "study") and is_recipe(words[0]):
         return recipe_command.run_recipe(PROG, words[0], words[1:])
     return command_line.main(command_line.command_line(PROG, DESCRIPTION, COMMANDS, EXAMPLES), words)
 

@@ -14,6 +14,7 @@ from modeling_siglip_ext.evaluation.data.sources import shards_of
 from ..arguments import option
 from ..components.initial_values import InitialValues
 from ..data.lengths import check_lengths
+from ..data.region_table import REGIONS
 from ..data.scenes.settings import SceneSettings
 
 
@@ -173,6 +174,12 @@ class DataArguments:
     region_column: str | None = option(
         None, "Column of regions for captioning: lists of {box, text, score}, boxes in shares of width and height."
     )
+    regions_file: str | None = option(
+        None,
+        "Table with the regions in place of a column of the dataset: what `siglip-ext-train regions` wrote, or any "
+        "file or folder that `dataset` may be, with a column `regions`. Row by row unless regions_key is set.",
+    )
+    regions_key: str | None = option(None, "Column of dataset and regions_file that says what belongs together.")
     pair_column: str | None = option(
         None,
         "Column of pair ids: images and texts with equal ids belong together and are no negatives of each other, in "
@@ -197,6 +204,7 @@ class DataArguments:
         self.scene_settings()
         if self.image_embeddings is not None and self.is_stream:
             raise ValueError("image_embeddings belong to rows with an index: unset streaming, and use no shards")
+        self._check_regions()
         if self.pair_column is not None and self.equal_captions_match:
             raise ValueError("pair_column and equal_captions_match both say what belongs together: set one of them")
         if self.pair_column is not None and self.shuffle_captions:
@@ -206,6 +214,22 @@ class DataArguments:
         check_number("shuffle_buffer", self.shuffle_buffer, least=1)
         check_number("cache_gib", self.cache_gib, least=0)
         check_lengths(self.naflex_lengths)
+
+    def _check_regions(self) -> None:
+        """
+        Raises:
+            ValueError: a table of regions beside a column of them, or for data whose rows it cannot know.
+        """
+        if self.regions_file is None:
+            return
+        if self.region_column not in (None, REGIONS):
+            raise ValueError("region_column and regions_file both give the regions: set one of them")
+        if self.is_stream or self.dataset in BUNDLED:
+            raise ValueError(
+                "regions_file is for rows with an index: samples of a stream or shards, and scenes, have regions of "
+                "their own; set region_column"
+            )
+        self.region_column = REGIONS
 
     def scene_settings(self) -> SceneSettings:
         """What scenes look like.

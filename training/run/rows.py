@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from ..data.facts import DatasetFacts
 from ..data.folder import check_captions, check_columns
 from ..data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
 from ..data.pixel_cache import fits_cache
+from ..data.region_table import with_regions
 from ..data.samples import GRACE, SkipCounter
 from ..data.scenes.about import ABOUT as ABOUT_SCENES
 from ..data.scenes.scenes import HELD_OUT_SCENES
@@ -121,13 +122,17 @@ def facts_of_dataset(name: str) -> DatasetFacts:
     return DatasetFacts(name, name)
 
 
-def every_row(data: DataArguments) -> Dataset:
-    """All rows in one order, training before evaluation: those that `siglip-ext-train precompute` embeds."""
+def every_row(data: DataArguments, beside: Sequence[str] = ()) -> Dataset:
+    """All rows in one order, training before evaluation: those that `siglip-ext-train precompute` embeds.
+
+    Args:
+        beside: columns beside that of the images.
+    """
     if data.is_stream:
-        raise ValueError("embeddings are of rows with an index: a stream or shards have none")
+        raise ValueError("embeddings and regions are of rows with an index: a stream or shards have none")
     rows, held_out = _read(data)
     assert isinstance(rows, Dataset)
-    columns = [data.image_column]
+    columns = [data.image_column, *beside]
     if held_out is None:
         return rows.select_columns(columns)
     return concatenate_datasets([rows.select_columns(columns), held_out.select_columns(columns)])
@@ -146,7 +151,17 @@ def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | Non
         held_out = scenes_of(split, settings)
         return _with_columns(scenes_of("train", settings), data), _with_columns(held_out, data)
     rows, held_out = _from_files(data) if is_local(data.dataset) else _from_hub(data)
+    if data.regions_file is not None:
+        rows, held_out = _with_regions(rows, held_out, data)
     return _with_columns(rows, data), None if held_out is None else _with_columns(held_out, data)
+
+
+def _with_regions(rows: Any, held_out: Dataset | None, data: DataArguments) -> tuple[Dataset, Dataset | None]:
+    table = load(str(data.regions_file))
+    parts = with_regions(
+        [rows] if held_out is None else [rows, held_out], table, data.regions_key, str(data.regions_file)
+    )
+    return parts[0], None if held_out is None else parts[1]
 
 
 def _with_columns(rows: Any, data: DataArguments) -> Any:

@@ -183,11 +183,12 @@ RULES = (
         "objectives", given("image_embeddings"), "image_embeddings", "with image_embeddings, where no image is at hand"
     ),
     Unused(
-        "captioning region_column",
+        "captioning region_column regions_file",
         lambda n: not counts(n, "captioning"),
         "objectives",
         "without captioning among the objectives",
     ),
+    Unused("regions_key", absent("regions_file"), "regions_file", "without regions_file"),
     Unused(
         "self_distillation",
         lambda n: not counts(n, "distillation", "masking"),

@@ -72,6 +72,8 @@ SITUATIONS = [
     ("curation", {"ratio": 0.5}, CACHED),
     ("captioning", {"parallel": 0.0}, {"objectives": {"masking": 1.0}}),
     ("region_column", "regions", {}),
+    ("regions_file", "boxes", {}),
+    ("regions_key", "url", {"objectives": {"captioning": 1.0}}),
     ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
     *((name, value, CACHED) for name, value in (("naflex_lengths", [16, 64]), ("mini_batch_tokens", 1024))),
     ("group_size", 4, {}),
