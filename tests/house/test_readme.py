@@ -22,6 +22,7 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
+from support.detector import small_detector
 from support.models import TINY
 from support.processes import HUB_SERVER, server
 
@@ -37,6 +38,7 @@ CHAINS = (
 )
 WITHOUT_SNIPPETS = ("benchmarks/README.md", "benchmarks/results/studies/README.md", "evaluation/prompts/README.md")
 RELEASED = "google/siglip2-base-patch16-224"
+DETECTOR = "google/owlv2-base-patch16-ensemble"
 # `make demo` and `make test` are run by hand and by CI; `pip install` is what `make` does
 RUN_ELSEWHERE = ("make ", "pip install")
 QUICK = "--use_cpu true --num_train_epochs 1 --per_device_train_batch_size 2 --eval_fraction 0.25 --report_to none"
@@ -52,6 +54,7 @@ SMALL = {
     "--save_strategy no --report_to none",
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
     "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
+    "--output_dir my-locca": f"--output_dir my-locca {QUICK}",
     "--output_dir my-scenes": "--output_dir my-scenes --max_steps 2 --scenes.count 128 --scenes.held_out 16",
     "--output_dir my-four-losses": f"--output_dir my-four-losses {QUICK} --self_distillation.prototypes 64",
     "study batch-size --seeds 3 --output_dir studies": "study batch-size --output_dir studies --max_runs 1",
@@ -88,6 +91,7 @@ def workplace(tmp_path) -> Path:
     SiglipExtModel(config).save_pretrained(folder / RELEASED)
     Dinov2Model(Dinov2Config(**TINY, image_size=32, patch_size=8)).save_pretrained(folder / "facebook/dinov2-base")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "facebook/dinov2-base")
+    small_detector(folder / DETECTOR)
     bert = BertModel(BertConfig(**TINY, vocab_size=99), add_pooling_layer=False)
     bert.save_pretrained(folder / "google-bert/bert-base-uncased")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -12,6 +12,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def small_detector(folder: Path) -> Path:
     """An OWLv2 with a tokenizer of single letters, as a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     words = ["!", "<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
     files = {
         "vocab.json": json.dumps({word: place for place, word in enumerate(words)}),
