@@ -13,7 +13,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from .components.argument_checks import check_environment, check_optimizer, check_package, check_values
+from .components.argument_checks import check_environment, check_optimizer, check_package, check_shares, check_values
 from .components.schedule import DECAYS
 from .components.towers import check_towers
 from .optimizers import OPTIMIZERS, optimizer_class, takes_betas
@@ -124,6 +124,13 @@ class SiglipExtTrainingArguments(TrainingArguments):
         "evaluation batch size and the number of processes. A last partial block is left out, "
         "unless it is the only one.",
     )
+    keep_at: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of training after which a checkpoint is kept in OUTPUT_DIR/kept, beside those of "
+            "save_steps, for stages that begin there: SigLIP 2 has 0.9 (NaFlex) and 0.95 (higher resolutions)."
+        },
+    )
     group_size: int = option(8, "With a dataset that has groups: variants of one thing that stay together in a batch.")
     group_from_epoch: int = option(
         0,
@@ -169,6 +176,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
             for name in ("optim_args", "optim_target_modules"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"optim={own} takes no {name}: unset it")
+        check_shares(self.keep_at)
         self._check_towers()
         self._check_mini_batch()
         self._count_in_examples()

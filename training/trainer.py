@@ -24,6 +24,7 @@ from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
 from .components.grad_cache import images_in_chunk, split_batch
 from .components.image_inputs import check_images
+from .components.milestones import Milestones
 from .components.monitor import Monitor, examples_seen
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
@@ -202,8 +203,9 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             # A batch that accelerate holds ready, the one of now, and those of the workers.
             ahead = 2 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
             objective_steps = ObjectiveSteps(beside, elapsed, getattr(self.data_collator, "want", None), ahead)
+        milestones = Milestones(args.keep_at) if args.keep_at else None
         first = (self._backend, self._texts, losses, self._monitor, self._data, self._epochs)
-        for part in (*first, self.average, objective_steps, self._budget):
+        for part in (*first, self.average, objective_steps, milestones, self._budget):
             if part is not None:
                 self.add_callback(part)
 

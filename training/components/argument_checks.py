@@ -6,7 +6,7 @@ Trainer finds out some of it only after loading, some after an epoch, and some n
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from numbers import Real
 from pathlib import Path
@@ -292,3 +292,13 @@ def check_package(setting: str, package: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"{setting} needs the package {package}: pip install {package}, or unset it")
+
+
+def check_shares(shares: Iterable[float]) -> None:
+    """
+    Raises:
+        ValueError: one that is no share of training.
+    """
+    for share in shares:
+        if not 0 < share < 1:
+            raise ValueError(f"keep_at has shares of training, above 0 and below 1, got {share}")

@@ -26,6 +26,7 @@ from modeling_siglip_ext.sentence_embedding import save_settings
 from .card import output_folder
 from .ema import WeightAverage
 from .hub import HubPushes
+from .milestones import Milestones
 from .run_folder import STATE
 from .run_identity import Identity, check_same_run
 from .towers import core_model
@@ -177,6 +178,8 @@ class AtomicCheckpoints(HubPushes):
         self.accelerator.wait_for_everyone()
         if self.is_local_process_zero() and (staging / name).exists():
             put_in_place(staging / name, run / name)
+        if self.args.should_save:
+            Milestones(self.args.keep_at).keep(run / name, self.state.global_step, self.state.max_steps)
         if self._push_after_rename:
             super()._push_from_checkpoint(str(run / name))
         if self.args.should_save:

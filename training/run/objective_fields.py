@@ -73,6 +73,13 @@ class ObjectiveArguments:
         },
     )
 
+    objectives_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of another run whose decoder, heads and teacher go on, perhaps at another resolution. "
+            "model_name_or_path names the same one for the towers."
+        },
+    )
     curation: dict | str | None = field(
         default=None,
         metadata={

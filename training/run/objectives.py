@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
@@ -10,6 +11,7 @@ from modeling_siglip_ext.captioning import TASKS, CaptionDecoder, CaptionDecoder
 
 from ..data.collator import Addition, Collator, ExtendedCollator, ImageTextCollator
 from ..data.locca import CaptioningCollator, CaptionTargets, CaptionTasks
+from ..objectives.another_run import go_on
 from ..objectives.captioning import Captioning, CaptionLossSettings
 from ..objectives.masks import MaskSettings, PatchMasks
 from ..objectives.matching import MatchingSettings
@@ -49,7 +51,9 @@ def build_beside(
         regions: whether examples have regions, which captioning learns, too, unless its tasks are given.
 
     Raises:
-        ValueError: settings out of range, or a model or tokenizer that an objective cannot work with.
+        FileNotFoundError: `objectives_from` is no checkpoint of a run with objectives.
+        ValueError: settings out of range, a model or tokenizer that an objective cannot work with, or objectives of
+            another form than those of `objectives_from`.
     """
     weights = wanted.weights()
     if not weights:
@@ -75,6 +79,8 @@ def build_beside(
         views = ViewSettings.for_tower(vision, **part_of_settings(values, ViewSettings))
         masks = MaskSettings.for_tower(vision, **part_of_settings(values, MaskSettings))
         additions.extend((Views(views), PatchMasks(masks)))
+    if wanted.objectives_from is not None:
+        go_on({name: objective for name, (objective, _) in objectives.items()}, Path(wanted.objectives_from))
     return Beside(objectives, ExtendedCollator(inner, *additions))
 
 

@@ -196,6 +196,18 @@ RULES = (
         "without distillation or masking among the objectives",
     ),
     Unused(
+        "objectives_from",
+        lambda n: not counts(n, "captioning", "distillation", "masking"),
+        "objectives",
+        "without objectives beside the sigmoid loss",
+    ),
+    Unused(
+        "keep_at",
+        given("max_seconds"),
+        "max_seconds",
+        "with max_seconds, where nobody knows which step is the last",
+    ),
+    Unused(
         "curation", given("image_embeddings"), "image_embeddings", "with image_embeddings, where no image is at hand"
     ),
     # the length of the run and its schedule

@@ -9,6 +9,7 @@ from datasets import Dataset, Features, Image, List, Value
 from safetensors.torch import load_file
 from transformers import AutoModel, SiglipModel
 
+from modeling_siglip_ext.positions import resample_positions
 from modeling_siglip_ext.training.run.objective_fields import OBJECTIVES, SETTINGS, ObjectiveArguments
 from modeling_siglip_ext.training.run.prepare import prepare
 from modeling_siglip_ext.training.run.recipe import parse_recipe
@@ -45,6 +46,7 @@ def make(tmp_path, rows):
 
     def parse(**changes):
         values = {**RECIPE, "dataset": str(tmp_path / "rows.parquet"), "output_dir": str(tmp_path / "out"), **changes}
+        values = {name: value for name, value in values.items() if value is not None}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
         return parse_recipe(str(tmp_path / "recipe.yaml"))
 
@@ -168,3 +170,61 @@ def test_every_setting_has_a_name_of_its_own():
         assert len(names) == len(set(names))
     assert ObjectiveArguments().weights() == {}
     assert OBJECTIVES == ("contrastive", "captioning", "distillation", "masking")
+
+
+ALL = {"captioning": 1.0, "distillation": 0.25, "masking": 0.0625}
+DECODER = {"num_hidden_layers": 1, "parallel": 0.5}
+KEPT = "kept/checkpoint-3"
+
+
+@pytest.fixture
+def first_stage(make, tmp_path):
+    """The checkpoint at three quarters of four steps at 16 pixels, with all objectives."""
+    settings = {"captioning": DECODER, "self_distillation": {**SMALL, "starts_at": 0.25}}
+    run = prepare(make(objectives=ALL, max_steps=4, keep_at=[0.7], output_dir=str(tmp_path / "first"), **settings))
+    train(run)
+    return tmp_path / "first" / KEPT
+
+
+def later_stage(make, checkpoint, **changes):
+    values = {
+        "captioning": DECODER,
+        "self_distillation": {**SMALL, "starts_at": 0.0},
+        "model_name_or_path": str(checkpoint),
+        "objectives_from": str(checkpoint),
+        "objectives": ALL,
+        **changes,
+    }
+    from_scratch = dict.fromkeys(("vision_config", "text_config", "vocab_size"))
+    return make(**values, **from_scratch)
+
+
+def test_objectives_go_on_at_another_resolution(make, first_stage):
+    """The last stage of SigLIP 2: the teacher's positions are resampled as the tower's are, the rest is as it was."""
+    saved = load_file(first_stage / "objectives.safetensors")
+    run = prepare(later_stage(make, first_stage, image_size=24))
+    begun = {name: value.clone() for name, value in run.trainer.parts.state_dict().items()}
+    assert begun.keys() == saved.keys()
+    resampled = [name for name in saved if saved[name].shape != begun[name].shape]
+    assert [name.rpartition("average.")[2] for name in resampled] == ["embeddings.position_embedding.weight"]
+    torch.testing.assert_close(begun[resampled[0]], resample_positions(saved[resampled[0]], 6), rtol=0, atol=0)
+    same = saved.keys() - set(resampled)
+    assert all(torch.equal(begun[name], saved[name]) for name in same)
+    train(run)
+    after = run.trainer.parts.state_dict()
+    assert sum(not torch.equal(after[name], begun[name]) for name in same) > len(same) // 2
+    # a teacher that began anew would be the tower, and the tower's tokens are not what it averaged
+    assert any(name.endswith("begun") and bool(saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives_from": "nowhere"}, "has no objectives.safetensors"),
+        ({"captioning": {"num_hidden_layers": 2, "parallel": 0.5}}, "is missing there"),
+        ({"self_distillation": {**SMALL, "prototypes": 64, "starts_at": 0.0}}, "has the shape"),
+    ],
+)
+def test_objectives_of_another_form_do_not_go_on(make, first_stage, changes, said):
+    with pytest.raises((FileNotFoundError, ValueError), match=said):
+        prepare(later_stage(make, first_stage, **changes))

@@ -25,6 +25,7 @@ PUBLISHED = {
     "msiglip_b16": ("scaling_vit_adafactor", 1e-3, 1e-4, "big_vision", 32 * 1024, 9e9),
     "resolution": ("scaling_vit_adafactor", 1e-5, 0.0, "torch", 32 * 1024, 5e9),
     "siglip2_b16": ("adamw_bf16", 1e-3, 1e-4, "big_vision", 32 * 1024, 4e10),
+    "siglip2_b16_384": ("adamw_bf16", 6.362e-6, 6.362e-7, "big_vision", 32 * 1024, 2e9),
     "siglip2_naflex": ("adamw_bf16", 2.447e-5, 2.447e-6, "big_vision", 32 * 1024, 1.5e10),
     "siglip2_b16_curated": ("adamw_bf16", 1e-5, 0.0, "torch", 32 * 1024, 4e9),
 }
@@ -42,6 +43,23 @@ def test_the_papers_numbers(name, tmp_path):
     processes = 4 if name.startswith("siglit") else 32
     assert args.per_device_train_batch_size * processes == batch
     assert given.get("max_examples", (given.get("max_steps") or 0) * batch) == examples
+
+
+def test_a_higher_resolution_takes_the_last_twentieth_of_the_cosine(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false"]
+    first, last = (parse_recipe(name, words).training for name in ("siglip2_b16", "siglip2_b16_384"))
+    batch, processes = first.per_device_train_batch_size, 32
+    whole, warm_up = (examples // (batch * processes) for examples in (first.max_examples, first.warmup_examples))
+    rates = []
+    for args, total, begins in ((first, whole, warm_up), (last, last.max_examples // (batch * processes), 0)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        schedule = get_scheduler(args.lr_scheduler_type, optimizer, begins, total, args.lr_scheduler_kwargs)
+        rate = schedule.lr_lambdas[0]
+        steps = range(0, total // 20 if args is first else total, 1000)
+        start = math.ceil(0.95 * whole) if args is first else 0
+        rates.append([args.learning_rate * rate(start + step) for step in steps])
+    assert rates[1] == pytest.approx(rates[0][: len(rates[1])], rel=1e-2, abs=1e-9)
+    assert last.weight_decay / first.weight_decay == pytest.approx(rates[0][0] / first.learning_rate, rel=1e-3)
 
 
 def test_naflex_takes_the_last_tenth_of_the_cosine(tmp_path):

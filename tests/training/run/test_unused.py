@@ -73,6 +73,8 @@ SITUATIONS = [
     ("captioning", {"parallel": 0.0}, {"objectives": {"masking": 1.0}}),
     ("region_column", "regions", {}),
     ("regions_file", "boxes", {}),
+    ("objectives_from", "checkpoint-3", {}),
+    ("keep_at", [0.9], {"max_seconds": 5}),
     ("regions_key", "url", {"objectives": {"captioning": 1.0}}),
     ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
     *((name, value, CACHED) for name, value in (("naflex_lengths", [16, 64]), ("mini_batch_tokens", 1024))),

@@ -1,0 +1,59 @@
+"""Objectives that go on in another run, as the last stages of SigLIP 2 do at another resolution.
+
+Their values come from a checkpoint; the optimiser, the schedule and the place in the data begin anew.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from modeling_siglip_ext.positions import resample_positions
+
+from .checkpoint import FILE
+from .model import TrainedObjective
+
+
+POSITIONS = "position_embedding.weight"
+"""Of a teacher's tower, the only table that the resolution decides."""
+
+
+def go_on(objectives: Mapping[str, TrainedObjective], checkpoint: Path) -> None:
+    """Give objectives the values that they had in a checkpoint; learned positions are resampled.
+
+    Args:
+        objectives: by name; others in the checkpoint are left out.
+        checkpoint: folder of a run that trained with them.
+
+    Raises:
+        FileNotFoundError: there is none, or it has no objectives.
+        ValueError: one of the objectives is not in it, or has another form.
+    """
+    path = checkpoint / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"objectives_from={str(checkpoint)!r} has no {FILE}: name a checkpoint of a run with objectives"
+        )
+    parts = nn.ModuleDict(objectives)
+    own = parts.state_dict()
+    saved = {name: _fitted(name, value, own) for name, value in load_file(path).items() if name in own}
+    missing = sorted(own.keys() - saved.keys())
+    differing = sorted(name for name, value in saved.items() if value.shape != own[name].shape)
+    if missing or differing:
+        first = missing[0] if missing else differing[0]
+        what = "is missing there" if missing else f"has the shape {tuple(saved[first].shape)} there"
+        raise ValueError(
+            f"objectives_from={str(checkpoint)!r}: {first}, {tuple(own[first].shape)} here, {what}: set objectives "
+            "and their settings as in that run"
+        )
+    parts.load_state_dict(saved)
+
+
+def _fitted(name: str, value: torch.Tensor, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    side = math.isqrt(len(own[name])) if name.endswith(POSITIONS) else 0
+    if not side or value.shape == own[name].shape or value.shape[1:] != own[name].shape[1:]:
+        return value
+    return resample_positions(value, side)
