@@ -6,6 +6,9 @@ fused AdamW; here it passes twice. numba compiles the loops at their first call,
 All tensors are contiguous ones on the CPU, in float32 but for the moment, which is bfloat16.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import numba
 import numpy as np
 import torch
@@ -20,8 +23,8 @@ def square_sums(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, columns = grad.shape
     by_row = torch.empty(rows, 1)
     by_column = torch.empty(-(-rows // ROWS), columns)
-    _with_torchs_threads()
-    _square_sums(grad.numpy(), by_row.numpy(), by_column.numpy())
+    with _torchs_threads():
+        _square_sums(grad.numpy(), by_row.numpy(), by_column.numpy())
     return by_row, by_column.sum(0, keepdim=True)
 
 
@@ -47,10 +50,10 @@ def descend_factored(
         momentum: a number that bfloat16 can hold.
         row_first: whether the gradient is multiplied by `by_row` first, which decides on last bits.
     """
-    _with_torchs_threads()
     arrays = (tensor.numpy() for tensor in (weight.detach(), grad, moment.view(torch.uint16)))
     factors = by_row.view(-1).numpy(), by_column.view(-1).numpy()
-    _descend_factored(*arrays, *factors, *map(np.float32, (momentum, 1 - lr * weight_decay, lr)), row_first)
+    with _torchs_threads():
+        _descend_factored(*arrays, *factors, *map(np.float32, (momentum, 1 - lr * weight_decay, lr)), row_first)
 
 
 def descend_whole(
@@ -72,15 +75,23 @@ def descend_whole(
         moment: of that shape, overwritten.
         momentum: a number that bfloat16 can hold.
     """
-    _with_torchs_threads()
     arrays = (tensor.view(-1).numpy() for tensor in (weight.detach(), grad, moment.view(torch.uint16), square))
     scalars = (beta2, 1 - beta2, eps, momentum, grad_factor, 1 - lr * weight_decay, lr)
-    _descend_whole(*arrays, *map(np.float32, scalars))
+    with _torchs_threads():
+        _descend_whole(*arrays, *map(np.float32, scalars))
 
 
-def _with_torchs_threads() -> None:
+@contextmanager
+def _torchs_threads() -> Generator[None]:
+    """With as many threads as torch has, and torch with as many afterwards: both share OpenMP, whose number numba sets
+    to that of all cores when it starts its own. Under torchrun every process would then take the whole machine.
+    """
+    threads = torch.get_num_threads()
     most = numba.config.NUMBA_NUM_THREADS  # ty: ignore[missing-attribute]  # numba sets it while it is imported
-    numba.set_num_threads(min(torch.get_num_threads(), most))
+    numba.set_num_threads(min(threads, most))
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 # numba makes 64 bits of sums and shifts of 32, hence the casts.

@@ -1,5 +1,7 @@
 """The compiled loops of ScalingViT-Adafactor against tensor operations, whatever the values, shapes and threads."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -124,3 +126,18 @@ def test_a_transposed_parameter():
         ScalingViTAdafactor([parameter], lr=0.01).step()
     torch.testing.assert_close(transposed.detach(), plain.detach(), rtol=1e-5, atol=1e-6)
     assert transposed.data_ptr() == storage.data_ptr()
+
+
+def test_torch_keeps_its_number_of_threads():
+    """Both share OpenMP. In a process of its own, as numba starts its threads once."""
+    code = (
+        "import torch; from modeling_siglip_ext.training.optimizers import cpu_kernels as own\n"
+        "threads = [torch.get_num_threads()]\n"
+        "for rows in (4, 600):\n"
+        "    own.square_sums(torch.ones(rows, 3))\n"
+        "    threads.append(torch.get_num_threads())\n"
+        "print(threads)"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[1, 1, 1]"
