@@ -51,6 +51,7 @@ SMALL = {
     "--output_dir my-domain-siglip": f"--output_dir my-domain-siglip --model_name_or_path {RELEASED} {LIT}",
     "--output_dir my-sharded": "--output_dir my-sharded --use_cpu true --per_device_train_batch_size 2 "
     "--save_strategy no --report_to none",
+    "--smoke --output_dir smoke-naflex": "--smoke --output_dir smoke-naflex --max_steps 3",
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
     "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
     "--output_dir my-scenes": "--output_dir my-scenes --max_steps 2 --scenes.count 128 --scenes.held_out 16",
