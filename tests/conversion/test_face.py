@@ -15,7 +15,7 @@ def test_every_name_is_there():
     assert conversion.convert is converter.convert
     assert conversion.find("siglip2_b16_naflex") is conversion.entries()["siglip2_b16_naflex"]
     with pytest.raises(AttributeError, match="no attribute 'unheard_of'"):
-        conversion.unheard_of  # noqa: B018
+        conversion.unheard_of  # noqa: B018 - asking for it is the test
 
 
 def test_the_face_alone_imports_no_reader(monkeypatch):

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 
 import modeling_siglip_ext.conversion.__main__
 import modeling_siglip_ext.evaluation.__main__
-import modeling_siglip_ext.training.__main__  # noqa: F401
+import modeling_siglip_ext.training.__main__  # noqa: F401 - all before the forks
 
 
 COMMANDS = {entry.name: entry for entry in entry_points(group="console_scripts")}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-import modeling_siglip_ext.training  # noqa: F401
+import modeling_siglip_ext.training  # noqa: F401 - before the forks
 
 
 HOST = "127.0.0.1"

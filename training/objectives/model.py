@@ -94,7 +94,7 @@ class ObjectiveModel(nn.Module):
     def get_base_model(self) -> nn.Module:
         """The dual model, under PEFT's name for it."""
         inner = self.model
-        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[not-callable]
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[not-callable]  # PEFT's
 
     def __getattr__(self, name: str) -> Any:
         try:
