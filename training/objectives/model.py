@@ -11,23 +11,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import ModelOutput
+
+from modeling_siglip_ext import SiglipExtOutput
 
 
 @dataclass
-class ObjectiveOutput(ModelOutput):
+class ObjectiveOutput(SiglipExtOutput):
     """What an `ObjectiveModel` returns with the losses of its objectives: the dual model's outputs, and these.
 
     Its fields are declared, because DDP takes outputs apart and puts them together by their class.
     """
 
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
     objective_losses: dict[str, torch.Tensor] | None = None
     """Of the active objectives, by name: scalars."""
 
