@@ -87,7 +87,7 @@ class SiglipExtNaflexImageProcessor(Siglip2ImageProcessorPil):
         return self.resize(array, SizeDict(height=height, width=width), resample)
 
     # sizes are right by now; the base class would copy each image's patches four times
-    def _preprocess(  # ty: ignore[incompatible-method-override]
+    def _preprocess(  # ty: ignore[incompatible-method-override]  # settings by name, as every processor's
         self,
         images: list[np.ndarray],
         *,

@@ -32,13 +32,13 @@ from .configuration_siglip_ext import (
 )
 from .embeddings import SiglipExtNaflexEmbeddings, SiglipExtTextEmbeddings, SiglipExtVisionEmbeddings
 from .foreign import ForeignTowerAdapter, tower_arguments, tower_width
-from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer, SiglipExtMLP
+from .initialisation import initialise
+from .layers import SiglipExtAttention, SiglipExtEncoder, SiglipExtEncoderLayer
 from .loading import load_whole
 from .losses import sigmoid_loss, softmax_loss
 from .naflex import naflex_layout, valid_patches
 from .packing import Layout, Packing, padded, unpadded
-from .pooling import PoolingAttention, SiglipExtMultiheadAttentionPoolingHead, build_pooling
-from .positions import sincos2d
+from .pooling import build_pooling
 from .sentence_embedding import save_settings
 
 
@@ -70,15 +70,6 @@ class SiglipExtOutput(ModelOutput):
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
-
-
-def lecun_normal_(weight: torch.Tensor) -> None:
-    """Flax's default for dense layers: a normal of deviation fan_in^-1/2, cut at twice the deviation before cutting.
-
-    transformers' function of this name cuts at ±2 whatever the deviation, which leaves the weights 14 % too large.
-    """
-    std = weight[0].numel() ** -0.5 / 0.87962566103423978  # the deviation that is fan_in^-1/2 after the cut
-    init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 @dataclass
@@ -139,37 +130,7 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The initialisation of big_vision (`models/vit.py`, `models/proj/image_text/text_transformer.py`)."""
-        if isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=module.embedding_dim**-0.5)
-        elif isinstance(module, SiglipExtAttention):
-            for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
-                init.xavier_uniform_(linear.weight)
-                init.zeros_(linear.bias)
-        elif isinstance(module, PoolingAttention):
-            # query, key and value are three square matrices: the bound must not count them as one of 3·D rows
-            if not getattr(module.in_proj_weight, "_is_hf_initialized", False):  # a slice loses that mark
-                for matrix in module.in_proj_weight.chunk(3):
-                    init.xavier_uniform_(matrix)
-            init.zeros_(module.in_proj_bias)
-            init.xavier_uniform_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
-        elif isinstance(module, SiglipExtMLP):
-            for linear in (module.fc1, module.fc2):
-                init.xavier_uniform_(linear.weight)
-                init.normal_(linear.bias, std=1e-6)
-        elif isinstance(module, SiglipExtMultiheadAttentionPoolingHead):
-            bound = (6 / (1 + module.probe.shape[-1])) ** 0.5  # xavier for flax's (1, 1, D): fan in 1, fan out D
-            init.uniform_(module.probe, -bound, bound)
-        elif isinstance(module, SiglipExtVisionEmbeddings):
-            if module.class_embedding is not None:
-                init.zeros_(module.class_embedding)
-            if hasattr(module, "position_table"):
-                init.copy_(module.position_table, sincos2d(module.config.grid_size, module.config.hidden_size))
-        elif isinstance(module, SiglipExtModel):
+        if isinstance(module, SiglipExtModel):
             init.constant_(module.logit_scale, module.config.logit_scale_init)
             if module.logit_bias is not None and module.config.logit_bias_init is not None:
                 init.constant_(module.logit_bias, module.config.logit_bias_init)
@@ -177,10 +138,8 @@ class SiglipExtPreTrainedModel(PreTrainedModel):
             std = module.config.vision_config.hidden_size**-0.5 * module.config.initializer_factor
             init.normal_(module.classifier.weight, std=std)
             init.zeros_(module.classifier.bias)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            lecun_normal_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        else:
+            initialise(module)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, native: bool | None = None, **kwargs: Any

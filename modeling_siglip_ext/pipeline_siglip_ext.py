@@ -211,7 +211,7 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         return super(ZeroShotImageClassificationPipeline, self).__call__(given, **kwargs)
 
     # labels are no input of an image here: `_forward` gets them, and embeds them once
-    def preprocess(  # ty: ignore[incompatible-method-override]
+    def preprocess(  # ty: ignore[incompatible-method-override]  # parameters by name, as every pipeline's
         self, image: Any, timeout: float | None = None, max_num_patches: int | None = None, upscale: bool = True
     ) -> dict[str, torch.Tensor]:
         """One image to the inputs of the image tower, and whether it could be read."""

@@ -19,6 +19,7 @@ MODULES = (
     "gpu",
     "image_budget",
     "images",
+    "initialisation",
     "inputs",
     "layers",
     "loading",

@@ -169,13 +169,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             objective.check(core)
         self.curation = curation
         if curation is not None:
-            curation.settings.super_batch(args.per_device_train_batch_size)
-            if self.loss_name != "sigmoid":
-                raise ValueError(
-                    f"curation scores pairs by the sigmoid loss, and this model has the {self.loss_name} loss"
-                )
-            if self._backend.one_graph:
-                raise ValueError("curation does not work on XLA devices yet: leave it out")
+            curation.check(args.per_device_train_batch_size, self.loss_name, self._backend.one_graph)
             if curation.reference is not None:
                 curation.reference.to(args.device)
             self.further_identity = curation.identity()

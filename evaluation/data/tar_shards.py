@@ -46,7 +46,7 @@ class _Member(tarfile.TarInfo):
     def _block(self, count: int) -> int:
         if count < 0:  # `tarfile` would go back, and on for ever
             raise ReadError("a member of negative size")
-        return super()._block(count)  # ty: ignore[missing-attribute]
+        return super()._block(count)  # ty: ignore[missing-attribute]  # typeshed lacks it, too
 
 
 def read_shard(url: str) -> Iterator[tuple[str, dict]]:

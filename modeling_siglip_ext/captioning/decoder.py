@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..modeling_siglip_ext import lecun_normal_
+from ..initialisation import lecun_normal_
 from .configuration import CaptionDecoderConfig
 
 

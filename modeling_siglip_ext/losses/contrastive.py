@@ -8,13 +8,14 @@ from types import ModuleType
 import torch
 import torch.distributed as dist
 
+from ..gpu import on_gpu
 from . import eager
 from .autograd import needed
 from .checks import agree, check_arguments
 from .distribution import GatherRows, communicator, communicator_name
 from .tiled_sigmoid import tiled_sigmoid_loss
 from .tiled_softmax import tiled_softmax_loss
-from .tiles import on_gpu, triton_problem
+from .tiles import triton_problem
 
 
 # Up to this many pairs the eager expression is faster than tiles, and its matrices are small.

@@ -63,7 +63,7 @@ def tiled_sigmoid_loss(
                 fused.sigmoid_pass_(tile, part, scale, bias, *sums, derivative=any(needs))
             else:
                 tile = products.logits(images[rows], texts[columns])
-                _sigmoid_passes_(tile, part, bias, *sums[:2], derivative=any(needs))
+                _sigmoid_passes_(tile, part, bias, sums[0], sums[1] if needs_bias else None, derivative=any(needs))
             if image_sums is not None:
                 products.add_product_(image_sums[rows], tile, texts[columns])
             for text_sum in text_sums:
@@ -97,20 +97,24 @@ def _sigmoid_passes_(
     positives: Diagonal | SameIds,
     bias: torch.Tensor,
     losses: torch.Tensor,
-    bias_sums: torch.Tensor,
+    bias_sums: torch.Tensor | None,
     derivative: bool,
 ) -> None:
-    """Add a tile's losses to `losses`; with `derivative` the tile becomes its gradient, whose sums are added, too."""
+    """Add a tile's losses to `losses`; with `derivative` the tile becomes its gradient.
+
+    Its sums are added to `bias_sums`, which is None where no gradient needs them.
+    """
     positive = positives.take_out_(tile) + bias
     losses[0].add_(_softplus(-positive).sum())
     for strip in strips(tile):
         losses[strip.start].add_(softplus_sum_(tile[strip].add_(bias), derivative))
-        if derivative:
+        if bias_sums is not None:
             bias_sums[strip.start].add_(tile[strip].sum())
     if derivative:
         positive_gradient = torch.sigmoid(-positive).neg_()
         positives.add_(tile, positive_gradient)
-        bias_sums[0].add_(positive_gradient.sum())
+        if bias_sums is not None:
+            bias_sums[0].add_(positive_gradient.sum())
 
 
 def _softplus(z: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from ..gpu import on_gpu
+
 
 # Rows (images) and columns (texts) of a tile: 4 MiB of float32, and 128 MiB where launching a kernel takes longer.
 CPU_TILE = 1024, 1024
@@ -138,11 +140,6 @@ def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     # torch < 2.10 cannot tell; float32 is then slower on some machines and never wrong.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") or capabilities.get("bf16"))
-
-
-def on_gpu(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is where Triton's kernels run, and products of bfloat16 that are summed in float32."""
-    return tensor.is_cuda
 
 
 def triton_problem(embeds: torch.Tensor) -> str | None:

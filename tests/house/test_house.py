@@ -35,9 +35,10 @@ BENEATH_FORMATS = (  # of conversion: what the folder of a format may use
 # imported from other rooms only.
 ARROWS = {
     PACKAGE: {
-        "losses": set(),
+        "gpu": set(),
+        "losses": {"gpu"},
         "losses.xla": {"losses"},
-        "top": {"losses"},
+        "top": {"gpu", "losses"},
         "captioning": {"top", "losses"},
         "hub": {"top"},
     },

@@ -1,6 +1,7 @@
 """Every snippet of every README runs, in the order of its page, with a small local model for the Hub's names."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -52,6 +53,7 @@ SMALL = {
     "--output_dir my-domain-siglip": f"--output_dir my-domain-siglip --model_name_or_path {RELEASED} {LIT}",
     "--output_dir my-sharded": "--output_dir my-sharded --use_cpu true --per_device_train_batch_size 2 "
     "--save_strategy no --report_to none",
+    "--smoke --output_dir smoke-naflex": "--smoke --output_dir smoke-naflex --max_steps 3",
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
     "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
     "--output_dir my-locca": f"--output_dir my-locca {QUICK}",
@@ -61,14 +63,20 @@ SMALL = {
 }
 
 
-# one process for neighbours saves importing torch again; fresh names, so that no snippet leans on another's imports
-EACH_ON_ITS_OWN = "import sys\nfor code in sys.argv[1:]: exec(code, {'__name__': '__main__'})"
+WORKER = Path(__file__).with_name("snippet_worker.py")
 
 
 def snippets(page: str) -> list[tuple[str, str]]:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     found = re.findall(r"^```(python|bash)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [(language, code) for language, code in found if not code.startswith(RUN_ELSEWHERE)]
+
+
+def small(code: str) -> str:
+    """What a page shows, in the size of a test."""
+    for shown, instead in SMALL.items():
+        code = code.replace(shown, instead)
+    return code
 
 
 @pytest.fixture
@@ -146,17 +154,17 @@ def test_snippets_run(chain, workplace, hub):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    of_chain = [snippet for page in chain for snippet in snippets(page)]
-    for language, group in itertools.groupby(of_chain, key=lambda snippet: snippet[0]):
-        codes = [code for _, code in group]
-        if language == "python":
-            command = [sys.executable, "-c", EACH_ON_ITS_OWN, *codes]
-        else:
-            for shown, small in SMALL.items():
-                codes = [code.replace(shown, small) for code in codes]
-            command = ["bash", "-euc", "\n".join(codes)]
-        result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=1500)
-        assert result.returncode == 0, f"{codes}\n{result.stdout}\n{result.stderr}"
+    of_chain = [(language, small(code)) for page in chain for language, code in snippets(page)]
+    result = subprocess.run(
+        [sys.executable, str(WORKER)],
+        input=json.dumps(of_chain),
+        cwd=workplace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     if chain[0] == "README.md":
         saved = {path.name for path in (workplace / "my-siglip").iterdir()}
         assert {"model.safetensors", "config.json", "README.md", "processor_config.json", "tokenizer.json"} <= saved

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import eager, sigmoid_loss, softmax_loss, tiles
 from modeling_siglip_ext.losses.tiled_sigmoid import softplus_sum_
-from support.losses import BIG_VISION, CASES, HEADS, LOSSES, assert_close, batch, naive, value_and_gradients
+from support.losses import CASES, HEADS, LOSSES, assert_big_vision, assert_close, batch, naive, value_and_gradients
 
 
 @pytest.fixture
@@ -32,19 +32,7 @@ def test_definition(loss, implementation, with_ids, small_tiles):
 @pytest.mark.parametrize("implementation", ["eager", "tiled"])
 @pytest.mark.parametrize("case", CASES)
 def test_big_vision(case, implementation):
-    fixture = {
-        name.split("/")[1]: torch.from_numpy(BIG_VISION[name])
-        for name in BIG_VISION.files
-        if name.startswith(f"{case}/")
-    }
-    kinds = [("loss_softmax_bidirectional", "grad_softmax_", softmax_loss)]
-    kinds += [("loss_sigmoid", "grad_", sigmoid_loss)] if "loss_sigmoid" in fixture else []
-    for key, prefix, loss in kinds:
-        arguments = [fixture["zimg"], fixture["ztxt"], fixture["t"].log(), fixture.get("b", torch.zeros(1))]
-        got = value_and_gradients(loss, arguments, implementation=implementation)
-        gradients = [fixture[f"{prefix}{name}"] for name in ("zimg", "ztxt", "t")]
-        bias = fixture["grad_b"] if loss is sigmoid_loss else torch.zeros(1)
-        assert_close(got, [fixture[key], *gradients, bias], 1e-5)
+    assert_big_vision(case, 1e-5, implementation=implementation)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import sigmoid_loss, tiles
-from support.losses import BIG_VISION, CASES, HEADS, LOSSES, assert_close, batch, naive, value_and_gradients
+from support.losses import CASES, HEADS, LOSSES, assert_big_vision, assert_close, batch, naive, value_and_gradients
 
 
 pytest.importorskip("triton")
@@ -53,17 +53,7 @@ def test_definition(loss, with_ids, small_kernels):
 
 @pytest.mark.parametrize("case", CASES)
 def test_big_vision(case, small_kernels):
-    fixture = {
-        name.split("/")[1]: torch.from_numpy(BIG_VISION[name])
-        for name in BIG_VISION.files
-        if name.startswith(f"{case}/")
-    }
-    if "loss_sigmoid" in fixture:
-        arguments = [fixture["zimg"], fixture["ztxt"], fixture["t"].log(), fixture["b"]]
-        got = value_and_gradients(sigmoid_loss, arguments, implementation="triton")
-        assert_close(
-            got, [fixture["loss_sigmoid"], *(fixture[f"grad_{name}"] for name in ("zimg", "ztxt", "t", "b"))], 1e-5
-        )
+    assert_big_vision(case, 1e-5, implementation="triton")
 
 
 @settings(max_examples=8, deadline=None)

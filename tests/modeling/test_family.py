@@ -114,7 +114,7 @@ def check_life(config: SiglipExtConfig) -> None:
 
 
 @given(text_sizes=sizes, text=text_fields, vision_sizes=sizes, vision=vision_fields, pair=pair_fields)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)  # `make fuzz` draws more
 def test_valid_configurations_live_and_invalid_ones_raise(text_sizes, text, vision_sizes, vision, pair):
     text = {**text, **text_sizes, "vocab_size": 30, "max_position_embeddings": 6}
     vision = {**vision, **vision_sizes, "patch_size": 4}
@@ -127,7 +127,7 @@ def test_valid_configurations_live_and_invalid_ones_raise(text_sizes, text, visi
 
 
 @given(text_sizes=sizes, text=text_fields, vision_sizes=sizes, vision=vision_fields, pair=pair_fields)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)  # `make fuzz` draws more
 def test_every_valid_configuration_lives(text_sizes, text, vision_sizes, vision, pair):
     """The test above meets few valid configurations; here every draw is mended into one."""
     text |= text_sizes | {"vocab_size": 30, "max_position_embeddings": 6, "num_attention_heads": 4, "hidden_size": 16}

@@ -17,7 +17,7 @@ from transformers import (
 
 folder, again = sys.argv[1:3]
 try:
-    import modeling_siglip_ext  # noqa: F401
+    import modeling_siglip_ext  # noqa: F401 - whether it can be
 except ImportError:
     pass
 else:

@@ -16,3 +16,8 @@ def read_image(path: str | PathLike) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
+
+
+def colour(number: int) -> Image.Image:
+    """A square of a colour of its own."""
+    return Image.new("RGB", (16, 16), (number * 3 % 256, number * 7 % 256, number * 11 % 256))

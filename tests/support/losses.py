@@ -36,6 +36,20 @@ def assert_close(got, expected, tolerance):
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
+def assert_big_vision(case, tolerance, **options):
+    """Values and gradients are what JAX found: of the sigmoid loss, where the case has a bias, and of the softmax."""
+    names = [name for name in BIG_VISION.files if name.startswith(f"{case}/")]
+    fixture = {name.split("/")[1]: torch.from_numpy(BIG_VISION[name]) for name in names}
+    no_bias = torch.zeros(1)
+    arguments = [fixture["zimg"], fixture["ztxt"], fixture["t"].log(), fixture.get("b", no_bias)]
+    for loss, key, prefix in ((sigmoid_loss, "sigmoid", ""), (softmax_loss, "softmax_bidirectional", "softmax_")):
+        if f"loss_{key}" in fixture:
+            gradients = [fixture[f"grad_{prefix}{name}"] for name in ("zimg", "ztxt", "t")]
+            gradients.append(fixture["grad_b"] if loss is sigmoid_loss else no_bias)
+            got = value_and_gradients(loss, arguments, **options)
+            assert_close(got, [fixture[f"loss_{key}"], *gradients], tolerance)
+
+
 def naive(loss, arguments, pair_ids):
     """The definition, pair by pair."""
     images, texts, scale, bias = arguments

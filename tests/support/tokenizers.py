@@ -1,6 +1,6 @@
 """Tokenizers of all kinds that people bring: with masks, cases, sides and lengths of their own, fast and slow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -91,22 +91,32 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
 }
 
 
-def sentence_pieces(folder: Path) -> PreTrainedTokenizerBase:
-    """The slow tokenizer of the first SigLIP, with a small vocabulary; needs the library sentencepiece."""
+def train_pieces(texts: Iterable[str], model: Path, **settings) -> Path:
+    """A SentencePiece model of as many pieces as the texts have, at most; needs the library sentencepiece."""
     import sentencepiece
-    from transformers import SiglipTokenizer
 
-    (folder / "texts.txt").write_text("\n".join(WORDS * 5).lower())
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "texts.txt"),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=40,
-        hard_vocab_limit=False,
-        pad_id=-1,
-        bos_id=-1,
+        sentence_iterator=iter(texts),
+        model_prefix=str(model.with_suffix("")),
         eos_id=1,
         unk_id=2,
-        control_symbols=["<first>"],
+        bos_id=-1,
+        hard_vocab_limit=False,
         minloglevel=2,
+        **settings,
     )
-    return SiglipTokenizer(vocab_file=str(folder / "spiece.model"))
+    return model
+
+
+def c4_pieces(texts: Iterable[str], model: Path) -> Path:
+    """With the ids of c4_en: padding 0, end 1, unknown 2."""
+    return train_pieces(texts, model, vocab_size=60, pad_id=0)
+
+
+def sentence_pieces(folder: Path) -> PreTrainedTokenizerBase:
+    """The slow tokenizer of the first SigLIP, with a small vocabulary."""
+    from transformers import SiglipTokenizer
+
+    settings = {"vocab_size": 40, "pad_id": -1, "control_symbols": ["<first>"]}
+    model = train_pieces((text.lower() for text in WORDS * 5), folder / "spiece.model", **settings)
+    return SiglipTokenizer(vocab_file=str(model))

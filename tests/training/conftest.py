@@ -16,8 +16,13 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
+from modeling_siglip_ext.training import (
+    ImageTextCollator,
+    ImageTextDataset,
+    SiglipExtTrainer,
+    SiglipExtTrainingArguments,
+)
 from modeling_siglip_ext.training.__main__ import main
-from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from support.models import TINY
 
 
@@ -102,6 +107,25 @@ def arguments(tmp_path):
             **changes,
         }
         return SiglipExtTrainingArguments(**values)
+
+    return build
+
+
+@pytest.fixture
+def make(arguments, rows, processor):
+    """Builds a Trainer of a model, trained and evaluated on all rows, for some arguments."""
+
+    def build(model, callbacks=None, **changes) -> SiglipExtTrainer:
+        dataset = ImageTextDataset(rows, image_processor=processor.image_processor)
+        return SiglipExtTrainer(
+            model=model,
+            args=arguments(**changes),
+            train_dataset=dataset,
+            eval_dataset=dataset,
+            data_collator=ImageTextCollator(processor, uint8=True),
+            processing_class=processor,
+            callbacks=callbacks,
+        )
 
     return build
 

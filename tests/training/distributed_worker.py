@@ -5,7 +5,6 @@ Usage: distributed_worker.py GLOBAL_BATCH OUTPUT_FOLDER CASE [CASE ...]
 
 import gc
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from transformers import SiglipConfig, SiglipModel
 
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtConfig
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
-from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from modeling_siglip_ext.training.objectives.curation import CurationSettings
 from modeling_siglip_ext.training.objectives.model import TrainedObjective
 from modeling_siglip_ext.training.objectives.super_batch import Curation
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+from support.workers import collate, logged, parameters, quick_arguments
 
 
 STEPS = 20
@@ -63,10 +62,6 @@ def examples(count: int, pairs: bool = False) -> list[dict]:
     ]
 
 
-def collate(rows: list[dict]) -> dict:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"return_loss": True}
-
-
 def build(kind: str, init: str, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     width = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -99,25 +94,11 @@ class Brightness(TrainedObjective):
 def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     kind, init, changes = CASES[name]
     model = build(kind, init)
-    args = SiglipExtTrainingArguments(
-        output_dir=str(output / "run"),
-        per_device_train_batch_size=global_batch // int(os.environ.get("WORLD_SIZE", "1")),
-        max_steps=STEPS,
-        learning_rate=3e-3,
-        weight_decay=0.1,
-        warmup_steps=2,
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **changes,
-    )
     # 43 = 5 global batches of 8 and a remainder that must be dropped alike.
     pairs = "pairs" in name
     trainer = SiglipExtTrainer(
         model=model,
-        args=args,
+        args=quick_arguments(output / "run", global_batch, max_steps=STEPS, warmup_steps=2, **changes),
         train_dataset=examples(43, pairs),
         data_collator=collate,
         objectives={"brightness": (Brightness(), 0.5)} if "objective" in name else {},
@@ -127,15 +108,12 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     # 21 pairs: evaluation batches of 8 and 2 x 8 both end in a partial batch, which is padded with repeated samples.
     metrics = trainer.evaluate(examples(21, pairs))
     if trainer.is_world_process_zero():
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        state = parameters(trainer)
         further = ("examples_drawn", "curation_score", "curation_score_chosen") if "curation" in name else ()
+        further = (*further, "positive_pairs") if pairs else further
         for figure in ("positive_logit", "negative_logit", "grad_norm_vision", "examples_seen", *further):
-            state[figure] = torch.tensor([entry[figure] for entry in logs], dtype=torch.float64)
-        if pairs:
-            state["positive_pairs"] = torch.tensor([entry["positive_pairs"] for entry in logs], dtype=torch.float64)
-        state["losses"] = torch.tensor(losses, dtype=torch.float64)
+            state[figure] = logged(trainer, figure)
+        state["losses"] = logged(trainer, "loss")
         state["eval_loss"] = torch.tensor([metrics["eval_loss"]], dtype=torch.float64)
         save_file(state, output / f"{name}.safetensors")
     return trainer

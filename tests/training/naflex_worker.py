@@ -1,6 +1,5 @@
 """Cases for `distributed_worker.py`: images of any shape at drawn lengths, in float64; each process packs its own."""
 
-import os
 import random
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     train_tokenizer,
 )
-from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from modeling_siglip_ext.training.data.collator import ImageTextCollator
 from modeling_siglip_ext.training.data.dataset import ImageTextDataset
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 from support.images import noise
 from support.models import TINY_NAFLEX, TINY_TEXT
+from support.workers import parameters, quick_arguments
 
 
 STEPS = 6
@@ -48,22 +47,9 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     model = SiglipExtModel(SiglipExtConfig(vision_config=TINY_NAFLEX, text_config=text)).double()
     images = SiglipExtNaflexImageProcessor(patch_size=TINY_NAFLEX["patch_size"], max_num_patches=16)
     processor = SiglipExtProcessor(images, tokenizer)
-    args = SiglipExtTrainingArguments(
-        output_dir=str(output / "run"),
-        per_device_train_batch_size=global_batch // int(os.environ.get("WORLD_SIZE", "1")),
-        max_steps=STEPS,
-        learning_rate=3e-3,
-        weight_decay=0.1,
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **CASES[name],
-    )
     trainer = SiglipExtTrainer(
         model=model,
-        args=args,
+        args=quick_arguments(output / "run", global_batch, max_steps=STEPS, **CASES[name]),
         train_dataset=ImageTextDataset(data, image_processor=images, naflex_lengths=LENGTHS),
         eval_dataset=ImageTextDataset(data.select(range(21)), image_processor=images),
         data_collator=ImageTextCollator(processor, uint8=True),
@@ -72,7 +58,7 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     trainer.train()
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+        state = parameters(trainer)
         state["eval_loss"] = torch.tensor([metrics["eval_loss"]], dtype=torch.float64)
         save_file(state, output / f"{name}.safetensors")
     return trainer

@@ -1,17 +1,16 @@
 """Cases for `distributed_worker.py`: distillation and masking beside the contrastive loss, in float64."""
 
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import SiglipConfig, SiglipModel
 
-from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from modeling_siglip_ext.training.objectives.matching import MatchingSettings
 from modeling_siglip_ext.training.objectives.self_distillation import self_distillation
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 from support.models import TINY, TINY_TEXT
+from support.workers import collate, logged, quick_arguments
 
 
 STEPS = 6
@@ -42,10 +41,6 @@ def examples(count: int) -> list[dict]:
     ]
 
 
-def collate(rows: list[dict]) -> dict:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"return_loss": True}
-
-
 def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     changes = dict(CASES[name])
     torch.manual_seed(0)
@@ -55,30 +50,19 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     objectives = self_distillation(
         model, {"distillation": 1.0, "masking": 0.5}, settings, starts_at=changes.pop("starts_at", 0.0)
     )
-    args = SiglipExtTrainingArguments(
-        output_dir=str(output / "run"),
-        per_device_train_batch_size=global_batch // int(os.environ.get("WORLD_SIZE", "1")),
-        max_steps=STEPS,
-        learning_rate=3e-3,
-        weight_decay=0.1,
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **changes,
-    )
     trainer = SiglipExtTrainer(
-        model=model, args=args, objectives=objectives, train_dataset=examples(43), data_collator=collate
+        model=model,
+        args=quick_arguments(output / "run", global_batch, max_steps=STEPS, **changes),
+        objectives=objectives,
+        train_dataset=examples(43),
+        data_collator=collate,
     )
     trainer.model.double()
     trainer.train()
     if trainer.is_world_process_zero():
         state = {name: tensor.detach().double() for name, tensor in trainer.model.state_dict().items()}
-        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         for figure in ("loss_distillation", "loss_masking", "masking_teacher_entropy", "distillation_feature_spread"):
-            found = [entry[figure] for entry in logs if figure in entry]
-            assert len(found) == (STEPS if objectives["masking"][0].starts_at == 0 else STEPS // 2)
-            state[figure] = torch.tensor(found, dtype=torch.float64)
+            state[figure] = logged(trainer, figure)
+            assert len(state[figure]) == (STEPS if objectives["masking"][0].starts_at == 0 else STEPS // 2)
         save_file(state, output / f"{name}.safetensors")
     return trainer

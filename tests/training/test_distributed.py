@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from support.processes import run_worker
+from support.processes import run_workers
 
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -48,9 +48,13 @@ MORE = {
 }
 
 
-def run(processes: int, folder: Path, cases: list[str]) -> Path:
-    run_worker(WORKER, 8, folder, *cases, processes=processes)
-    return folder
+def run(folder: Path, jobs: dict[int, list[str]]) -> list[Path]:
+    """A folder for each number of processes."""
+    folders = [folder / str(processes) for processes in jobs]
+    for one in folders:
+        one.mkdir()
+    run_workers(WORKER, *((n, [8, one, *cases]) for one, (n, cases) in zip(folders, jobs.items())))
+    return folders
 
 
 def compare(one: Path, several: Path, cases: dict[str, str]) -> None:
@@ -69,10 +73,8 @@ def compare(one: Path, several: Path, cases: dict[str, str]) -> None:
         assert max((found[name] - expected[name]).abs().max().item() for name in found) <= 1e-9, case
 
 
-def test_two_processes_equal_one(tmp_path_factory):
-    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    one = run(1, folders[0], list(QUICK.values()))
-    compare(one, run(2, folders[1], list(QUICK)), QUICK)
+def test_two_processes_equal_one(tmp_path):
+    compare(*run(tmp_path, {1: list(QUICK.values()), 2: list(QUICK)}), QUICK)
 
 
 # One of four processes ended with SIGSEGV once, before stacks were on, and never again: not in ten runs then, nor in
@@ -82,8 +84,8 @@ def test_two_processes_equal_one(tmp_path_factory):
 # `Trainer.end` and the worker let nothing outlive the group. If it comes back, the output of the test says where.
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_equal_one(tmp_path_factory, processes):
-    folders, cases = (tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")), QUICK | MORE
-    one = run(1, folders[0], list(cases))
+def test_several_processes_equal_one(tmp_path, processes):
+    cases = QUICK | MORE
+    one, several = run(tmp_path, {1: list(cases), processes: list(cases)})
     compare(one, one, cases)
-    compare(one, run(processes, folders[1], list(cases)), cases)
+    compare(one, several, cases)

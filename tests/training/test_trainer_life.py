@@ -12,27 +12,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, EarlyStoppingCallback, Trainer
 
-from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.hub import HubPushes
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
 from support.processes import TESTS
-
-
-@pytest.fixture
-def make(arguments, rows, processor):
-    def build(model, callbacks=None, **changes) -> SiglipExtTrainer:
-        dataset = ImageTextDataset(rows, image_processor=processor.image_processor)
-        return SiglipExtTrainer(
-            model=model,
-            args=arguments(**changes),
-            train_dataset=dataset,
-            eval_dataset=dataset,
-            data_collator=ImageTextCollator(processor, uint8=True),
-            processing_class=processor,
-            callbacks=callbacks,
-        )
-
-    return build
 
 
 def losses(trainer: SiglipExtTrainer) -> list[float]:

@@ -3,21 +3,21 @@
 The pooled vector of each local view is matched with the teacher's of the global view.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import ModelOutput
 
+from .from_teacher import FromTeacher
 from .matching import Matching, MatchingSettings
-from .model import TrainedObjective
 from .teacher import VisionTeacher
 from .views import GLOBAL, LOCAL
 from .vision_tower import check_tower, given, pooled_width, vision_tower
 
 
-class Distillation(TrainedObjective):
+class Distillation(FromTeacher):
     """The loss of SILC's distillation (arXiv 2310.13355), the mean over images and their local views.
 
     A batch has `global_view` (B, 3, S, S) of the tower's size, for the teacher, and `local_views` (B, M, 3, s, s) of
@@ -36,19 +36,11 @@ class Distillation(TrainedObjective):
     inputs = (GLOBAL, LOCAL)
 
     def __init__(self, core: nn.Module, teacher: VisionTeacher, settings: MatchingSettings, owns_teacher: bool = True):
-        super().__init__()
         self.check(core)
-        self.matching = Matching("distillation", pooled_width(core), settings)
-        self._teacher = (teacher,)  # in a tuple it is no submodule
-        if owns_teacher:
-            self.teacher = teacher
+        super().__init__(Matching("distillation", pooled_width(core), settings), teacher, owns_teacher)
 
     def check(self, core: nn.Module) -> None:
         check_tower(core, "distillation", other_sizes=True, pooled=True)
-
-    def join(self, core: nn.Module) -> None:
-        self._teacher[0].begin(vision_tower(core))
-        self.matching.begin()
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
         local = given(batch, LOCAL, "distillation")
@@ -57,10 +49,3 @@ class Distillation(TrainedObjective):
         found = vision_tower(core)(pixel_values=local.flatten(0, 1), interpolate_pos_encoding=True).pooler_output
         weights = wanted.new_full((images,), 1 / images, dtype=torch.promote_types(wanted.dtype, torch.float32))
         return self.matching(found.unflatten(0, (images, views)), wanted, weights)
-
-    def after_step(self, core: nn.Module) -> None:
-        self.matching.after_step()
-        self._teacher[0].follow(vision_tower(core))
-
-    def figures(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        return self.matching.figures(reduce)

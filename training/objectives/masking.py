@@ -3,7 +3,7 @@
 This is the loss of iBOT, as TIPS and SigLIP 2 use it.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ModelOutput
 
+from .from_teacher import FromTeacher
 from .masks import HIDDEN
 from .matching import Matching, MatchingSettings
-from .model import TrainedObjective
 from .teacher import VisionTeacher
 from .views import GLOBAL
 from .vision_tower import check_tower, given, patch_embedding, vision_tower
 
 
-class Masking(TrainedObjective):
+class Masking(FromTeacher):
     """The loss of iBOT (arXiv 2111.07832): the mean over an image's hidden patches, then over images.
 
     A batch has `global_view` (B, 3, S, S) of the tower's size, which the teacher sees whole, and `hidden_patches`
@@ -39,21 +39,13 @@ class Masking(TrainedObjective):
     def __init__(
         self, core: nn.Module, teacher: VisionTeacher, settings: MatchingSettings, owns_teacher: bool = False
     ):
-        super().__init__()
         self.check(core)
         width = patch_embedding(core).out_channels
+        super().__init__(Matching("masking", width, settings), teacher, owns_teacher)
         self.mask_token = nn.Parameter(torch.zeros(1, width))
-        self.matching = Matching("masking", width, settings)
-        self._teacher = (teacher,)  # in a tuple it is no submodule
-        if owns_teacher:
-            self.teacher = teacher
 
     def check(self, core: nn.Module) -> None:
         check_tower(core, "masking")
-
-    def join(self, core: nn.Module) -> None:
-        self._teacher[0].begin(vision_tower(core))
-        self.matching.begin()
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
         views, hidden = (given(batch, name, "masking") for name in self.inputs)
@@ -86,10 +78,3 @@ class Masking(TrainedObjective):
             yield
         finally:
             handle.remove()
-
-    def after_step(self, core: nn.Module) -> None:
-        self.matching.after_step()
-        self._teacher[0].follow(vision_tower(core))
-
-    def figures(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        return self.matching.figures(reduce)

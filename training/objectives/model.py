@@ -11,23 +11,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import ModelOutput
+
+from modeling_siglip_ext import SiglipExtOutput
 
 
 @dataclass
-class ObjectiveOutput(ModelOutput):
+class ObjectiveOutput(SiglipExtOutput):
     """What an `ObjectiveModel` returns with the losses of its objectives: the dual model's outputs, and these.
 
     Its fields are declared, because DDP takes outputs apart and puts them together by their class.
     """
 
-    loss: torch.Tensor | None = None
-    logits_per_image: torch.Tensor | None = None
-    logits_per_text: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
     objective_losses: dict[str, torch.Tensor] | None = None
     """Of the active objectives, by name: scalars."""
 
@@ -94,7 +89,7 @@ class ObjectiveModel(nn.Module):
     def get_base_model(self) -> nn.Module:
         """The dual model, under PEFT's name for it."""
         inner = self.model
-        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[not-callable]
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # ty: ignore[not-callable]  # PEFT's
 
     def __getattr__(self, name: str) -> Any:
         try:

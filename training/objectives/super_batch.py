@@ -84,6 +84,23 @@ class Curation:
         self.scores = torch.stack([own.mean(), own[chosen].mean()])
         return inputs | share_out(inputs, chosen, rows, len(scores) // rows, device)
 
+    def check(self, batch: int, loss: str, one_graph: bool) -> None:
+        """Whether a Trainer can train with it.
+
+        Args:
+            batch: `per_device_train_batch_size`.
+            loss: name of the learner's contrastive loss.
+            one_graph: the device runs graphs whose shapes are known before.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        self.settings.super_batch(batch)
+        if loss != "sigmoid":
+            raise ValueError(f"curation scores pairs by the sigmoid loss, and this model has the {loss} loss")
+        if one_graph:
+            raise ValueError("curation does not work on XLA devices yet: leave it out")
+
     def identity(self) -> dict[str, Any]:
         """What makes a run with it another one, in terms of JSON."""
         named = {f"curation.{name}": value for name, value in asdict(self.settings).items()}

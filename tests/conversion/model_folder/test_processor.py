@@ -28,6 +28,7 @@ from modeling_siglip_ext.conversion.model_folder.processor import (
     write_processor,
 )
 from modeling_siglip_ext.conversion.released.catalogue import tokenizers
+from support.tokenizers import c4_pieces
 
 
 SENTENCES = ["a photo of a cat", "two dogs on the mat", "The Quick Brown Fox", "a red square, a blue circle!"] * 20
@@ -36,20 +37,7 @@ TEXTS = ["A photo of a CAT", "two dogs on the mat, and then two more dogs on ano
 
 @pytest.fixture(scope="session")
 def spiece(tmp_path_factory):
-    """A SentencePiece model with the ids of c4_en: padding 0, end 1, unknown 2."""
-    prefix = tmp_path_factory.mktemp("spiece") / "c4"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.lower() for text in SENTENCES),
-        model_prefix=str(prefix),
-        vocab_size=60,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return prefix.with_suffix(".model")
+    return c4_pieces((text.lower() for text in SENTENCES), tmp_path_factory.mktemp("spiece") / "c4.model")
 
 
 @pytest.fixture(scope="session")

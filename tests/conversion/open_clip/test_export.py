@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import sentencepiece
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoProcessor, AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast, SiglipTokenizer
@@ -31,6 +30,7 @@ from modeling_siglip_ext.conversion.open_clip import export
 from modeling_siglip_ext.conversion.open_clip.config import open_clip_config, timm_name
 from modeling_siglip_ext.conversion.open_clip.towers import named_towers, timm_config, tower_of
 from support.models import make_config
+from support.tokenizers import c4_pieces
 
 
 TIMM = json.loads(Path(__file__).with_name("timm_towers.json").read_text())
@@ -173,18 +173,7 @@ def bert(folder: Path) -> BertTokenizerFast:
 
 
 def c4(folder: Path) -> SiglipTokenizer:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
-        model_prefix=str(folder / "c4"),
-        vocab_size=60,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return SiglipTokenizer(str(folder / "c4.model"), model_max_length=8)
+    return SiglipTokenizer(str(c4_pieces(SENTENCES, folder / "c4.model")), model_max_length=8)
 
 
 def tokens_of_open_clip(out: Path, model: dict) -> list[list[int]]:

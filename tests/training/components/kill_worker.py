@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from PIL import Image
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -35,19 +34,16 @@ from modeling_siglip_ext.training import (
     ImageTextCollator,
     ImageTextDataset,
     SiglipExtTrainer,
-    SiglipExtTrainingArguments,
 )
 from modeling_siglip_ext.training.components.checkpoint import PARTIAL
 from modeling_siglip_ext.training.data.streaming import ImageTextStream
 from modeling_siglip_ext.training.data.tar_shards import TarShards
+from support.images import colour
+from support.workers import RESUMED, quick_arguments
 
 
 ROWS, STEPS = 83, 24
 CALLS = {"in a checkpoint": 85_000, "any moment": 300_000}  # of some 90,000 in a checkpoint, 1.3 million in all
-
-
-def image(number: int) -> Image.Image:
-    return Image.new("RGB", (16, 16), (number * 3 % 256, number * 7 % 256, number * 11 % 256))
 
 
 def captions(number: int) -> list[str]:
@@ -60,7 +56,7 @@ def write_shards(folder: Path) -> None:
         with tarfile.open(folder / f"{shard}.tar", "w") as archive:
             for number in range(shard, ROWS, 3):
                 encoded = io.BytesIO()
-                image(number).save(encoded, "PNG")
+                colour(number).save(encoded, "PNG")
                 # One of them is broken, and skipped alike in every run.
                 content = b"no image" if number == 40 else encoded.getvalue()
                 for name, data in ((f"{number:03d}.png", content), (f"{number:03d}.txt", "\n".join(captions(number)))):
@@ -127,27 +123,12 @@ def train(output: Path, shards: Path, kind: str, callbacks: list[TrainerCallback
         source, lengths = TarShards(str(shards / "{0..2}.tar")), [2, 4, 9] if naflex else None
         data = ImageTextStream(source, image_processor=images, naflex_lengths=lengths, shuffle_buffer=20)
     else:
-        rows = {"image": [image(n) for n in range(ROWS)], "caption": [captions(n) for n in range(ROWS)]}
+        rows = {"image": [colour(n) for n in range(ROWS)], "caption": [captions(n) for n in range(ROWS)]}
         data = ImageTextDataset(Dataset.from_dict(rows), image_processor=processor.image_processor)
-    args = SiglipExtTrainingArguments(
-        output_dir=str(output),
-        per_device_train_batch_size=8,
-        **({"mini_batch_tokens": 16} if naflex else {"mini_batch_size": 4}),
-        gradient_accumulation_steps=2,
-        max_steps=STEPS,
-        learning_rate=3e-3,
-        weight_decay=0.1,
-        ema_decay=0.9,
-        logging_steps=2,
-        save_strategy="steps",
-        save_steps=3,
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
+    chunks = {"mini_batch_tokens": 16} if naflex else {"mini_batch_size": 4}
     trainer = Recorder(
         model=SiglipExtModel(config),
-        args=args,
+        args=quick_arguments(output, 8, max_steps=STEPS, **chunks, **RESUMED),
         train_dataset=data,
         data_collator=ImageTextCollator(processor, uint8=True),
         processing_class=processor,

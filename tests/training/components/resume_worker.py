@@ -8,13 +8,11 @@ KIND is "map", "stream", or "judged": a map-style dataset, evaluated, with a bro
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from PIL import Image
 from safetensors.torch import save_file
 
 from modeling_siglip_ext import (
@@ -30,8 +28,9 @@ from modeling_siglip_ext.training import (
     ImageTextDataset,
     ImageTextStream,
     SiglipExtTrainer,
-    SiglipExtTrainingArguments,
 )
+from support.images import colour
+from support.workers import RESUMED, logged, parameters, quick_arguments
 
 
 ROWS, GLOBAL_BATCH = 43, 8  # 5 batches an epoch, and a rest that is dropped
@@ -52,11 +51,7 @@ class Rows:
 
     def rows(self, part: int, parts: int, order: int):
         for number in range(part, ROWS, parts):
-            yield f"row {number}", {"image": image(number), "caption": f"colour {number}"}
-
-
-def image(number: int) -> Image.Image:
-    return Image.new("RGB", (16, 16), (number * 3 % 256, number * 7 % 256, number * 11 % 256))
+            yield f"row {number}", {"image": colour(number), "caption": f"colour {number}"}
 
 
 def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
@@ -67,7 +62,7 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
     width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**width, "vocab_size": len(tokenizer), "max_position_embeddings": 12}
     config = SiglipExtConfig(vision_config={**width, "image_size": 16, "patch_size": 8}, text_config=text)
-    rows = Dataset.from_dict({"image": [image(n) for n in range(ROWS)], "caption": [[t, f"a {t}"] for t in texts]})
+    rows = Dataset.from_dict({"image": [colour(n) for n in range(ROWS)], "caption": [[t, f"a {t}"] for t in texts]})
     settings = {"image_processor": processor.image_processor}
     judged = {"eval_strategy": "steps", "eval_steps": 3} if kind == "judged" else {}
     broken = [
@@ -77,22 +72,7 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
     held_out = Dataset.from_dict({"image": broken, "caption": rows["caption"]})
     trainer = Recorder(
         model=SiglipExtModel(config).double(),
-        args=SiglipExtTrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=GLOBAL_BATCH // int(os.environ.get("WORLD_SIZE", "1")),
-            mini_batch_size=2,
-            gradient_accumulation_steps=2,
-            max_steps=steps,
-            learning_rate=3e-3,
-            weight_decay=0.1,
-            ema_decay=0.9,
-            logging_steps=2,
-            save_strategy="steps",
-            save_steps=3,
-            use_cpu=True,
-            disable_tqdm=True,
-            **judged,
-        ),
+        args=quick_arguments(folder, GLOBAL_BATCH, max_steps=steps, mini_batch_size=2, **RESUMED, **judged),
         eval_dataset=ImageTextDataset(held_out, max_bad_fraction=0.1) if judged else None,
         train_dataset=ImageTextStream(Rows(), **settings) if kind == "stream" else ImageTextDataset(rows, **settings),
         data_collator=ImageTextCollator(processor, uint8=True),
@@ -106,9 +86,7 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
         assert 5 not in trainer.eval_dataset.rows
         assert [entry["eval_loss_pairs"] for entry in trainer.state.log_history if "eval_loss" in entry] == [ROWS - 1]
     if trainer.is_world_process_zero():
-        state = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-        logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        save_file({**state, "losses": torch.tensor(logs, dtype=torch.float64)}, folder / "final.safetensors")
+        save_file({**parameters(trainer), "losses": logged(trainer, "loss")}, folder / "final.safetensors")
     trainer.end()
 
 

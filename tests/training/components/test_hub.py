@@ -9,7 +9,6 @@ from huggingface_hub import HfApi, ModelCard, constants
 from transformers import AutoModel, AutoProcessor
 
 from modeling_siglip_ext.hub.upload import RefusedError
-from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, SiglipExtTrainer
 from modeling_siglip_ext.training.components.card import GENERATED
 from support.processes import HUB_SERVER, server
 
@@ -25,22 +24,6 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield address, folder
-
-
-@pytest.fixture
-def make(arguments, rows, processor):
-    def build(model, **changes) -> SiglipExtTrainer:
-        dataset = ImageTextDataset(rows, image_processor=processor.image_processor)
-        return SiglipExtTrainer(
-            model=model,
-            args=arguments(**changes),
-            train_dataset=dataset,
-            eval_dataset=dataset,
-            data_collator=ImageTextCollator(processor, uint8=True),
-            processing_class=processor,
-        )
-
-    return build
 
 
 def test_a_run_pushes_its_model_with_a_card(hub, our_model, make, processor):

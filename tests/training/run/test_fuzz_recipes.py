@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from modeling_siglip_ext.training.run import precompute, recipe_command
 from modeling_siglip_ext.training.run.recipe import FIELDS, PARTS, bundled_recipes, parse_recipe
+from support.fuzz import assert_taken_or_refused, odd
 
 
 # of transformers, about the older names of its own fields
@@ -17,9 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 # What parsing by itself would do elsewhere: start process groups, ask for devices or packages of other projects.
 ELSEWHERE = {"deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "debug", "output_dir"}
 NAMES = sorted(set(FIELDS) - ELSEWHERE)
-ODD = st.sampled_from(
-    ["", "nan", "inf", "-1", "0", "1e400", "1_000", "none", "null", "true", "yes", "[1, 2]", "{a: 1}", "{", "a" * 300]
-)
+ODD = odd("0", "1e400", "1_000", "null", "yes", "[1, 2]", "{a: 1}")
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -82,9 +81,5 @@ def test_any_words_are_taken_or_refused(words, name, nothing_runs, status, capsy
         patch.chdir(folder)
         capsys.readouterr()
         ended = status([name, "--output_dir", str(folder / "out"), *words])
-    said = capsys.readouterr()
-    assert ended in (0, 2), said.err
-    assert "Traceback" not in said.err
-    if ended == 2:
-        assert [line.startswith("siglip-ext-train: error: ") for line in said.err.splitlines()].count(True) == 1
+    assert_taken_or_refused("siglip-ext-train", ended, capsys.readouterr().err)
     assert list(folder.iterdir()) == []

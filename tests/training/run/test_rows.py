@@ -59,7 +59,7 @@ def test_rows_of_scenes():
 )
 def test_what_scenes_refuse(fields, message):
     with pytest.raises(ValueError, match=message):
-        load_rows(DataArguments(dataset="scenes", **fields), seed=0)
+        load_rows(DataArguments(dataset="scenes", **{"scenes": {"count": 2, "held_out": 2}, **fields}), seed=0)
 
 
 def test_settings_of_scenes_on_the_command_line(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from modeling_siglip_ext.training.components.argument_checks import MEANINGLESS
 from modeling_siglip_ext.training.run.recipe import DEFAULTS, FIELDS, bundled_recipes, parse_recipe
 from modeling_siglip_ext.training.run.unused import RULES, find_unused
 
@@ -23,7 +24,8 @@ batch_eval_metrics save_strategy push_to_hub full_determinism seed use_cpu accel
 dataloader_drop_last dataloader_num_workers dataloader_pin_memory remove_unused_columns ddp_find_unused_parameters
 ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp deepspeed debug
 skip_memory_metrics resume_from_checkpoint local_rank lock_towers ema_decay
-max_bad_fraction xla_spmd max_seconds eval_strategy eval_on_start
+max_bad_fraction xla_spmd max_seconds eval_strategy eval_on_start prediction_loss_only include_for_metrics
+eval_do_concat_batches average_tokens_across_devices use_cache label_names length_column_name
 """
 
 STREAM = {"dataset": "a.tar", "max_steps": 5}
@@ -133,10 +135,7 @@ SITUATIONS = [
         ("hub_always_push", True), ("hub_revision", "next"), ("hub_overwrite", True), ("fsdp_config", "{}"),
         ("xla_shard_parameters", True), ("liger_kernel_config", "{}"), ("dataloader_prefetch_factor", 2),
         ("dataloader_persistent_workers", True), ("dataloader_multiprocessing_context", "spawn"),
-        ("dataloader_in_order", False), ("prediction_loss_only", True), ("include_for_metrics", ["loss"]),
-        ("eval_do_concat_batches", False), ("average_tokens_across_devices", False), ("use_cache", True),
-        ("do_train", True), ("do_eval", True), ("do_predict", True), ("label_names", ["labels"]),
-        ("length_column_name", "words"))),
+        ("dataloader_in_order", False), ("do_train", True), ("do_eval", True), ("do_predict", True))),
 ]  # fmt: skip
 
 
@@ -175,6 +174,23 @@ def recipe_file(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prediction_loss_only", True),
+        ("include_for_metrics", ["loss"]),
+        ("eval_do_concat_batches", False),
+        ("average_tokens_across_devices", False),
+        ("use_cache", True),
+        ("label_names", ["labels"]),
+        ("length_column_name", "words"),
+    ],
+)
+def test_a_field_without_meaning_is_refused_with_the_reason(recipe_file, name, value):
+    with pytest.raises(ValueError, match=rf"^{name}=.* has no meaning here: {MEANINGLESS[name]}"):
+        parse_recipe(recipe_file(**{name: value}))
 
 
 @pytest.mark.parametrize(
