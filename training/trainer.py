@@ -25,6 +25,7 @@ from .components.evaluation_loss import blockwise_loss
 from .components.grad_cache import images_in_chunk, split_batch
 from .components.image_inputs import check_images
 from .components.monitor import Monitor, examples_seen
+from .components.process_group import leave_group
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
 from .components.texts import TrainedTexts
@@ -466,7 +467,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             self._monitor.check(logs["loss"])
 
     def end(self) -> None:
-        """Finish the trackers and leave the process group; to be called once, at the very end of a script.
+        """Finish the trackers and leave the process group (`process_group.py`); once, at the very end of a script.
 
         The DDP wrapper goes first. Should it outlive `destroy_process_group`, it holds the last reference to the gloo
         group and, with it, the interpreter's lock while it joins gloo's thread; that thread may be waiting for the
@@ -475,3 +476,4 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()
+        leave_group()
