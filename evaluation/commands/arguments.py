@@ -121,7 +121,8 @@ def check_same_model(path: Path, session: Session) -> None:
     (result,) = read_results([path]).values()
     model = result.model
     if model is not None and model.weights not in (None, session.weights):
-        raise FileExistsError(f"{path} is the result of another model, {model.name}: choose another --output_dir")
+        dtype = "" if model.dtype is None else f" in {model.dtype}"
+        raise FileExistsError(f"{path} is of other weights, {model.name}{dtype}: choose another --output_dir")
 
 
 def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData:

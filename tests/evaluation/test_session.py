@@ -4,8 +4,10 @@ import json
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, GemmaTokenizer, Siglip2ImageProcessorPil, Siglip2Processor
 
-from modeling_siglip_ext import SiglipExtModel, SiglipExtNaflexImageProcessor, SiglipExtProcessor
+from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.evaluation.session import Session, Settings
 from support.models import make_config, make_processor
 
@@ -23,12 +25,12 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path):
 
 
 def test_naflex_in_stock_form_is_not_padded(tmp_path):
-    processor = make_processor(["a red square"], length=8)
     vision = {"naflex": True, "num_patches": 16, "patch_size": 4, "image_size": None}
     SiglipExtModel(make_config({"vocab_size": 300}, vision)).save_pretrained(tmp_path)
-    images = SiglipExtNaflexImageProcessor(patch_size=4, max_num_patches=16)
-    images.save_pretrained(tmp_path)
-    processor.tokenizer.save_pretrained(tmp_path)
-    SiglipExtProcessor(images, processor.tokenizer).save_pretrained(tmp_path)
+    images = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16)
+    Siglip2Processor(images, GemmaTokenizer()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "siglip2"
-    assert type(Session.open(Settings(str(tmp_path))).model) is SiglipExtModel
+    session = Session.open(Settings(str(tmp_path)))
+    assert type(session.model) is SiglipExtModel
+    # the card of the folder asks the stock class
+    assert session.weights == weights_fingerprint(AutoModel.from_pretrained(tmp_path))

@@ -76,12 +76,13 @@ def test_two_processes_equal_one(tmp_path_factory):
 
 
 # One of four processes ended with SIGSEGV once, and `test_sharded_steps_are_those_of_one_process` with SIGABRT on both
-# ranks once, under load. What is known: after `fully_shard` gloo's threads outlived `destroy_process_group`, because
-# DTensor's caches keep the mesh and the mesh keeps its group (seen in /proc; under DDP alone none did). Such a thread,
-# held back between telling of a collective and letting go of its tensor, aborts the process as the interpreter goes
-# down ("terminate called without an active exception"; a pause put there makes it happen). `leave_group` waits for the
-# threads now. Of the SIGSEGV there is no core dump, so that it was the same is likely and not shown: no process here
-# forks once torch has threads, none shares memory, and each has one thread of OpenMP.
+# ranks once, under load. The cause of the latter: after `fully_shard` gloo's threads outlived `destroy_process_group`,
+# because DTensor's caches keep the mesh and the mesh keeps its group (seen in /proc; under DDP alone none did). Such a
+# thread, held back after a collective is told to be done, frees its tensor as the interpreter goes down and waits for
+# the lock in `take_gil`, where Python ends the thread: std::terminate. With a pause put there it happens, and the core
+# dump shows just that. `leave_group` waits for the threads now. Of the SIGSEGV there is no core dump: that it was the
+# same thread is likely, not shown. No process here forks once torch has threads, none shares memory, and each has one
+# thread of OpenMP.
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_equal_one(tmp_path_factory, processes):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_siglip_ext.conversion.__main__ import main
@@ -76,7 +77,7 @@ def test_what_a_folder_lacks_is_counted(converted, tmp_path, capsys):
     tensors = load_file(file)
     del tensors["logit_bias"], tensors["text_model.head.bias"]
     tensors["logit_scale"] = tensors["logit_scale"].repeat(2)
-    save_file({**tensors, "more": tensors["logit_scale"]}, file, metadata={"format": "pt"})
+    save_file({**tensors, "more": torch.zeros(3)}, file, metadata={"format": "pt"})
     assert main(["inspect", str(tmp_path / "model")]) == 0
     shown = capsys.readouterr().out
     assert f"missing of the {len(tensors) + 2} tensors of SiglipModel: 2 (logit_bias, text_model.head.bias)" in shown
