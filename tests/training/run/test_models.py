@@ -43,7 +43,7 @@ def test_another_resolution_is_refused(folder, our_model, processor):
     naflex = SiglipExtConfig(vision_config={**TINY, "naflex": True, "num_patches": 16}, text_config=TINY)
     with pytest.raises(ValueError, match="NaFlex takes images of any size"):
         at_image_size(SiglipExtModel(naflex), processor, 24)
-    with pytest.raises(ValueError, match="image_size=3 is smaller than the patch of 8 pixels"):
+    with pytest.raises(ValueError, match="image_size=3 is smaller than the patch of 4 pixels"):
         at_image_size(our_model, processor, 3)
 
 
