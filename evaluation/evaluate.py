@@ -64,6 +64,7 @@ def evaluate(
         batch_size, max_num_patches, upscale, batch_tokens, workers, progress: as in `encode_images`.
 
     Raises:
+        TypeError: `data` is no `EvaluationData`.
         ValueError: nothing to measure, embeddings of another number, or no image that counts.
 
     Example:
@@ -71,6 +72,10 @@ def evaluate(
         >>> result.metrics["text_to_image_recall@1"]  # doctest: +SKIP
         0.91
     """
+    if not isinstance(data, EvaluationData):
+        raise TypeError(
+            f"data is a {type(data).__name__}: give select(...) of a file, folder, name or rows of datasets"
+        )
     with_texts = data.captions is not None or text_embeds is not None
     labels, classes = data.labels, data.classes
     with_classes = labels is not None and classes is not None

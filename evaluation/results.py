@@ -153,10 +153,13 @@ def read_results(paths: Sequence[str | Path]) -> dict[Path, Result]:
     """The results among and below the given paths, in order.
 
     Raises:
+        FileNotFoundError: a path that is not there.
         ValueError: there are none, or a file that is no JSON.
     """
     files: list[Path] = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is no result and no folder of results: there is no such file")
         files += sorted(path.rglob("*.json")) if path.is_dir() else [path]
     results = {}
     for path in files:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
 from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
 from modeling_siglip_ext.loading import load_whole
+from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 
 from .data import Classes, EvaluationData
 from .evaluate import embed_classes, evaluate, text_embedder, warn_of_unreadable
@@ -110,7 +111,8 @@ class Session:
         device = checked_device(settings.device or default_device())
         options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
         try:
-            model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0]
+            kind = model_class(AutoConfig.from_pretrained(name, **options).model_type)
+            model = load_whole(kind.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0]
         except OSError as error:
             raise OSError(f"--model {name} cannot be read: {error}") from error
         model = model.eval()
@@ -238,6 +240,11 @@ class Session:
             if isinstance(value, float):
                 print(f"{key:40s} {value:.4f}")
         print(path)
+
+
+def model_class(model_type: str) -> Any:
+    """Ours for a NaFlex model in stock form, as it computes without padding what the stock class pads."""
+    return SiglipExtModel if model_type == "siglip2" else AutoModel
 
 
 def without_captions(texts: Sequence[str | None], batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:

@@ -50,7 +50,7 @@ def inputs_of(source: Any, column: str | None = None, kind: str = "image") -> In
 
     Raises:
         ValueError: no such column, a folder without images, or an array that is no image.
-        TypeError: something that is neither one input nor a collection.
+        TypeError: something that is neither one input nor a collection; while images are taken, pairs or lists.
     """
     if kind == "image" and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         return collection(image_files(source), None)
@@ -121,7 +121,20 @@ def collection(source: Any, column: str | None, kind: str = "image") -> Inputs:
         raise TypeError(f"an object of type {what} is no {kind} and no collection of {kind}s") from None
     if hasattr(source, "type") and hasattr(source, "to_pylist"):  # pyarrow
         items = (scalar.as_py() for scalar in items)
-    return Inputs(items if column is None else cells(items, column), count)
+    if column is not None:
+        return Inputs(cells(items, column), count)
+    return Inputs(single_images(items) if kind == "image" else items, count)
+
+
+def single_images(items: Iterable[Any]) -> Iterator[Any]:
+    """Raises TypeError for what is no image by its type, as the rows of torchvision's data sets are."""
+    for place, item in enumerate(items):
+        if isinstance(item, (tuple, list)):
+            raise TypeError(
+                f"input {place} is a {type(item).__name__} of {len(item)}, not an image: give the images alone, as "
+                "(image for image, _ in data) does"
+            )
+        yield item
 
 
 def cells(rows: Iterable[Any], column: str) -> Iterator[Any]:

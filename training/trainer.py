@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -26,12 +26,12 @@ from .components.grad_cache import images_in_chunk, split_batch
 from .components.image_inputs import check_images
 from .components.milestones import Milestones
 from .components.monitor import Monitor, examples_seen
+from .components.process_group import leave_group
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
 from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
-from .data.collator import ImageTextCollator
-from .data.dataset import CaptionedRows
+from .data.collating import collator_for
 from .data.grouped_sampler import GroupedSampler
 from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
 from .data.pixels import normalized
@@ -89,7 +89,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             `per_device_train_batch_size`, lengths in examples and `examples_seen` count those that are trained on,
             an epoch those that are read.
         kwargs: as for `transformers.Trainer`, except `compute_loss_func`, which is refused. `data_collator` is an
-            `ImageTextCollator` of `processing_class` unless given, for the datasets here.
+            `ImageTextCollator` of `processing_class` unless given, for rows of images and captions.
 
     Raises:
         TypeError: if `args` or `model` lacks what the loss needs.
@@ -142,11 +142,9 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
 
-        processor = kwargs.get("processing_class")
-        if kwargs.get("data_collator") is None and isinstance(processor, ProcessorMixin):
+        if kwargs.get("data_collator") is None:
             given = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
-            if any(isinstance(data, (CaptionedRows, ImageTextStream)) for data in given):
-                kwargs["data_collator"] = ImageTextCollator(processor)
+            kwargs["data_collator"] = collator_for(kwargs.get("processing_class"), *given)
 
         beside = trained_beside(model, objectives) if objectives else None
         if any(objective.starts_at > 0 for objective, _ in (objectives or {}).values()):
@@ -462,7 +460,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             self._monitor.check(logs["loss"])
 
     def end(self) -> None:
-        """Finish the trackers and leave the process group; to be called once, at the very end of a script.
+        """Finish the trackers and leave the process group (`process_group.py`); once, at the very end of a script.
 
         The DDP wrapper goes first. Should it outlive `destroy_process_group`, it holds the last reference to the gloo
         group and, with it, the interpreter's lock while it joins gloo's thread; that thread may be waiting for the
@@ -471,3 +469,4 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()
+        leave_group()

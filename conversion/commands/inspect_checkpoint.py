@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
+from modeling_siglip_ext.loading import some
 
 from ..checkpoint import Checkpoint, Choices
 from ..containers.arrays import count_values, types_line
@@ -18,7 +19,7 @@ from ..containers.remote import is_url, opened
 from ..containers.sources import Source
 from ..errors import AnotherFileError
 from ..formats import check_known, fetched, read_checkpoint, source_at
-from ..model_folder.folder import choose_form, open_folder
+from ..model_folder.folder import ModelFolder, choose_form, model_shapes, open_folder
 from ..open_clip.config import CONFIG as OPEN_CLIP
 from ..plan import AnyConfig, vision_of
 from .arguments import check_choices, choices, choices_arguments
@@ -74,7 +75,20 @@ def checkpoint_lines(checkpoint: Checkpoint) -> list[str]:
 def folder_lines(path: Path) -> list[str]:
     folder = open_folder(path)
     counted = [f"parameters: {count_values(folder.tensors):,}", f"tensors: {types_line(folder.tensors)}"]
+    counted += differences(folder)
     return ["a model folder", *tower_lines(folder.config), *counted, becomes(folder.config)]
+
+
+def differences(folder: ModelFolder) -> list[str]:
+    """What the class of the configuration lacks in the folder's tensors, has in another shape, or does not know."""
+    name, shapes = model_shapes(folder.path)
+    there = {key: tensor.shape for key, tensor in folder.tensors.items()}
+    kinds = {
+        f"missing of the {len(shapes)} tensors of {name}": shapes.keys() - there.keys(),
+        "of another shape": {key for key in shapes.keys() & there.keys() if shapes[key] != there[key]},
+        f"unknown to {name}": there.keys() - shapes.keys(),
+    }
+    return [f"{what}: {len(keys)} ({some(keys)})" for what, keys in kinds.items() if keys]
 
 
 def register(commands: Subparsers) -> None:

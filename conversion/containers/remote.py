@@ -1,10 +1,12 @@
 """Checkpoints at a URL: what fsspec reads (`gs://`, `https://`, `hf://`) is fetched first."""
 
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -50,6 +52,8 @@ def open_filesystem(url: str, protocol: str) -> tuple[fsspec.AbstractFileSystem,
     """The file system of a URL, and the path in it."""
     # gcsfs asks for the type of every bucket, which needs credentials and warns where there are none
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    if protocol in ("gs", "gcs") and "GCSFS_DEBUG" not in os.environ:
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of the errors that it raises
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -67,6 +71,10 @@ def connected(url: str) -> Generator[tuple[fsspec.AbstractFileSystem, str]]:
     try:
         yield filesystem, path
     except FileNotFoundError as error:
+        reason = error.__cause__  # fsspec calls a file absent whatever kept it from asking for its size
+        refused = protocol in ("http", "https") and isinstance(reason, fetch_errors(protocol))
+        if refused and getattr(reason, "status", None) != HTTPStatus.NOT_FOUND:
+            raise CheckpointError(f"cannot fetch {url}: {str(reason) or type(reason).__name__}") from error
         raise FileNotFoundError(f"{url} does not exist") from error
     except (OSError, *fetch_errors(protocol)) as error:
         if getattr(error, "errno", None) in LOCAL_FAULTS:

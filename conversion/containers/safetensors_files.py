@@ -5,7 +5,9 @@ back with the library before a conversion counts as done.
 """
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -97,6 +99,21 @@ def header(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[b
     return len(text).to_bytes(8, "little") + text, places
 
 
+def check_room(folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+    """
+    Raises:
+        OSError: The tensors do not fit the disk; it says how large they are, and the largest one.
+    """
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    total, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if total > free:
+        name = max(sizes, key=sizes.__getitem__)
+        raise OSError(
+            f"the disk is full: the tensors take {total / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; "
+            f"the largest is {name} {tuple(shapes[name])}, {sizes[name] / 1e9:,.1f} GB"
+        )
+
+
 class SafetensorsWriter:
     """Writes tensors of known shapes to their places, in any order and in blocks.
 
@@ -108,7 +125,7 @@ class SafetensorsWriter:
         filename: Of the only file, where another is wanted; never sharded then.
 
     Raises:
-        OSError: Not enough space: all of it is taken at the start.
+        OSError: Not enough space: all of it is taken at the start; naming the largest tensor.
     """
 
     def __init__(
@@ -122,6 +139,7 @@ class SafetensorsWriter:
         self.dtype = dtype
         self.files = ExitStack()
         self.places: dict[str, tuple[FileIO, int, int]] = {}
+        check_room(folder, shapes, dtype)
         for file, part in self.plan(folder, shapes, max_shard_size, filename).items():
             start, places = header(part, dtype)
             opened = self.files.enter_context(open(folder / file, "xb", buffering=0))  # noqa: SIM115 - the stack closes it

@@ -14,6 +14,7 @@ from modeling_siglip_ext.files import check_output_dir
 from ..data import EvaluationData, select
 from ..data.sources import short_name
 from ..known_benchmarks import known_to
+from ..results import read_results
 from ..session import Session, Settings
 
 
@@ -92,6 +93,7 @@ def open_session(arguments: argparse.Namespace) -> Session:
 
     Raises:
         OSError: what the command finds cannot be written where it should go.
+        FileExistsError: another model's result is there.
         ValueError: a revision of a folder, which has none.
     """
     for name in ("output_dir", "cache_dir"):
@@ -103,7 +105,24 @@ def open_session(arguments: argparse.Namespace) -> Session:
     named = {one.name: given[one.name] for one in fields(Settings) if one.name in given}
     if named.get("upscale") is None:
         named.pop("upscale", None)
-    return Session.open(Settings(**named))
+    session = Session.open(Settings(**named))
+    if hasattr(arguments, "cache_dir"):  # a command with a result
+        check_same_model(result_path(arguments), session)
+    return session
+
+
+def check_same_model(path: Path, session: Session) -> None:
+    """
+    Raises:
+        FileExistsError: the result of a model with other weights is there, and would be lost.
+    """
+    if not path.is_file():
+        return
+    (result,) = read_results([path]).values()
+    model = result.model
+    if model is not None and model.weights not in (None, session.weights):
+        dtype = "" if model.dtype is None else f" in {model.dtype}"
+        raise FileExistsError(f"{path} is of other weights, {model.name}{dtype}: choose another --output_dir")
 
 
 def select_data(arguments: argparse.Namespace, **options: Any) -> EvaluationData:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from PIL import Image
+
 from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.files import write_json
@@ -18,7 +20,9 @@ def register(commands: Subparsers) -> None:
     parser.usage = "%(prog)s --model MODEL --decoder FOLDER --images PATH [PATH ...] [options]"
     add_model(parser, embeddings=False)
     parser.add_argument("--decoder", required=True, metavar="FOLDER", help="written by save_decoder")
-    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="images, and folders of them")
+    parser.add_argument(
+        "--images", required=True, nargs="+", metavar="PATH", help="images, their URLs, and folders of them"
+    )
     own = parser.add_argument_group("drawing words, instead of taking the likeliest")
     own.add_argument("--temperature", type=float, help="below 1 likely words become likelier")
     own.add_argument("--top_k", type=int, metavar="N", help="draw among this many likeliest words")
@@ -37,56 +41,58 @@ def run(arguments: argparse.Namespace) -> None:
     sampling = sampling_of(arguments)
     if arguments.shown < 0:
         raise ValueError(f"--shown must not be negative, got {arguments.shown}; 0 draws no sheet")
-    paths, unreadable = readable([path for name in arguments.images for path in paths_in(name)])
+    names, images, unreadable = readable([path for name in arguments.images for path in paths_in(name)])
     decoder, session = load_decoder(arguments.decoder), open_session(arguments)
     if not session.first:
         return
     decoder.to(session.model.device, session.model.dtype)
     found = caption(
-        session.model, decoder, session.processor, paths, batch_size=arguments.batch_size, sampling=sampling
+        session.model, decoder, session.processor, images, batch_size=arguments.batch_size, sampling=sampling
     )
     folder = Path(arguments.output_dir)
-    rows = [{"image": str(path), "caption": text} for path, text in zip(paths, found)]
+    rows = [{"image": name, "caption": text} for name, text in zip(names, found)]
     write_json(folder / "captions.json", [*rows, *unreadable])
     if arguments.shown > 0:
-        shown = paths[: arguments.shown]
+        shown = images[: arguments.shown]
         box_sheet(folder / "captions.png", shown, found[: len(shown)], [[]] * len(shown), title="Captions")
-    for path, text in zip(paths, found):
-        print(f"{path}: {text}")
+    for name, text in zip(names, found):
+        print(f"{name}: {text}")
     for row in unreadable:
         print(f"left out: {row['error']}")
 
 
-def paths_in(name: str) -> list[Path]:
-    """An image, or the images of a folder.
+def paths_in(name: str) -> list[str]:
+    """An image, its URL, or the images of a folder.
 
     Raises:
         FileNotFoundError: there is none of that name.
     """
     path = Path(name)
     if path.is_dir():
-        return image_files(path)
-    if not path.is_file():
+        return [str(file) for file in image_files(path)]
+    if not path.is_file() and not name.startswith(("http://", "https://")):
         raise FileNotFoundError(f"--images: there is no {name}")
-    return [path]
+    return [name]
 
 
-def readable(paths: list[Path]) -> tuple[list[Path], list[dict[str, str]]]:
-    """The paths of images that can be read, and rows that say of the others why not; before a decoder is at work.
+def readable(names: list[str]) -> tuple[list[str], list[str | Image.Image], list[dict[str, str]]]:
+    """Names of images that can be read, what they are read from, and rows that say of the others why not; before a
+    decoder is at work. What came from a URL is kept.
 
     Raises:
         ValueError: none can be read.
     """
-    kept, left_out = [], []
-    for path in paths:
+    kept, images, left_out = [], [], []
+    for name in names:
         try:
-            load_image(path)
-            kept.append(path)
+            image = load_image(name)
+            kept.append(name)
+            images.append(name if Path(name).is_file() else image)
         except UnreadableImageError as error:
-            left_out.append({"image": str(path), "error": str(error)})
+            left_out.append({"image": name, "error": str(error)})
     if not kept:
-        raise ValueError(f"none of the {len(paths)} images can be read: {left_out[0]['error']}")
-    return kept, left_out
+        raise ValueError(f"none of the {len(names)} images can be read: {left_out[0]['error']}")
+    return kept, images, left_out
 
 
 def sampling_of(arguments: argparse.Namespace) -> Sampling | None:

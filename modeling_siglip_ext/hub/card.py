@@ -147,6 +147,8 @@ def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
     if any(one.source is not None for one in results):
         raise ValueError("only what was measured here can be added to a card")
     path = Path(folder) / CARD
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CARD}: training and `siglip-ext-convert from-jax` write one")
     text = path.read_text(encoding="utf-8")
     inside = re.search(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", text, flags=re.DOTALL)
     if not written_here(text) or inside is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.files import new_file, new_folder
 
 
@@ -81,6 +82,15 @@ def test_a_file_size_limit_is_reported_and_leaves_nothing(interrupted):
     found, errors = interrupted
     assert found["limited"] == {"status": 2, "files": []}
     assert "the file is too large" in errors
+
+
+def test_what_can_never_fit_is_told_by_its_largest_tensor(checkpoints, tmp_path, capsys):
+    source = checkpoints / "siglip1_mu16" / "checkpoint.npz"
+    assert main(["from-jax", str(source), str(tmp_path / "out"), "--image_size", "100000000"]) == 2
+    said = capsys.readouterr().err
+    assert "the disk is full: the tensors take " in said
+    assert "the largest is vision_model.embeddings.position_embedding.weight (39062500000000, 32)" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_and_one_that_cannot_be_written_are_reported_and_left_empty(checkpoints, tmp_path):

@@ -187,3 +187,9 @@ def test_a_model_that_has_diverged_scores_nothing(model, processor):
     nothing = np.full((COUNT, 32), np.nan, np.float32)
     result = evaluate(model, processor, EvaluationData(), image_embeds=nothing, text_embeds=nothing)
     assert set(result.metrics.values()) == {0.0}
+
+
+@pytest.mark.parametrize("data", ["x.parquet", [("image", "text")], None])
+def test_other_data_is_refused(data):
+    with pytest.raises(TypeError, match=r"data is a \w+: give select\(\.\.\.\) of a file"):
+        evaluate(None, None, data)

@@ -79,3 +79,8 @@ def test_foreign_content_is_named(tmp_path, model):
     (tmp_path / "other.json").write_text(json.dumps({"task": "x", "metrics": {}, "model": model}))
     with pytest.raises(ValueError, match=r"other\.json is no result"):
         read_results([tmp_path])
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json is no result and no folder of results"):
+        read_results([tmp_path / "nowhere.json"])

@@ -1,9 +1,13 @@
 """A model under evaluation is whole: in a stock class weights that are missing would be random, with figures."""
 
+import json
+
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, GemmaTokenizer, Siglip2ImageProcessorPil, Siglip2Processor
 
 from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.evaluation.session import Session, Settings
 from support.models import make_config, make_processor
 
@@ -18,3 +22,15 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path):
     save_file(kept, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"has no weights for 2 of the .* text_model\.head\.bias"):
         Session.open(Settings(str(tmp_path)))
+
+
+def test_naflex_in_stock_form_is_not_padded(tmp_path):
+    vision = {"naflex": True, "num_patches": 16, "patch_size": 4, "image_size": None}
+    SiglipExtModel(make_config({"vocab_size": 300}, vision)).save_pretrained(tmp_path)
+    images = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16)
+    Siglip2Processor(images, GemmaTokenizer()).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "siglip2"
+    session = Session.open(Settings(str(tmp_path)))
+    assert type(session.model) is SiglipExtModel
+    # the card of the folder asks the stock class
+    assert session.weights == weights_fingerprint(AutoModel.from_pretrained(tmp_path))

@@ -271,3 +271,16 @@ def test_columns_with_the_names_of_other_things(parts, expected):
     np.testing.assert_allclose(encode_images(*parts, row, column="image"), expected[:1], rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="no column 'image'; it has path, column, text"):
         encode_images(*parts, columns)
+
+
+class Labelled(ByPlace):
+    """Rows as torchvision's data sets have them."""
+
+    def __getitem__(self, place):
+        return super().__getitem__(place), 0
+
+
+@pytest.mark.parametrize("rows", [Labelled(), [(IMAGES[0], 1)], [[IMAGES[0], IMAGES[1]]]])
+def test_rows_of_an_image_and_its_label_are_no_images(rows, parts):
+    with pytest.raises(TypeError, match=r"input 0 is a (tuple|list) of 2, not an image: give the images alone"):
+        encode_images(*parts, rows)

@@ -5,7 +5,7 @@ best model, and every row of the evaluation data, by reading it. An evaluation t
 training samples, leave a checkpoint of their step.
 """
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,7 +102,7 @@ class CheckedRun(AtomicCheckpoints):
                 cast(Any, part),
                 sampler=own,
                 batch_size=None,
-                collate_fn=lambda row: collate([row]),
+                collate_fn=lambda row: collate([in_its_place(row)]),
                 generator=torch.Generator(),  # leaves torch's own as it is
             )
             rows = iter(loader)
@@ -138,6 +138,14 @@ class CheckedRun(AtomicCheckpoints):
         # Of several processes one alone may fail, and cannot save without the others.
         if self.args.world_size == 1 and self.state.global_step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial)
+
+
+def in_its_place(row: Any) -> Any:
+    """A row of evaluation data; one that stands in for another that cannot be read, as in training, is an error."""
+    skipped = row["sample"]["skipped"] if isinstance(row, Mapping) and "sample" in row else []
+    if skipped:
+        raise ValueError(skipped[0][1])
+    return row
 
 
 def check_steps(checkpoint: Path, max_steps: int) -> None:

@@ -6,7 +6,8 @@ batches hold a small model on the plateau where it predicts the same for all pai
 """
 
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -18,7 +19,7 @@ class GroupedSampler(Sampler[int]):
     The order depends on (seed, epoch) alone: it is the same for any number of processes, and after a resume.
 
     Args:
-        groups: the group of each row; rows without one (None) stand alone.
+        groups: the group of each row, of any type; rows without one (None, NaN) stand alone.
         size: members that stay together. Larger groups are dealt out anew into pieces of this size at every epoch.
         seed: of the order.
         first_epoch: before this epoch all rows stand alone.
@@ -31,12 +32,12 @@ class GroupedSampler(Sampler[int]):
         [3, 1, 0, 2]
     """
 
-    def __init__(self, groups: Sequence[Hashable], size: int, seed: int = 0, first_epoch: int = 0):
+    def __init__(self, groups: Sequence[Any], size: int, seed: int = 0, first_epoch: int = 0):
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        numbers: dict[Hashable, int] = {}
+        numbers: dict[str | int, int] = {}
         self.groups = [
-            numbers.setdefault(("row", row) if group is None else group, len(numbers))
+            numbers.setdefault(row if group is None or group != group else repr(group), len(numbers))
             for row, group in enumerate(groups)
         ]
         self.size = size

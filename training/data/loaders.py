@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .collating import parts_of
 from .grouped_sampler import GroupedSampler
 from .lengths import BatchesOfLengths
 from .samples import ReportingCollator
@@ -71,7 +72,9 @@ class Epochs(TrainerCallback):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         epoch = int(state.epoch or 0)
         loader = self.on_the_host(kwargs["train_dataloader"])
-        told = [getattr(loader, "dataset", None), loader if isinstance(loader, PlainLoader) else None, self.sampler]
+        told = [*parts_of(getattr(loader, "dataset", None)), self.sampler]
+        if isinstance(loader, PlainLoader):
+            told.append(loader)
         for part in told:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)

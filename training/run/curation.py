@@ -1,6 +1,7 @@
 """The choice of examples that a recipe asks for: its settings, and the reference that scores with the learner."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any, cast
 
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -97,4 +98,6 @@ def check_same_inputs(
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):  # transformers' sizes, with fields for all kinds of them
+        return {name: number for name, number in asdict(value).items() if number is not None}
     return dict(value) if hasattr(value, "keys") else list(value) if isinstance(value, tuple) else value

@@ -90,7 +90,7 @@ def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: 
         image_size: in pixels.
 
     Raises:
-        ValueError: for NaFlex, which takes any size, and for an image tower from elsewhere.
+        ValueError: for NaFlex, which takes any size, for an image tower from elsewhere, and below one patch.
     """
     config = copy.deepcopy(model.config)
     vision = cast(SiglipExtVisionConfig, config.vision_config)
@@ -99,6 +99,8 @@ def at_image_size(model: SiglipExtModel, processor: ProcessorMixin, image_size: 
             f"image_size={image_size} needs a SigLIP image tower of fixed resolution: NaFlex takes images of any "
             "size, and a tower from elsewhere has its own"
         )
+    if image_size < vision.patch_size:
+        raise ValueError(f"image_size={image_size} is smaller than the patch of {vision.patch_size} pixels")
     vision.image_size = image_size
     other = SiglipExtModel._from_config(config, attn_implementation=model.config._attn_implementation)
     state = model.state_dict()

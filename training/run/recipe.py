@@ -248,8 +248,11 @@ def check_field(name: str, known: Iterable[str], where: str) -> None:
 def check_kind(name: str, value: Any, where: str) -> None:
     """
     Raises:
-        ValueError: a list, a mapping or nothing for a field that takes none.
+        ValueError: a list, a mapping or nothing for a field that takes none, or such in a list.
     """
+    inside = value if isinstance(value, list) and name not in MAPPINGS else []
+    if any(one is None or isinstance(one, (list, dict)) for one in inside):
+        raise ValueError(f"{where}: {name} must be a list of single values, got {value!r:.80}")
     for kind, holds in (("list", isinstance(value, list)), ("dict", isinstance(value, dict)), ("none", value is None)):
         if holds and kind not in KINDS[name]:
             what = {"list": "a list", "dict": "a mapping", "none": "empty"}[kind]

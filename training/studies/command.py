@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_siglip_ext.command_line import Subparsers, add_command, unknown_word
+from modeling_siglip_ext.files import check_output_dir
 
 from . import paper
 from .report import write_study_report
@@ -46,7 +47,9 @@ def register(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: an unknown study, studies of different experiments, or a setting that makes no sense.
+        OSError: nothing can be written in the output folder.
+        ValueError: an unknown study, studies of different experiments, a setting that makes no sense, or runs of
+            another experiment in the output folder.
         RuntimeError: a run failed; the others were made, and the report is written.
     """
     for name in arguments.name:
@@ -58,6 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{' and '.join(arguments.name)} train on different data: start one after the other")
     if arguments.seeds < 1 or arguments.workers < 1:
         raise ValueError("--seeds and --workers must be at least 1")
+    for name, limit in (("max_runs", arguments.max_runs), ("max_seconds", arguments.max_seconds)):
+        if limit is not None and not limit >= 0:
+            raise ValueError(f"--{name} must not be negative, got {limit}")
+    check_output_dir(str(arguments.output_dir), "--output_dir")
     usable = devices(experiment)
     if arguments.device.partition(":")[0] not in usable:
         raise ValueError(f"--device {arguments.device}: here these runs can be made on {' or '.join(usable)}")

@@ -16,6 +16,9 @@ class Runs:
     Args:
         path: file with a JSON line for each run; need not exist. A last line that was cut off is passed over.
         kind: the dataclass of the experiment's settings.
+
+    Raises:
+        ValueError: a run with other settings is there, of another version perhaps.
     """
 
     def __init__(self, path: str | Path, kind: type = Settings):
@@ -27,7 +30,12 @@ class Runs:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
                     continue  # the process was killed while it wrote this line: that run is made again
-                self.figures[kind(**entry["settings"])] = entry["figures"]
+                try:
+                    self.figures[kind(**entry["settings"])] = entry["figures"]
+                except (TypeError, KeyError) as error:
+                    raise ValueError(
+                        f"{self.path} has a run that is none of this experiment ({error}): choose another folder"
+                    ) from error
 
     def __contains__(self, settings: Any) -> bool:
         return settings in self.figures

@@ -1,7 +1,11 @@
 """`inspect` tells what is in a file without reading the weights."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from modeling_siglip_ext.conversion.__main__ import main
 
@@ -65,3 +69,17 @@ def test_a_file_that_is_not_what_its_name_says_is_described_all_the_same(checkpo
     assert "this is not siglip2_b16_224" in capsys.readouterr().err
     assert main(["from-jax", str(path), str(tmp_path / "out")]) == 2
     assert "--name none" in capsys.readouterr().err
+
+
+def test_what_a_folder_lacks_is_counted(converted, tmp_path, capsys):
+    shutil.copytree(converted("siglip1_mu16"), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["logit_bias"], tensors["text_model.head.bias"]
+    tensors["logit_scale"] = tensors["logit_scale"].repeat(2)
+    save_file({**tensors, "more": torch.zeros(3)}, file, metadata={"format": "pt"})
+    assert main(["inspect", str(tmp_path / "model")]) == 0
+    shown = capsys.readouterr().out
+    assert f"missing of the {len(tensors) + 2} tensors of SiglipModel: 2 (logit_bias, text_model.head.bias)" in shown
+    assert "of another shape: 1 (logit_scale)" in shown
+    assert "unknown to SiglipModel: 1 (more)" in shown

@@ -1,5 +1,6 @@
 """Checkpoints at URLs, through fsspec's own file systems: in memory, and on loopback HTTP, Cloud Storage and Hub."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from modeling_siglip_ext.conversion.__main__ import main
-from modeling_siglip_ext.conversion.containers.remote import local
+from modeling_siglip_ext.conversion.containers.remote import local, open_filesystem
 from modeling_siglip_ext.conversion.errors import CheckpointError
 from modeling_siglip_ext.conversion.formats import fetched
 from support.processes import HUB_SERVER, server
@@ -159,7 +160,14 @@ def test_a_refusal_and_a_dead_line_are_named(address, tmp_path, monkeypatch, cap
     for url in (f"{address}/denied/x.npz", f"{NOBODY}/x.npz", "hf://user/other/x.npz"):
         assert main(["from-jax", url, str(tmp_path / "out")]) == 2
         assert f"cannot fetch {url}: " in capsys.readouterr().err
+        assert main(["inspect", url]) == 2
+        assert f"cannot fetch {url}: " in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
+
+
+def test_gcsfs_prints_no_traceback_of_what_it_raises(cloud):
+    open_filesystem(f"{cloud}/x.npz", "gs")
+    assert not logging.getLogger("gcsfs.retry").isEnabledFor(logging.ERROR)
 
 
 def test_names_that_lead_out_of_the_target_are_refused(bucket, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """`siglip-ext-eval caption` and `locate`: what they write and draw, and what they refuse."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,3 +132,19 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, words, reason):
     assert len(said) == 1
     assert reason in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_at_a_url(folder, parts, tmp_path, monkeypatch):
+    fetched = []
+
+    class Session:
+        def get(self, url, **options):
+            fetched.append(url)
+            return SimpleNamespace(status_code=200, content=(folder / "images" / "0.png").read_bytes())
+
+    monkeypatch.setattr("modeling_siglip_ext.images.get_session", Session)
+    url = "https://example.org/0.png"
+    assert run(folder, "caption", "--images", url, "--output_dir", tmp_path) == 0
+    (row,) = json.loads((tmp_path / "captions.json").read_text())
+    assert row == {"image": url, "caption": caption(*parts, [folder / "images" / "0.png"])[0]}
+    assert fetched == [url]  # once, for the decoder and the sheet

@@ -138,3 +138,10 @@ def test_a_benchmark_file_for_what_is_on_the_hub(place):
     (first, *_) = yaml.safe_load(file.read_text())
     assert first["dataset"] == {"id": "ILSVRC/imagenet-1k", "task_id": "zero_shot_accuracy@1"}
     assert first["value"] == 0.5
+
+
+def test_a_folder_without_a_card_says_who_writes_one(place, capsys):
+    evaluate(place, "retrieval")
+    (place / "model" / "README.md").unlink()
+    assert main(["card", str(place / "results"), "--model", str(place / "model")]) == 2
+    assert "model has no README.md: training and `siglip-ext-convert from-jax` write one" in capsys.readouterr().err

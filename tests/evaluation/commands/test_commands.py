@@ -492,3 +492,21 @@ def test_duplicates_of_texts_say_what_was_left_out(tmp_path, capsys):
     assert main(["duplicates", *options]) == 2
     assert "lacks 1 of 4 parts of its embeddings" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_result_of_another_model_is_not_overwritten(parts, folder, tmp_path, capsys):
+    other = SiglipExtModel(parts[0].config)
+    with torch.no_grad():
+        other.logit_scale.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    parts[1].save_pretrained(tmp_path / "other")
+    words = ["--dataset", str(folder / "data"), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    words += ["--cache_dir", str(tmp_path / "cache"), "--templates", "none"]
+    for _ in range(2):  # the same model may be judged again
+        assert main(["zero-shot", "--model", str(folder / "model"), *words]) == 0
+    before = (tmp_path / "out" / "zero-shot-data.json").read_bytes()
+    capsys.readouterr()
+    assert main(["zero-shot", "--model", str(tmp_path / "other"), *words]) == 2
+    said = capsys.readouterr().err
+    assert f"zero-shot-data.json is of other weights, {folder / 'model'} in float32: choose another" in said
+    assert (tmp_path / "out" / "zero-shot-data.json").read_bytes() == before

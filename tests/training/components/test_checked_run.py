@@ -70,6 +70,12 @@ def test_rows_of_other_datasets_are_read_before_the_first_step(make, broken):
     assert trainer.state.global_step == 0
 
 
+def test_a_broken_image_in_a_subset_is_an_error_and_not_replaced(make, broken):
+    part = torch.utils.data.Subset(ImageTextDataset(broken, max_bad_fraction=0.5), range(3, 9))
+    with pytest.raises(ValueError, match=r"evaluation example 2 cannot be used: .*broken\.jpg"):
+        make(part, **EACH_STEP).train()
+
+
 def test_evaluation_data_without_captions_or_examples(make, rows):
     nameless = Dataset.from_dict({"image": rows["image"][:2], "caption": ["a", None]})
     with pytest.raises(ValueError, match="evaluation example 1 cannot be used: no caption"):

@@ -59,6 +59,14 @@ def test_groups_begin_at_their_epoch():
     assert max(together[:2]) < 20 < 300 <= min(together[2:])
 
 
+def test_groups_of_any_type():
+    nan = float("nan")
+    order = list(GroupedSampler([["a"], nan, {"b": 1}, nan, ["a"], {"b": 1}, 0, None, nan], size=2, seed=3))
+    assert abs(order.index(0) - order.index(4)) == 1
+    assert abs(order.index(2) - order.index(5)) == 1
+    assert len(set(GroupedSampler([nan, nan, 0, None, None], size=2).groups)) == 5
+
+
 def test_a_size_below_one_is_refused():
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         GroupedSampler(["a"], 0)

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from modeling_siglip_ext.training.components.process_group import leave_group
 from modeling_siglip_ext.training.optimizers import build_optimizer
 
 
@@ -80,7 +81,7 @@ def main() -> None:
             check(name, dtype, mesh)
     if dist.get_rank() == 0:
         (Path(sys.argv[1]) / "equal").write_text(" ".join(names))
-    dist.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":

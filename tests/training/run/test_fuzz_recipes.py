@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.training.run import precompute, recipe_command
@@ -47,6 +47,8 @@ def nothing_runs():
         yield
 
 
+@example(recipe={"report_to": [[]]})
+@example(recipe={"caption_column": [None]})
 @given(recipe=st.dictionaries(st.sampled_from([*NAMES, "learning_rat", ""]) | ODD, VALUES, max_size=4))
 @settings(max_examples=25)
 def test_any_recipe_is_read_or_refused(recipe, tmp_path_factory):

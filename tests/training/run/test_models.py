@@ -37,12 +37,14 @@ def test_another_resolution(folder, our_model, rows, tmp_path):
     torch.testing.assert_close(*vectors, rtol=1e-5, atol=1e-5)
 
 
-def test_another_resolution_is_refused(folder, processor):
+def test_another_resolution_is_refused(folder, our_model, processor):
     with pytest.raises(ValueError, match=r"image_size is for model_name_or_path"):
         ModelArguments(image_size=24)
     naflex = SiglipExtConfig(vision_config={**TINY, "naflex": True, "num_patches": 16}, text_config=TINY)
     with pytest.raises(ValueError, match="NaFlex takes images of any size"):
         at_image_size(SiglipExtModel(naflex), processor, 24)
+    with pytest.raises(ValueError, match="image_size=3 is smaller than the patch of 4 pixels"):
+        at_image_size(our_model, processor, 3)
 
 
 def test_a_fixed_checkpoint_as_naflex_and_back(folder, our_model, rows, tmp_path):

@@ -150,4 +150,7 @@ def test_errors(refused):
     refused(["study", "batch-sise"], "unknown study 'batch-sise': did you mean 'batch-size'")
     refused(["study", "nothing"], "unknown study 'nothing'")
     refused(["study", "batch-size", "--seeds", "0"], "at least 1")
+    refused(["study", "batch-size", "--max_runs", "-1"], "--max_runs must not be negative, got -1")
+    refused(["study", "batch-size", "--max_seconds", "nan"], "--max_seconds must not be negative, got nan")
+    refused(["study", "batch-size", "--output_dir", __file__], "is a file; choose another folder")
     refused(["study", "batch-size", "--sedes", "1"], "did you mean '--seeds'")

@@ -1,5 +1,7 @@
 """Results on disk: nothing finished is lost, and a line that was cut off is no result."""
 
+import pytest
+
 from modeling_siglip_ext.training.studies.experiment import Settings
 from modeling_siglip_ext.training.studies.runs import Runs
 
@@ -34,3 +36,11 @@ def test_a_whole_line_without_its_end(tmp_path):
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     Runs(path).add(Settings(seed=2), {"loss": 2.0})
     assert list(Runs(path).figures) == [Settings(seed=1), Settings(seed=2)]
+
+
+@pytest.mark.parametrize("entry", ['{"settings": {"colour": 1}, "figures": {}}', '{"figures": {}}', "[]"])
+def test_runs_of_another_experiment_are_named(entry, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text(entry + "\n")
+    with pytest.raises(ValueError, match=r"runs\.jsonl has a run that is none of this experiment"):
+        Runs(path)
