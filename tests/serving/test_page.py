@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modeling_siglip_ext import encode_images
 from support.chromium import CHROMIUM, browser
 from support.images import noise
-from support.serving import png, until
+from support.serving import data_uri, png, until
 
 
 # SCREENSHOT=FILE keeps what the page looks like
@@ -51,7 +50,7 @@ def ready(page) -> bool:
     return page.run("!document.getElementById('go').disabled && document.querySelector('#drop img') !== null")
 
 
-def test_a_person_chooses_a_picture_and_sees_bars(page, server, parts, tmp_path):
+def test_a_person_chooses_a_picture_and_sees_bars(page, server, tmp_path):
     picture = noise(60, 40)
     (tmp_path / "picture.png").write_bytes(png(picture))
     page.choose("#file", tmp_path / "picture.png")
@@ -62,19 +61,20 @@ def test_a_person_chooses_a_picture_and_sees_bars(page, server, parts, tmp_path)
     bars = classify(page, "a cat\n\n  a dog \na cat\n<b>bold</b>")
     assert message(page) == ""
     assert sorted(label for label, _, _ in bars) == ["<b>bold</b>", "a cat", "a dog"]
-    wanted = server.post("/v1/classify", images=data(picture), labels=["a cat", "a dog", "<b>bold</b>"]).json
+    wanted = server.post("/v1/classify", images=data_uri(png(picture)), labels=["a cat", "a dog", "<b>bold</b>"]).json
     wanted = wanted["data"][0]["labels"]
     assert [label for label, _, _ in bars] == [row["label"] for row in wanted]
     shown = [float(width.rstrip("%")) for _, width, _ in bars]
     np.testing.assert_allclose(shown, [100 * row["score"] for row in wanted], atol=1e-3)
     assert bars[0][2] == f"{100 * wanted[0]['score']:.1f} %"
-    assert encode_images(*parts, [picture]).shape == (1, 32)
-
-
-def data(picture) -> str:
-    from support.serving import data_uri
-
-    return data_uri(png(picture))
+    page.run("document.getElementById('function').value = 'softmax'")
+    page.run("document.getElementById('template').value = 'a {}'")
+    against = classify(page, "a cat\na dog")
+    assert sum(float(width.rstrip("%")) for _, width, _ in against) == pytest.approx(100, abs=1e-3)
+    page.run("document.getElementById('template').value = 'nothing'")
+    assert classify(page, "a cat") == []
+    assert "{}" in message(page)
+    page.run("document.getElementById('template').value = 'a {}'")
 
 
 def test_a_picture_can_be_dropped(page, server):

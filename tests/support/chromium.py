@@ -50,7 +50,7 @@ class Page:
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "DOM", "Log"):
             self.call(f"{domain}.enable")
-        size = {"width": 900, "height": 620, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": 900, "height": 720, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.navigate", url=url)
         until(lambda: self.run("document.readyState") == "complete" and self.run("location.href") != "about:blank")
