@@ -111,7 +111,10 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         allow_urls=given.allow_urls,
         shutdown_seconds=given.shutdown_seconds,
         limits=Limits(
-            body=int(given.max_body * MIB), items=given.max_items, labels=given.max_labels, queue=given.max_queue
+            body=int(given.max_body * MIB),
+            items=min(given.max_items, given.max_queue),  # more would never find room
+            labels=given.max_labels,
+            queue=given.max_queue,
         ),
     )
 

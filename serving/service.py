@@ -48,7 +48,7 @@ class Service:
     async def running(self) -> AsyncGenerator[None]:
         about = self.settings
         self.batcher = Batcher(self.workers, about.batch_sizes, about.limits.queue, about.linger, self.metrics)
-        self.labels = LabelEmbeddings(self.batcher.encode, about.batch_sizes["text"])
+        self.labels = LabelEmbeddings(self.batcher.encode, min(about.batch_sizes["text"], about.limits.queue))
         self.fetcher = Fetcher(about.limits.body) if about.allow_urls else None
         self.metrics.workers_ready.set_function(lambda: sum(worker.ready for worker in self.workers))
         self.started = int(time.time())
