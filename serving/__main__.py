@@ -80,7 +80,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     Raises:
         OSError, ValueError: a file that cannot be read, or a number that cannot be.
     """
-    from .labels import read_label_sets  # torch, which --help does without
+    from .labels import read_label_sets  # needs what `run` has looked for
 
     given = arguments
     check_positive(given, ("workers", "max_batch", "max_queue", "max_num_patches", "batch_tokens", "max_body"))
@@ -98,6 +98,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         max_num_patches=given.max_num_patches,
         upscale=given.upscale,
         batch_tokens=given.batch_tokens,
+        batch_images=given.max_batch,
         max_pixels=given.max_pixels,
     )
     return ServerSettings(

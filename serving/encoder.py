@@ -70,7 +70,7 @@ class Encoder:
         if is_naflex(image_processor):
             self.patches = self.budget.longest(image_processor)
             if self.budget.batch_tokens is None:
-                self.budget = replace(self.budget, batch_tokens=32 * self.patches)
+                self.budget = replace(self.budget, batch_tokens=about.batch_images * self.patches)
         else:
             vision: Any = self.model.config.vision_config
             self.patches = (vision.image_size // vision.patch_size) ** 2

@@ -21,6 +21,7 @@ class EncoderSettings:
         dtype: "float32", "bfloat16" or "float16".
         threads: of torch on the CPU; None for its own choice.
         max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
+        batch_images: of a NaFlex model, in place of `batch_tokens`: as many as so many of its largest images have.
         max_pixels: of an image; larger ones are refused before they are decoded.
     """
 
@@ -33,6 +34,7 @@ class EncoderSettings:
     max_num_patches: int | None = None
     upscale: bool = True
     batch_tokens: int | None = None
+    batch_images: int = 32
     max_pixels: int = 50_000_000
 
     def on(self, device: str | None) -> "EncoderSettings":
