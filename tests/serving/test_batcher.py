@@ -56,14 +56,19 @@ def items(kind, *contents):
     return [Item(kind, content) for content in contents]
 
 
-async def settle():
-    await asyncio.sleep(0.02)
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def busy(worker, batches=1):
+    return until(lambda: len(worker.batches) == batches)
 
 
 def test_batches_are_of_one_kind_the_oldest_first_and_full_where_they_can_be():
     async def scenario(batcher, worker):
         futures = batcher.submit(items("text", "first"))
-        await settle()  # the worker is busy with this one
+        await busy(worker)  # with this one
         futures += batcher.submit(items("image", 1, 2, 3))
         futures += batcher.submit(items("text", "a", "b", "c", "d"))
         futures += batcher.submit(items("image", 4))
@@ -94,7 +99,7 @@ def test_requests_that_come_together_share_a_batch():
 def test_a_request_fits_whole_or_not_at_all():
     async def scenario(batcher, worker):
         first = batcher.submit(items("text", "a"))
-        await settle()
+        await busy(worker)
         waiting = batcher.submit(items("text", "b", "c"))
         with pytest.raises(QueueFull) as full:
             batcher.submit(items("text", "d", "e"))
@@ -113,7 +118,7 @@ def test_a_request_fits_whole_or_not_at_all():
 def test_a_failing_batch_is_its_own_and_the_worker_goes_on(what, error):
     async def scenario(batcher, worker):
         failing = asyncio.create_task(batcher.encode(items("text", what, "beside")))
-        await settle()
+        await busy(worker)
         others = asyncio.create_task(batcher.encode(items("text", "a")))
         for _ in range(2):
             worker.go.release()
@@ -138,12 +143,12 @@ def test_a_broken_item_is_an_outcome_among_others():
 def test_items_whose_client_has_gone_are_not_computed():
     async def scenario(batcher, worker):
         batcher.submit(items("text", "a"))
-        await settle()
+        await busy(worker)
         gone = asyncio.create_task(batcher.encode(items("text", "gone")))
-        await settle()
+        await until(lambda: batcher.waiting == 1)
         stays = batcher.submit(items("text", "stays"))
         gone.cancel()
-        await settle()
+        await until(gone.done)
         for _ in range(2):
             worker.go.release()
         await asyncio.gather(*stays)
@@ -155,7 +160,7 @@ def test_items_whose_client_has_gone_are_not_computed():
 def test_idle_workers_take_batches_at_the_same_time():
     async def scenario(batcher, one, two):
         futures = batcher.submit(items("image", 1, 2, 3))
-        await settle()
+        await until(lambda: one.batches and two.batches)
         assert sorted(one.batches + two.batches) == [("image", [1, 2]), ("image", [3])]
         one.go.release()
         two.go.release()
@@ -168,7 +173,7 @@ def test_time_until_there_is_room_is_estimated_from_what_batches_took():
     async def scenario(batcher, worker):
         batcher.pace = {"image": 0.5, "text": 0.25}
         batcher.submit(items("text", "busy"))
-        await settle()
+        await busy(worker)
         batcher.submit(items("image", *range(10)) + items("text", *"abcdefgh"))
         assert batcher.retry_after() == 10 * 0.5 + 8 * 0.25
         worker.go.release()

@@ -128,7 +128,8 @@ def test_all_requests_together_hold_so_many_bytes():
 
         app = guarded(slow)
         first = asyncio.create_task(Call(app, [b"x" * 9]).run())
-        await asyncio.sleep(0.01)
+        while app.held == 0:
+            await asyncio.sleep(0)
         refused = await Call(app, [b"y" * 9]).run()
         assert (refused.status, refused.code) == (429, "overloaded")
         assert (b"retry-after", b"1") in refused.sent[0]["headers"]
@@ -142,10 +143,11 @@ def test_all_requests_together_hold_so_many_bytes():
 
 def test_the_work_of_a_client_that_goes_away_is_cancelled():
     async def main():
-        cancelled = []
+        cancelled, received = [], asyncio.Event()
 
         async def waits(scope, receive, send):
             await receive()
+            received.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -154,7 +156,7 @@ def test_the_work_of_a_client_that_goes_away_is_cancelled():
 
         call = Call(guarded(waits), [b"abc"])
         running = asyncio.create_task(call.run())
-        await asyncio.sleep(0.01)
+        await received.wait()
         call.leave()
         await running
         assert cancelled == [True]
