@@ -52,9 +52,16 @@ def run_line(line: str) -> None:
         subprocess.run(["bash", "-euc", line], check=True)
 
 
+def of_one_shell(code: str) -> bool:
+    """Whether lines belong together: one that goes on in the next, or starts what the next speak of."""
+    return any(line.rstrip().endswith(("&", "|")) for line in code.splitlines())
+
+
 def main() -> None:
     for language, code in json.load(sys.stdin):
-        if language == "bash":
+        if language == "bash" and of_one_shell(code):
+            subprocess.run(["bash", "-euc", code], check=True)
+        elif language == "bash":
             for line in code.replace("\\\n", " ").splitlines():
                 run_line(line)
         else:

@@ -1,10 +1,13 @@
 """Every snippet of every README runs, in the order of its page, with a small local model for the Hub's names."""
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +38,7 @@ CHAINS = (
     ("training/README.md",),
     ("evaluation/README.md",),
     ("conversion/README.md",),
+    ("serving/README.md",),
     ("training/data/emoji/README.md", "training/data/scenes/README.md"),
 )
 WITHOUT_SNIPPETS = ("benchmarks/README.md", "benchmarks/results/studies/README.md", "evaluation/prompts/README.md")
@@ -72,8 +76,9 @@ def snippets(page: str) -> list[tuple[str, str]]:
     return [(language, code) for language, code in found if not code.startswith(RUN_ELSEWHERE)]
 
 
-def small(code: str) -> str:
-    """What a page shows, in the size of a test."""
+def small(code: str, port: int) -> str:
+    """What a page shows, in the size of a test, with a free port."""
+    code = code.replace(":8000", f":{port}").replace("--port 8000", f"--port {port}")
     for shown, instead in SMALL.items():
         code = code.replace(shown, instead)
     return code
@@ -127,8 +132,20 @@ def hub(tmp_path):
         yield address, folder
 
 
+@pytest.fixture
+def port(workplace):
+    """A free one for the server of a page; a server that is left over is stopped."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    yield number
+    if (workplace / "server.pid").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((workplace / "server.pid").read_text()), signal.SIGKILL)
+
+
 def test_every_page_is_read():
-    folders = ("modeling_siglip_ext", "training", "evaluation", "conversion", "model_cards", "benchmarks")
+    folders = ("modeling_siglip_ext", "training", "evaluation", "conversion", "serving", "model_cards", "benchmarks")
     paths = [path for room in folders for path in (REPOSITORY / room).rglob("README.md")]
     pages = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in paths)]
     assert sorted(pages) == sorted([page for chain in CHAINS for page in chain] + list(WITHOUT_SNIPPETS))
@@ -143,7 +160,7 @@ def test_the_readme_fits_in_the_head():
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0].rpartition("/")[0] or "top")
-def test_snippets_run(chain, workplace, hub):
+def test_snippets_run(chain, workplace, hub, port):
     """One after the other in one test: later ones read what earlier ones wrote."""
     address, pushed = hub
     environment = {
@@ -154,7 +171,7 @@ def test_snippets_run(chain, workplace, hub):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    of_chain = [(language, small(code)) for page in chain for language, code in snippets(page)]
+    of_chain = [(language, small(code, port)) for page in chain for language, code in snippets(page)]
     result = subprocess.run(
         [sys.executable, str(WORKER)],
         input=json.dumps(of_chain),

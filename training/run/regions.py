@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_siglip_ext import command_line
 from modeling_siglip_ext import embedding_store as store
-from modeling_siglip_ext.evaluation.session import checked_device, default_device
+from modeling_siglip_ext.dual_models import checked_device, default_device
 from modeling_siglip_ext.files import check_output_dir, new_file, read_json, write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import undecoded
