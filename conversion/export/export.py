@@ -1,6 +1,6 @@
 """A model folder to files for other runtimes: written, run, compared with the model, and only then there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,17 @@ from siglip_ext_runtime.settings import ExportSettings
 from ..errors import VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
 from .companions import image_size, write_companions
+from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
 from .parity import Judgement, compare, compare_answers
 from .precisions import PRECISIONS, Job
 from .report import ExportReport, TowerReport, write_report
 from .samples import Samples, take_samples
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
-from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, inputs_of
+from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
+
+
+Vectors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,31 +78,34 @@ def load_part(folder: ModelFolder, name: str) -> PreTrainedModel:
     return kind.from_pretrained(folder.path, dtype=torch.float32).eval()
 
 
-def judge(
-    path: Path, *, name: str, samples: Samples, wanted: dict[str, torch.Tensor], backend: str = "onnx"
-) -> tuple[Judgement, torch.Tensor]:
-    """How near a file is to the model, and its vectors (N, D).
+def reference_vectors(folder: ModelFolder, samples: Samples) -> Vectors:
+    """The model's own vectors in float32, by tower; one tower after the other, for the sake of memory."""
+    wanted = {}
+    for name in (VISION, TEXT) if samples.texts else (VISION,):
+        embed = by_torch(load_part(folder, name), name)
+        wanted[name] = embed_all(embed, inputs_of(samples, name), BATCH)
+    if samples.texts:
+        pairs = len(inputs_of(samples, DUAL))
+        wanted[DUAL] = embeds_of(DUAL, {"text_embeds": wanted[TEXT][:pairs], "image_embeds": wanted[VISION][:pairs]})
+    return wanted
+
+
+def judge(path: Path, *, name: str, samples: Samples, wanted: Vectors, backend: str = "onnx") -> Judgement:
+    """How near a file is to the model.
 
     Args:
+        name: of the tower.
         wanted: the model's vectors, by tower.
+        backend: the engine that runs it.
     """
     inputs, embed = inputs_of(samples, name), by_file(path, name, backend)
     found = embed_all(embed, inputs, TOGETHER)
     alone = embed_all(embed, inputs[:ALONE], 1)
     answers = None
-    if {VISION, TEXT} <= set(wanted) and name != DUAL:
+    if TEXT in wanted and name != DUAL:
         both = wanted | {name: found}
         answers = compare_answers((wanted[VISION], wanted[TEXT]), (both[VISION], both[TEXT]))
-    return Judgement(compare(wanted[name], found, alone), answers), found
-
-
-def reference_vectors(folder: ModelFolder, samples: Samples, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The model's own vectors in float32, by tower; of one tower after the other, for the sake of memory."""
-    wanted = {}
-    for name in names:
-        embed = by_torch(load_part(folder, name), name)
-        wanted[name] = embed_all(embed, inputs_of(samples, name), BATCH)
-    return wanted
+    return Judgement(compare(wanted[name], found, alone), answers, found)
 
 
 def loss_head(folder: ModelFolder) -> dict[str, Any]:
@@ -113,14 +120,41 @@ def check_bars(report: ExportReport, options: ExportOptions) -> None:
     Raises:
         VerificationError: a file is not as near as was asked for.
     """
+    shares = {name: tower.answers for name, tower in report.towers.items()} | {"both towers": report.answers}
     for name, tower in report.towers.items():
-        cosine, answers = tower.parity.cosine_least, tower.answers
-        if options.min_cosine is not None and cosine < options.min_cosine:
-            raise VerificationError(f"{name}: least cosine {cosine:.6f}, asked for was {options.min_cosine}")
+        if options.min_cosine is not None and tower.parity.cosine_least < options.min_cosine:
+            least = tower.parity.cosine_least
+            raise VerificationError(f"{name}: least cosine {least:.6f}, asked for was {options.min_cosine}")
+    for name, answers in shares.items():
         if options.min_agreement is not None and answers and answers.least < options.min_agreement:
             raise VerificationError(
                 f"{name}: {answers.least:.1%} equal answers, asked for were {options.min_agreement:.1%}"
             )
+
+
+def export_tower(
+    folder: ModelFolder, name: str, draft: Path, options: ExportOptions, samples: Samples, wanted: Vectors
+) -> tuple[TowerReport, torch.Tensor]:
+    """Write, run and measure one tower; its report, and the vectors of the file."""
+    about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted}
+    job = Job(
+        load_part(folder, name),
+        folder.config,
+        name,
+        image_size(folder.path, folder.config),
+        draft,
+        options.opset,
+        options.external_above,
+        samples,
+        partial(judge, **about),
+    )
+    file = PRECISIONS[options.precision](job)
+    del job
+    found = judge(file.path, **about)
+    one = inputs_of(samples, name)[0]
+    ratio = cpu_time_ratio(by_torch(load_part(folder, name), name), by_file(file.path, name, threads=1), one)
+    memory = peak_memory(file.path, one)
+    return TowerReport(file.path.name, file.bytes, found.parity, found.answers, ratio, memory), found.vectors
 
 
 def export_model(source: str | Path, out: str | Path, options: ExportOptions | None = None) -> ExportReport:
@@ -141,33 +175,20 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     check_installed()
     folder = open_folder(source)
     check_towers(folder.config, options.towers)
-    size = image_size(folder.path, folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)
     towers: dict[str, TowerReport] = {}
-    files: dict[str, str] = {}
+    found: Vectors = {}
     with new_folder(out) as draft:
-        wanted = reference_vectors(folder, samples, options.towers)
+        wanted = reference_vectors(folder, samples)
         for name in options.towers:
-            about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted}
-            job = Job(
-                load_part(folder, name),
-                folder.config,
-                name,
-                size,
-                draft,
-                options.opset,
-                options.external_above,
-                samples,
-                partial(judge, **about),
-            )
-            file = PRECISIONS[options.precision](job)
-            del job
-            judgement, _ = judge(file.path, **about)
-            files[name] = file.path.name
-            towers[name] = TowerReport(file.path.name, file.bytes, judgement.parity, judgement.answers)
-        report = ExportReport(str(source), options.precision, options.opset, samples.source, towers)
+            towers[name], found[name] = export_tower(folder, name, draft, options, samples, wanted)
+        answers = None
+        if {VISION, TEXT} <= set(found):
+            answers = compare_answers((wanted[VISION], wanted[TEXT]), (found[VISION], found[TEXT]))
+        report = ExportReport(str(source), options.precision, options.opset, samples.source, towers, answers)
         check_bars(report, options)
         write_companions(folder.path, draft)
+        files = {name: tower.file for name, tower in towers.items()}
         settings = ExportSettings(files, options.precision, **loss_head(folder), source=str(source))
         write_report(draft, settings, report)
     return report

@@ -6,7 +6,9 @@ import logging
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim
@@ -20,6 +22,7 @@ OPSET, LEAST_OPSET = 23, 20
 # Protocol buffers end at 2 GB; larger files keep their weights beside them.
 EXTERNAL_ABOVE = 1_900_000_000
 EXTERNAL_SUFFIX = "_data"
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,9 @@ def check_installed() -> None:
     Raises:
         ImportError: what writes ONNX files is not installed.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript
-
-        assert onnx, (onnxruntime, onnxscript)
-    except ImportError as error:
-        raise ImportError(f"{error}: exporting to ONNX needs `pip install siglip-ext[onnx]`") from error
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"exporting to ONNX needs {', '.join(missing)}: `pip install siglip-ext[onnx]`")
 
 
 @contextlib.contextmanager
@@ -81,12 +79,28 @@ def quiet() -> Generator[None]:
                 logger.setLevel(level)
 
 
+def strip(model: Any) -> None:
+    """Leave of the exporter's notes the names of modules alone: the rest repeats the graph, and names files here."""
+    model.metadata_props.clear()
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.outputs, *getattr(graph, "initializers", {}).values()):
+            value.metadata_props.clear()
+        for node in graph.all_nodes():
+            scopes = node.metadata_props.get(SCOPES)
+            node.metadata_props.clear()
+            if scopes is not None:
+                node.metadata_props[SCOPES] = scopes
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
 def write_onnx(
     tower: Tower, folder: Path, limits: dict[str, int], *, opset: int = OPSET, external_above: int = EXTERNAL_ABOVE
 ) -> TowerFile:
     """Write `<tower>.onnx`, and `<tower>.onnx_data` where the weights are too large for one file.
 
-    Nodes keep the names of their modules in the metadata `pkg.torch.onnx.name_scopes`.
+    Nodes keep the names of their modules, outermost first, in the metadata `pkg.torch.onnx.name_scopes`.
 
     Args:
         limits: the most that each free dimension may be.
@@ -118,6 +132,7 @@ def write_onnx(
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise CheckpointError(f"torch cannot export this {tower.name} to ONNX: {reason}") from error
     assert program is not None
+    strip(program.model)
     path = folder / f"{tower.name}.onnx"
     weights = sum(one.const_value.nbytes for one in program.model.graph.initializers.values() if one.const_value)
     external = f"{path.name}{EXTERNAL_SUFFIX}" if weights > external_above else None
