@@ -16,6 +16,7 @@ from siglip_ext_runtime.settings import ExportSettings
 
 from ..errors import VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
+from .card import write_export_card
 from .companions import image_size, write_companions
 from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
@@ -185,10 +186,11 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
         answers = None
         if {VISION, TEXT} <= set(found):
             answers = compare_answers((wanted[VISION], wanted[TEXT]), (found[VISION], found[TEXT]))
-        report = ExportReport(str(source), options.precision, options.opset, samples.source, towers, answers)
+        report = ExportReport(folder.path.name, options.precision, options.opset, samples.source, towers, answers)
         check_bars(report, options)
         write_companions(folder.path, draft)
         files = {name: tower.file for name, tower in towers.items()}
-        settings = ExportSettings(files, options.precision, **loss_head(folder), source=str(source))
+        settings = ExportSettings(files, options.precision, **loss_head(folder), source=folder.path.name)
         write_report(draft, settings, report)
+        write_export_card(draft, folder.path, settings, report)
     return report
