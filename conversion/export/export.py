@@ -1,7 +1,7 @@
 """A model folder to files for other runtimes: written, run, compared with the model, and only then there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from ..errors import VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
 from .card import write_export_card
 from .companions import image_size, write_companions
+from .figures import Evaluate, before_and_after
 from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
 from .parity import Judgement, compare, compare_answers
 from .precisions import PRECISIONS, Job
-from .report import ExportReport, TowerReport, write_report
+from .report import ExportReport, TowerReport, write_report, write_settings
 from .samples import Samples, take_samples
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
 from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
@@ -43,6 +44,7 @@ class ExportOptions:
         min_cosine: the least that a cosine between a vector and its float32 one may be.
         min_agreement: the least share of equal nearest neighbours.
         images, texts: of the user's own, to calibrate and judge on; None for some that are drawn.
+        evaluate: gives figures of a model and its processor, before and after, for the report; of both towers.
 
     Raises:
         ValueError: an unknown tower or precision, or a bar that is none.
@@ -56,6 +58,7 @@ class ExportOptions:
     min_agreement: float | None = None
     images: Sequence[Any] | None = None
     texts: Sequence[str] | None = None
+    evaluate: Evaluate | None = None
 
     def __post_init__(self) -> None:
         for names, known in ((self.towers, OUTPUTS), ((self.precision,), PRECISIONS)):
@@ -66,6 +69,8 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must be between 0 and 1")
+        if self.evaluate is not None and not {VISION, TEXT} <= set(self.towers):
+            raise ValueError("figures on a data set need both towers, a file each")
         check_opset(self.opset)
 
 
@@ -191,6 +196,9 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
         write_companions(folder.path, draft)
         files = {name: tower.file for name, tower in towers.items()}
         settings = ExportSettings(files, options.precision, **loss_head(folder), source=folder.path.name)
-        write_report(draft, settings, report)
+        write_settings(draft, settings)
+        if options.evaluate is not None:
+            report = replace(report, figures=before_and_after(folder.path, draft, options.evaluate, "onnx"))
+        write_report(draft, report)
         write_export_card(draft, folder.path, settings, report)
     return report

@@ -5,17 +5,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from transformers import AutoProcessor
 
 from modeling_siglip_ext.conversion.__main__ import main
+from modeling_siglip_ext.conversion.commands.export_figures import evaluation_of
 from modeling_siglip_ext.conversion.export import export, onnx_file
 from modeling_siglip_ext.conversion.export.export import ExportOptions, export_model
+from modeling_siglip_ext.conversion.export.figures import before_and_after
 from modeling_siglip_ext.conversion.export.parity import compare
 from modeling_siglip_ext.conversion.export.report import TowerReport
 from modeling_siglip_ext.hub.card import ModelCard
 from support.exports import save_model
+from support.images import noise
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,17 @@ def test_the_report_says_what_was_kept(exported):
     assert {"onnx", "onnxruntime", "torch"} <= set(report["libraries"])
 
 
+def test_figures_before_and_after_are_in_the_report(exported, tmp_path):
+    """On an export that is there already: what a command adds to it."""
+    folder, out = exported("fixed")
+    rows = {"image": [noise(30, 40, seed) for seed in range(8)], "caption": [f"picture {seed}" for seed in range(8)]}
+    features = datasets.Features(image=datasets.Image(), caption=datasets.Value("string"))
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    figures = before_and_after(folder, out, evaluation_of(str(tmp_path / "rows.parquet"), None), "onnx")
+    assert {"text_to_image_recall@1", "image_to_text_recall@5"} <= set(figures)
+    assert all(before == pytest.approx(after, abs=1e-6) for before, after in figures.values())
+
+
 def test_the_card_says_how_to_run_it(exported):
     card = ModelCard.load(exported("fixed")[1] / "README.md")
     assert card.data.library_name == "onnx"
@@ -119,6 +134,9 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "config.json" in refused(capsys, str(tmp_path / "empty"), out)
     assert "exists" in refused(capsys, str(folder), str(tmp_path / "empty"))
+    assert "--limit has no effect" in refused(capsys, str(folder), out, "--limit", "3")
+    rows = ["--dataset", str(tmp_path / "none.parquet")]
+    assert "none.parquet" in refused(capsys, str(folder), out, *rows)
     assert "between 0 and 1" in refused(capsys, str(folder), out, "--min_cosine", "98")
     assert "holds no image files" in refused(capsys, str(folder), out, "--images", str(tmp_path / "empty"))
     (tmp_path / "texts.txt").write_text("\n\n")
@@ -148,7 +166,7 @@ def test_a_stopped_export_leaves_nothing(folder, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "write_report", stop)
+    monkeypatch.setattr(export, "write_settings", stop)
     with pytest.raises(KeyboardInterrupt):
         export_model(folder, tmp_path / "out", ExportOptions(towers=("text_model",)))
     assert list(tmp_path.iterdir()) == []
