@@ -13,7 +13,7 @@ from .towers import DUAL, MODULES, OUTPUTS, TEXT, VISION
 
 
 TOGETHER = 64  # in one batch of a file, as a user might
-ALONE = 16  # computed by themselves, too
+ALONE = 8  # computed by themselves, too
 BATCH = 16  # of torch: more takes memory and no less time
 EMBEDS = {VISION: ("image_embeds",), TEXT: ("text_embeds",), DUAL: ("text_embeds", "image_embeds")}
 Embed = Callable[[Inputs], torch.Tensor]
