@@ -11,6 +11,7 @@ from .commands import (
     list_catalogue,
     publish,
     to_jax,
+    to_onnx,
     to_open_clip,
     verify,
 )
@@ -18,13 +19,24 @@ from .errors import VerificationError
 
 
 PROG = "siglip-ext-convert"
-COMMANDS = (list_catalogue, inspect_checkpoint, from_jax, to_jax, from_open_clip, to_open_clip, verify, publish)
+COMMANDS = (
+    list_catalogue,
+    inspect_checkpoint,
+    from_jax,
+    to_jax,
+    from_open_clip,
+    to_open_clip,
+    to_onnx,
+    verify,
+    publish,
+)
 EXAMPLES = """examples:
   siglip-ext-convert list
   siglip-ext-convert inspect webli_en_b16_256_60500360.npz
   siglip-ext-convert from-jax webli_en_b16_256_60500360.npz siglip-b16-256
   siglip-ext-convert verify siglip-b16-256 --against webli_en_b16_256_60500360.npz
   siglip-ext-convert to-jax siglip-b16-256 back.npz
+  siglip-ext-convert to-onnx siglip-b16-256 siglip-b16-256-onnx
   siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --dry_run
 
 exit status: 0 for a verified result, 1 for one that differs from its source, 2 for bad input

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.dual_models import load_dual_model
@@ -31,6 +32,7 @@ class Settings:
         trust_remote_code: whether to run code that the model brings.
         device: where to compute; None for the accelerator if there is one.
         dtype: "float32", "bfloat16" or "float16".
+        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
         batch_size: inputs in one forward pass.
         workers: threads that prepare images; None for one a core, at most 8.
         part_rows: embeddings in one file on disk.
@@ -43,6 +45,7 @@ class Settings:
     trust_remote_code: bool = False
     device: str | None = None
     dtype: str = "float32"
+    backend: str | None = None
     batch_size: int = 64
     workers: int | None = None
     part_rows: int = 4096
@@ -89,7 +92,7 @@ class Session:
     """A model that is being evaluated, and where its embeddings go."""
 
     settings: Settings
-    model: PreTrainedModel
+    model: Any  # of torch, or exported
     processor: ProcessorMixin
     weights: str
     started: float
@@ -108,9 +111,18 @@ class Session:
             dtype=settings.dtype,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
+            backend=settings.backend,
         )
         settings.budget.check(processor.image_processor)
-        return cls(settings, model, processor, store.weights_fingerprint(model), started)
+        weights = store.weights_fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
+        return cls(settings, model, processor, weights, started)
+
+    @property
+    def precision(self) -> str:
+        """What the model is computed in: a type of torch, or what an exported model says of itself, and its engine."""
+        if self.settings.backend is None:
+            return self.settings.dtype
+        return f"{self.model.settings.precision} ({self.settings.backend})"
 
     @property
     def first(self) -> bool:
@@ -150,7 +162,7 @@ class Session:
         return {
             "kind": kind,
             "weights": self.weights,
-            "dtype": self.settings.dtype,
+            "dtype": self.precision,
             "preparation": store.fingerprint({"of": preparation}),
             **about,
         }
@@ -220,7 +232,7 @@ class Session:
         result = replace(
             result,
             settings={**self.images_seen(), **result.settings},
-            model=EvaluatedModel(about.model, self.weights, about.revision, type(self.model).__name__, about.dtype),
+            model=EvaluatedModel(about.model, self.weights, about.revision, type(self.model).__name__, self.precision),
             device=str(self.model.device),
             processes=store.processes()[1],
             seconds=round(time.monotonic() - self.started, 1),

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from siglip_ext_runtime import ExportedModel, is_exported
 
 from .loading import load_whole
+from .modeling_siglip_ext import SiglipExtModel
 
 
 def load_dual_model(
@@ -17,7 +21,8 @@ def load_dual_model(
     dtype: str = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+    backend: str | None = None,
+) -> tuple[Any, ProcessorMixin]:
     """A model in evaluation mode, and its processor.
 
     Args:
@@ -26,24 +31,46 @@ def load_dual_model(
         dtype: "float32", "bfloat16" or "float16".
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether to run code that the model brings.
+        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
 
     Raises:
         OSError: a folder that is not there, or no model in it.
-        ValueError: a device that torch cannot compute on, a model that is not of images and texts, or a checkpoint
-            without some of its weights.
+        ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
+            without some of its weights, an exported model without a backend, or a device or dtype with one.
     """
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"{name} is no folder")
-    device = checked_device(device or default_device())
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    if backend is None:
+        model = _of_torch(name, device, dtype, options)
+    else:
+        if device is not None or dtype != "float32":
+            raise ValueError(
+                f"--device and --dtype are for models of torch: {backend} computes on the CPU, in the precision of "
+                "the export"
+            )
+        folder = name if Path(name).is_dir() else snapshot_download(name, revision=revision)
+        model = ExportedModel(folder, backend)
+    return model, AutoProcessor.from_pretrained(name, **options)
+
+
+def _of_torch(name: str, device: str | None, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
+    if is_exported(name):
+        raise ValueError(f"{name} is an exported model: choose its engine, --backend onnx or --backend openvino")
+    device = checked_device(device or default_device())
     try:
-        model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, dtype), **options)[0]
+        kind = model_class(AutoConfig.from_pretrained(name, **options).model_type)
+        model = load_whole(kind.from_pretrained, name, dtype=getattr(torch, dtype), **options)[0]
     except OSError as error:
         raise OSError(f"--model {name} cannot be read: {error}") from error
     if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
         raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
-    processor = AutoProcessor.from_pretrained(name, **options)
-    return model.eval().to(device), processor
+    return model.eval().to(device)
+
+
+def model_class(model_type: str) -> Any:
+    """Ours for a NaFlex model in stock form, as it computes without padding what the stock class pads."""
+    return SiglipExtModel if model_type == "siglip2" else AutoModel
 
 
 def default_device() -> str:

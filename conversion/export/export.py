@@ -1,0 +1,206 @@
+"""A model folder to files for other runtimes: written, run, compared with the model, and only then there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, SiglipExtTextModel, SiglipExtVisionModel
+from modeling_siglip_ext.configuration_siglip_ext import is_foreign
+from modeling_siglip_ext.files import new_folder
+from siglip_ext_runtime.settings import ExportSettings
+
+from ..errors import VerificationError
+from ..model_folder.folder import ModelFolder, open_folder
+from .card import write_export_card
+from .companions import image_size, write_companions
+from .figures import Evaluate, before_and_after
+from .measure import cpu_time_ratio, peak_memory
+from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
+from .parity import Judgement, compare, compare_answers
+from .precisions import PRECISIONS, Job
+from .report import ExportReport, TowerReport, write_report, write_settings
+from .samples import Samples, take_samples
+from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
+from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
+
+
+Vectors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how near it must be.
+
+    Args:
+        towers: names of the files: "vision_model", "text_model", or "model" for both in one with their logits.
+        precision: a key of `PRECISIONS`.
+        opset: of the ONNX files, at least 20.
+        external_above: bytes of weights from which they lie beside a file.
+        min_cosine: the least that a cosine between a vector and its float32 one may be.
+        min_agreement: the least share of equal nearest neighbours.
+        images, texts: of the user's own, to calibrate and judge on; None for some that are drawn.
+        evaluate: gives figures of a model and its processor, before and after, for the report; of both towers.
+
+    Raises:
+        ValueError: an unknown tower or precision, or a bar that is none.
+    """
+
+    towers: tuple[str, ...] = (VISION, TEXT)
+    precision: str = "fp32"
+    opset: int = OPSET
+    external_above: int = EXTERNAL_ABOVE
+    min_cosine: float | None = None
+    min_agreement: float | None = None
+    images: Sequence[Any] | None = None
+    texts: Sequence[str] | None = None
+    evaluate: Evaluate | None = None
+
+    def __post_init__(self) -> None:
+        for names, known in ((self.towers, OUTPUTS), ((self.precision,), PRECISIONS)):
+            unknown = [name for name in names if name not in known]
+            if unknown or not names:
+                raise ValueError(f"{', '.join(unknown) or 'nothing'} is unknown; choose of {', '.join(known)}")
+        for name in ("min_cosine", "min_agreement"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be between 0 and 1")
+        if self.evaluate is not None and not {VISION, TEXT} <= set(self.towers):
+            raise ValueError("figures on a data set need both towers, a file each")
+        check_opset(self.opset)
+
+
+def load_part(folder: ModelFolder, name: str) -> PreTrainedModel:
+    """The model in float32, or of SigLIP's own towers the one that is needed, so that memory holds no more."""
+    config, kind = folder.config, SiglipExtModel
+    if not isinstance(config, SiglipExtConfig) or (name == VISION and not is_foreign(config.vision_config)):
+        kind = SiglipExtVisionModel
+    elif name == TEXT and not is_foreign(config.text_config):
+        kind = SiglipExtTextModel
+    return kind.from_pretrained(folder.path, dtype=torch.float32).eval()
+
+
+def reference_vectors(folder: ModelFolder, samples: Samples) -> Vectors:
+    """The model's own vectors in float32, by tower; one tower after the other, for the sake of memory."""
+    wanted = {}
+    for name in (VISION, TEXT) if samples.texts else (VISION,):
+        embed = by_torch(load_part(folder, name), name)
+        wanted[name] = embed_all(embed, inputs_of(samples, name), BATCH)
+    if samples.texts:
+        pairs = len(inputs_of(samples, DUAL))
+        wanted[DUAL] = embeds_of(DUAL, {"text_embeds": wanted[TEXT][:pairs], "image_embeds": wanted[VISION][:pairs]})
+    return wanted
+
+
+def judge(path: Path, *, name: str, samples: Samples, wanted: Vectors, backend: str = "onnx") -> Judgement:
+    """How near a file is to the model.
+
+    Args:
+        name: of the tower.
+        wanted: the model's vectors, by tower.
+        backend: the engine that runs it.
+    """
+    inputs, embed = inputs_of(samples, name), by_file(path, name, backend)
+    found = embed_all(embed, inputs, TOGETHER)
+    alone = embed_all(embed, inputs[:ALONE], 1)
+    answers = None
+    if TEXT in wanted and name != DUAL:
+        both = wanted | {name: found}
+        answers = compare_answers((wanted[VISION], wanted[TEXT]), (both[VISION], both[TEXT]))
+    return Judgement(compare(wanted[name], found, alone), answers, found)
+
+
+def facts_of(folder: ModelFolder) -> dict[str, Any]:
+    """Of `ExportSettings`: the loss head, as the checkpoint has it, and the padding of a text tower with a mask."""
+    values = {name: folder.tensors.get(name) for name in ("logit_scale", "logit_bias")}
+    found = {name: None if array is None else float(array.load().float()) for name, array in values.items()}
+    text = getattr(folder.config, "text_config", None)
+    padding = text.pad_token_id if text is not None and is_foreign(text) else None
+    return {**found, "loss_type": getattr(folder.config, "loss_type", "sigmoid"), "pad_token_id": padding}
+
+
+def check_bars(report: ExportReport, options: ExportOptions) -> None:
+    """
+    Raises:
+        VerificationError: a file is not as near as was asked for.
+    """
+    shares = {name: tower.answers for name, tower in report.towers.items()} | {"both towers": report.answers}
+    for name, tower in report.towers.items():
+        if options.min_cosine is not None and tower.parity.cosine_least < options.min_cosine:
+            least = tower.parity.cosine_least
+            raise VerificationError(f"{name}: least cosine {least:.6f}, asked for was {options.min_cosine}")
+    for name, answers in shares.items():
+        if options.min_agreement is not None and answers and answers.least < options.min_agreement:
+            raise VerificationError(
+                f"{name}: {answers.least:.1%} equal answers, asked for were {options.min_agreement:.1%}"
+            )
+
+
+def export_tower(
+    folder: ModelFolder, name: str, draft: Path, options: ExportOptions, samples: Samples, wanted: Vectors
+) -> tuple[TowerReport, torch.Tensor]:
+    """Write, run and measure one tower; its report, and the vectors of the file."""
+    about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted}
+    job = Job(
+        load_part(folder, name),
+        folder.config,
+        name,
+        image_size(folder.path, folder.config),
+        draft,
+        options.opset,
+        options.external_above,
+        samples,
+        partial(judge, **about),
+    )
+    file = PRECISIONS[options.precision](job)
+    del job
+    found = judge(file.path, **about)
+    one = inputs_of(samples, name)[0]
+    ratio = cpu_time_ratio(by_torch(load_part(folder, name), name), by_file(file.path, name, threads=1), one)
+    memory = peak_memory(file.path, one)
+    return TowerReport(file.path.name, file.bytes, found.parity, found.answers, ratio, memory), found.vectors
+
+
+def export_model(source: str | Path, out: str | Path, options: ExportOptions | None = None) -> ExportReport:
+    """Export a model folder to ONNX files, run them, and compare what they give with the model.
+
+    Args:
+        source: a model folder, in stock form or ours.
+        out: the folder to write; must not exist.
+
+    Raises:
+        FileNotFoundError: No such model folder.
+        FileExistsError: `out` exists.
+        ImportError: What writes ONNX files is not installed.
+        CheckpointError: The model cannot be exported, or an input cannot be read.
+        VerificationError: A file is not as near to the model as was asked for.
+    """
+    options = options or ExportOptions()
+    check_installed()
+    folder = open_folder(source)
+    check_towers(folder.config, options.towers)
+    samples = take_samples(folder.path, folder.config, options.images, options.texts)
+    towers: dict[str, TowerReport] = {}
+    found: Vectors = {}
+    with new_folder(out) as draft:
+        wanted = reference_vectors(folder, samples)
+        for name in options.towers:
+            towers[name], found[name] = export_tower(folder, name, draft, options, samples, wanted)
+        answers = None
+        if {VISION, TEXT} <= set(found):
+            answers = compare_answers((wanted[VISION], wanted[TEXT]), (found[VISION], found[TEXT]))
+        report = ExportReport(folder.path.name, options.precision, options.opset, samples.source, towers, answers)
+        check_bars(report, options)
+        write_companions(folder.path, draft)
+        files = {name: tower.file for name, tower in towers.items()}
+        settings = ExportSettings(files, options.precision, **facts_of(folder), source=folder.path.name)
+        write_settings(draft, settings)
+        if options.evaluate is not None:
+            report = replace(report, figures=before_and_after(folder.path, draft, options.evaluate, "onnx"))
+        write_report(draft, report)
+        write_export_card(draft, folder.path, settings, report)
+    return report

@@ -1,0 +1,72 @@
+"""What an export says of itself: `export.json` for runtimes, `export_report.json` for people and programs."""
+
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from modeling_siglip_ext.files import write_json
+from siglip_ext_runtime.settings import FORMAT, SETTINGS, ExportSettings
+
+from .parity import Answers, Parity
+
+
+REPORT = "export_report.json"
+LIBRARIES = ("siglip-ext", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class TowerReport:
+    """One file.
+
+    Args:
+        file: its name.
+        bytes: with the weights beside it.
+        parity: of its vectors with the model's in float32.
+        answers: nearest neighbours, this tower against the other one in float32; None without another.
+        cpu_time_ratio: how many times the CPU time of this file torch takes in float32, for one input in one thread.
+        peak_memory: bytes of a process that loads the file and runs it once; None where the system does not tell.
+    """
+
+    file: str
+    bytes: int
+    parity: Parity
+    answers: Answers | None
+    cpu_time_ratio: float
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An export.
+
+    Args:
+        source: the model folder.
+        precision: of the weights.
+        opset: of the ONNX files.
+        samples: what it was judged on.
+        towers: by name.
+        answers: nearest neighbours among the vectors of both files; None where only one tower was exported.
+        figures: of an evaluation, of the model and of the export, where a data set was given.
+    """
+
+    source: str
+    precision: str
+    opset: int
+    samples: str
+    towers: dict[str, TowerReport]
+    answers: Answers | None
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def write_settings(folder: Path, settings: ExportSettings) -> None:
+    write_json(folder / SETTINGS, {"format": FORMAT, **asdict(settings)})
+
+
+def write_report(folder: Path, report: ExportReport) -> None:
+    content: dict[str, Any] = {**asdict(report), "libraries": versions()}
+    write_json(folder / REPORT, content)
