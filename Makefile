@@ -71,7 +71,7 @@ format: $(INSTALLED)
 
 # Over a copy laid out as it is installed, where imports from room to room resolve; messages name the files here.
 types: $(INSTALLED)
-	rm -rf build/types && mkdir -p build/types && cp -r modeling_siglip_ext build/types
+	rm -rf build/types && mkdir -p build/types && cp -r modeling_siglip_ext siglip_ext_runtime build/types
 	cp -r $(ROOMS) build/types/modeling_siglip_ext
 	@set -o pipefail; $(BIN)/ty check --python $(VENV) --output-format concise build/types \
 		| sed -E 's#build/types/(modeling_siglip_ext/($(subst $(space),|,$(ROOMS)))/)?#\2/#; s#^/##'

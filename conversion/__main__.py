@@ -11,6 +11,7 @@ from .commands import (
     list_catalogue,
     publish,
     to_jax,
+    to_onnx,
     to_open_clip,
     verify,
 )
@@ -18,7 +19,17 @@ from .errors import VerificationError
 
 
 PROG = "siglip-ext-convert"
-COMMANDS = (list_catalogue, inspect_checkpoint, from_jax, to_jax, from_open_clip, to_open_clip, verify, publish)
+COMMANDS = (
+    list_catalogue,
+    inspect_checkpoint,
+    from_jax,
+    to_jax,
+    from_open_clip,
+    to_open_clip,
+    to_onnx,
+    verify,
+    publish,
+)
 EXAMPLES = """examples:
   siglip-ext-convert list
   siglip-ext-convert inspect webli_en_b16_256_60500360.npz

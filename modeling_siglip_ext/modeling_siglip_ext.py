@@ -378,8 +378,8 @@ class SiglipExtVisionModel(SiglipExtPreTrainedModel):
         if spatial_shapes is not None:
             mask = valid_patches(spatial_shapes, features.shape[1]).to(features.device)
             return PatchFeatures(features=features, grid=spatial_shapes, mask=mask)
-        grid = [size // self.config.patch_size for size in pixel_values.shape[-2:]]
-        return PatchFeatures(features=features, grid=torch.tensor([grid] * len(features), device=features.device))
+        grid = torch.tensor([size // self.config.patch_size for size in pixel_values.shape[-2:]])
+        return PatchFeatures(features=features, grid=grid.to(features.device).expand(features.shape[0], -1))
 
 
 def embedding_size(config: SiglipExtConfig, kind: str) -> int:

@@ -126,7 +126,8 @@ class TokenPooling(ReductionPooling):
             return hidden_states[:, self.position]
         positions = torch.arange(mask.shape[1], device=mask.device)
         last = (mask.long() * positions).argmax(dim=1)
-        return hidden_states[torch.arange(len(last), device=last.device), last]
+        batch = torch.arange(last.shape[0], device=last.device)  # len(last) would be a constant in a graph
+        return hidden_states[batch, last]
 
 
 POOLINGS = {

@@ -18,12 +18,15 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "modeling_siglip_ext"
+RUNTIME = "siglip_ext_runtime"  # installed by itself, because it runs without torch
+ALONE = {PACKAGE, RUNTIME}
 # what each room may import, besides itself
 ALLOWED = {
     PACKAGE: set(),
-    "evaluation": {PACKAGE},
+    RUNTIME: set(),
+    "evaluation": {PACKAGE, RUNTIME},
     "training": {PACKAGE, "evaluation"},
-    "conversion": {PACKAGE},
+    "conversion": {PACKAGE, RUNTIME},
     "model_cards": set(),
 }
 BENEATH_FORMATS = (  # of conversion: what the folder of a format may use
@@ -88,10 +91,14 @@ ARROWS = {
         "released": {"errors", "plan", "checkpoint", "model_folder", "big_vision.config"},
         "big_vision": {*BENEATH_FORMATS, "big_vision.names", "big_vision.config"},
         "open_clip": {*BENEATH_FORMATS},
+        "export": {*BENEATH_FORMATS},
         "top": {*BENEATH_FORMATS, "big_vision", "open_clip"},
-        "commands": {*BENEATH_FORMATS, "big_vision", "big_vision.names", "big_vision.config", "open_clip", "top"},
+        "commands": {
+            *(*BENEATH_FORMATS, "big_vision", "big_vision.names", "big_vision.config", "open_clip", "export", "top"),
+        },
     },
     "model_cards": {},
+    RUNTIME: {},
 }
 # Against the arrows, and only inside functions: (room, from, to): why.
 LATE_ARROWS = {
@@ -111,7 +118,7 @@ MOST_METHODS = 20
 def room_of(module: str) -> str | None:
     """The room that a dotted module name leads into, None for other packages."""
     parts = module.split(".")
-    if parts[0] != PACKAGE:
+    if parts[0] != PACKAGE:  # among them the runtime
         return parts[0] if parts[0] in ALLOWED else None
     return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else PACKAGE
 
@@ -123,7 +130,7 @@ def files_of(root: Path, room: str) -> list[Path]:
 def module_of(root: Path, path: Path) -> str:
     """The dotted name under which a file of a room is imported."""
     parts = path.relative_to(root).with_suffix("").parts
-    parts = parts if parts[0] == PACKAGE else (PACKAGE, *parts)
+    parts = parts if parts[0] in ALONE else (PACKAGE, *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -184,7 +191,7 @@ def circle(root: Path) -> list[str]:
 
 def part_of(module: str, room: str) -> str:
     """The part of a room in its table of arrows that a module belongs to."""
-    base = PACKAGE if room == PACKAGE else f"{PACKAGE}.{room}"
+    base = room if room in ALONE else f"{PACKAGE}.{room}"
     own = module.removeprefix(base).removeprefix(".")
     if own in ("", "__main__"):
         return "door"
@@ -383,5 +390,5 @@ def test_every_package_folder_is_listed_in_setup_cfg():
     settings.read(REPOSITORY / "setup.cfg")
     folders = {path.parent for room in ALLOWED for path in (REPOSITORY / room).rglob("__init__.py")}
     packages = [folder.relative_to(REPOSITORY).parts for folder in folders]
-    installed = {".".join(parts if parts[0] == PACKAGE else (PACKAGE, *parts)) for parts in packages}
+    installed = {".".join(parts if parts[0] in ALONE else (PACKAGE, *parts)) for parts in packages}
     assert set(settings["options"]["packages"].split()) == installed

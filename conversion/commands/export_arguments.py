@@ -1,0 +1,68 @@
+"""Options of the commands that export to other runtimes, and what they print."""
+
+import argparse
+
+from modeling_siglip_ext.inputs import image_files
+
+from ..export.export import ExportOptions
+from ..export.precisions import PRECISIONS
+from ..export.report import ExportReport
+from ..export.towers import DUAL, TEXT, VISION
+
+
+TOWERS = {"both": (VISION, TEXT), "image": (VISION,), "text": (TEXT,), "dual": (DUAL,)}
+
+
+def export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="a model folder, in stock form or ours")
+    parser.add_argument("out", help="the folder to write; must not exist")
+    parser.add_argument(
+        "--towers",
+        choices=tuple(TOWERS),
+        default="both",
+        help="both: a file each; dual: one file of both, with their logits",
+    )
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the weights")
+    group = parser.add_argument_group("how near it must be; below that nothing is written and the exit status is 1")
+    group.add_argument("--min_cosine", type=float, help="between a vector and its float32 one, the least of all")
+    group.add_argument("--min_agreement", type=float, help="share of inputs with the same nearest neighbour")
+    group = parser.add_argument_group("what it is judged on (default: pictures drawn here, and captions of them)")
+    group.add_argument("--images", metavar="FOLDER", help="images like those of its use")
+    group.add_argument("--texts", metavar="FILE", help="texts like those of its use, one a line")
+
+
+def export_options(arguments: argparse.Namespace) -> ExportOptions:
+    return ExportOptions(
+        towers=TOWERS[arguments.towers],
+        precision=arguments.precision,
+        min_cosine=arguments.min_cosine,
+        min_agreement=arguments.min_agreement,
+        images=None if arguments.images is None else image_files(arguments.images),
+        texts=None if arguments.texts is None else text_lines(arguments.texts),
+    )
+
+
+def text_lines(file: str) -> list[str]:
+    """
+    Raises:
+        ValueError: no text, or none in UTF-8.
+    """
+    with open(file, encoding="utf-8") as opened:
+        try:
+            lines = [line.strip() for line in opened]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is no text in UTF-8: {error}") from error
+    if not any(lines):
+        raise ValueError(f"{file} holds no text")
+    return [line for line in lines if line]
+
+
+def print_report(out: str, report: ExportReport) -> None:
+    for name, tower in report.towers.items():
+        parity, answers = tower.parity, tower.answers
+        equal = "" if answers is None else f", {answers.least:.1%} equal answers"
+        print(
+            f"{name}: {tower.bytes / 1e6:.1f} MB, least cosine {parity.cosine_least:.7f}, largest difference "
+            f"{parity.largest_difference:.2g}{equal}"
+        )
+    print(f"{out}: {report.precision}, judged on inputs {report.samples}")

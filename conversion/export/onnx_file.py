@@ -1,0 +1,125 @@
+"""One tower to one ONNX file, through torch.export; large weights beside it under the name that clients look for."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.export import Dim
+
+from ..errors import CheckpointError
+from .towers import Tower
+
+
+# From 20 on GELU is one node, from 23 on attention, which runtimes compute faster and quantisers leave alone.
+OPSET, LEAST_OPSET = 23, 20
+# Protocol buffers end at 2 GB; larger files keep their weights beside them.
+EXTERNAL_ABOVE = 1_900_000_000
+EXTERNAL_SUFFIX = "_data"
+
+
+@dataclass(frozen=True)
+class TowerFile:
+    """A file that was written.
+
+    Args:
+        name: of the tower.
+        path: of the ONNX file.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def bytes(self) -> int:
+        """With the weights beside it."""
+        beside = self.path.with_name(self.path.name + EXTERNAL_SUFFIX)
+        return sum(path.stat().st_size for path in (self.path, beside) if path.is_file())
+
+
+def check_opset(opset: int) -> None:
+    """
+    Raises:
+        ValueError: it is too old.
+    """
+    if opset < LEAST_OPSET:
+        raise ValueError(f"opset={opset}: at least {LEAST_OPSET}, which has GELU as one node")
+
+
+def check_installed() -> None:
+    """
+    Raises:
+        ImportError: what writes ONNX files is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+
+        assert onnx, (onnxruntime, onnxscript)
+    except ImportError as error:
+        raise ImportError(f"{error}: exporting to ONNX needs `pip install siglip-ext[onnx]`") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """The exporter prints its steps, and warns of things inside torch and onnxscript that nobody here can mend."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def write_onnx(
+    tower: Tower, folder: Path, limits: dict[str, int], *, opset: int = OPSET, external_above: int = EXTERNAL_ABOVE
+) -> TowerFile:
+    """Write `<tower>.onnx`, and `<tower>.onnx_data` where the weights are too large for one file.
+
+    Nodes keep the names of their modules in the metadata `pkg.torch.onnx.name_scopes`.
+
+    Args:
+        limits: the most that each free dimension may be.
+        opset: at least 20.
+        external_above: bytes of weights from which they lie beside the file.
+
+    Raises:
+        CheckpointError: torch cannot trace the tower.
+    """
+    import onnx_ir
+
+    sizes = {axis: Dim(axis, min=1, max=limits[axis]) for axes in tower.free.values() for axis in axes.values()}
+    dimensions = {
+        name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
+        for name in tower.inputs
+    }
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                tower.module,
+                kwargs=tower.inputs,
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dimensions,
+                output_names=tower.outputs,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise CheckpointError(f"torch cannot export this {tower.name} to ONNX: {reason}") from error
+    assert program is not None
+    path = folder / f"{tower.name}.onnx"
+    weights = sum(one.const_value.nbytes for one in program.model.graph.initializers.values() if one.const_value)
+    external = f"{path.name}{EXTERNAL_SUFFIX}" if weights > external_above else None
+    onnx_ir.save(program.model, path, external_data=external)
+    return TowerFile(tower.name, path)

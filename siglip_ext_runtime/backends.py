@@ -1,0 +1,110 @@
+"""The engines that run an exported file: each is a function from arrays by name to arrays by name."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Mapping[str, np.ndarray]], Arrays]
+# of ONNX Runtime, which has no common class for them
+FAULTS = (
+    *(
+        "EPFail",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+    ),
+    "RuntimeException",
+)
+EXTRA = "{error}: this needs `pip install siglip-ext[{extra}]`"
+
+
+def cast_to(inputs: Mapping[str, np.ndarray], types: Mapping[str, str], path: Path) -> Arrays:
+    """The inputs that a file takes, in its types.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    missing = [name for name in types if inputs.get(name) is None]
+    if missing:
+        raise ValueError(f"{path.name} needs {', '.join(missing)}")
+    return {name: np.ascontiguousarray(inputs[name], dtype=dtype) for name, dtype in types.items()}
+
+
+def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        threads: None for one a core.
+
+    Raises:
+        ImportError: it is not installed.
+        ValueError: the file is no ONNX model that it can run.
+    """
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError as error:
+        raise ImportError(EXTRA.format(error=error, extra="onnx")) from error
+    faults = tuple(getattr(state, name) for name in FAULTS)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except faults as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    types = {one.name: NUMPY[one.type] for one in session.get_inputs()}
+    names = [one.name for one in session.get_outputs()]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        try:
+            return dict(zip(names, session.run(names, cast_to(inputs, types, path))))
+        except faults as error:
+            raise ValueError(f"{path.name} does not take these inputs: {error}") from error
+
+    return run
+
+
+NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
+# OpenVINO takes the fastest precision that the machine has, bfloat16 on newer ones, unless told otherwise.
+OPENVINO = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def openvino(path: Path, *, threads: int | None = None, **hints: str) -> Run:
+    """OpenVINO on the CPU, in float32 unless a hint says otherwise; it reads ONNX files too.
+
+    Raises:
+        ImportError: it is not installed.
+        ValueError: the file is no model that it can run.
+    """
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise ImportError(EXTRA.format(error=error, extra="openvino")) from error
+    number = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+    try:
+        compiled = ov.Core().compile_model(str(path), "CPU", {**OPENVINO, **number, **hints})
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    types = {one.any_name: one.element_type.to_dtype().name for one in compiled.inputs}
+    names = [one.any_name for one in compiled.outputs]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        try:
+            found = compiled(cast_to(inputs, types, path))
+        except RuntimeError as error:
+            raise ValueError(f"{path.name} does not take these inputs: {error}") from error
+        return {name: found[place].copy() for place, name in enumerate(names)}
+
+    return run
+
+
+BACKENDS: dict[str, Callable[..., Run]] = {"onnx": onnx_runtime, "openvino": openvino}
