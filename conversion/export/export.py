@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from .parity import Judgement, compare, compare_answers
 from .precisions import PRECISIONS, Job
 from .report import ExportReport, TowerReport, write_report
 from .samples import Samples, take_samples
+from .search import Bars
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
 from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, inputs_of
 
@@ -61,6 +61,13 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must be between 0 and 1")
+        missing = [
+            name
+            for name, towers in (("images", (VISION, DUAL)), ("texts", (TEXT, DUAL)))
+            if getattr(self, name) is None and set(towers) & set(self.towers)
+        ]
+        if self.precision == "int8-static" and missing:
+            raise ValueError(f"int8-static is calibrated on {' and '.join(missing)} like those of its use: give some")
         check_opset(self.opset)
 
 
@@ -158,13 +165,14 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
                 options.opset,
                 options.external_above,
                 samples,
-                partial(judge, **about),
+                lambda path, about=about: judge(path, **about)[0],
+                Bars(options.min_cosine, options.min_agreement),
             )
             file = PRECISIONS[options.precision](job)
             del job
             judgement, _ = judge(file.path, **about)
             files[name] = file.path.name
-            towers[name] = TowerReport(file.path.name, file.bytes, judgement.parity, judgement.answers)
+            towers[name] = TowerReport(file.path.name, file.bytes, judgement.parity, judgement.answers, file.in_float)
         report = ExportReport(str(source), options.precision, options.opset, samples.source, towers)
         check_bars(report, options)
         write_companions(folder.path, draft)

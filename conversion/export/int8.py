@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .onnx_file import EXTERNAL_ABOVE, EXTERNAL_SUFFIX
+
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 LONG_TABLE = 2**16  # rows; from here on a token table is what a tower consists of
@@ -92,13 +94,14 @@ def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.rint(weight / scales), -127, 127).astype(np.int8), scales
 
 
-def write_int8(
+def quantize_file(
     source: str | Path,
     out: str | Path,
     *,
     ranges: Ranges | None = None,
     in_float: Iterable[str] = (),
     long_table: int = LONG_TABLE,
+    external_above: int = EXTERNAL_ABOVE,
 ) -> list[str]:
     """Write an ONNX file in 8 bits.
 
@@ -107,6 +110,7 @@ def write_int8(
         ranges: smallest and largest value of each activation, from `activation_ranges`: static; None: dynamic.
         in_float: layers that stay in float beside those that always do; names as returned.
         long_table: token tables of so many rows or more become rows of int8, each with its scale.
+        external_above: bytes of weights from which they lie beside the file.
 
     Returns:
         The layers in 8 bits.
@@ -136,8 +140,14 @@ def write_int8(
     left = [tensor for tensor in (*model.graph.initializer, *rewrite.added) if tensor.name in needed]
     del model.graph.initializer[:]
     model.graph.initializer.extend(left)
-    onnx.save(model, str(out))
+    out = Path(out)
+    external = {"save_as_external_data": True, "location": out.name + EXTERNAL_SUFFIX}
+    onnx.save(model, str(out), **(external if sum(map(bytes_of, left)) > external_above else {}))
     return sorted({product.layer for product in chosen.values()} | rewrite.tables)
+
+
+def bytes_of(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims)) * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
 
 
 def table_layer(node: onnx.NodeProto) -> str:

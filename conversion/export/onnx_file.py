@@ -29,10 +29,12 @@ class TowerFile:
     Args:
         name: of the tower.
         path: of the ONNX file.
+        in_float: of a file in 8 bits, layers that were given back to float.
     """
 
     name: str
     path: Path
+    in_float: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:

@@ -24,12 +24,14 @@ class TowerReport:
         bytes: with the weights beside it.
         parity: of its vectors with the model's in float32.
         answers: nearest neighbours; None where only one tower was exported.
+        in_float: of a file in 8 bits, layers that were given back to float to keep what was asked for.
     """
 
     file: str
     bytes: int
     parity: Parity
     answers: Answers | None
+    in_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

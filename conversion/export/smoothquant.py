@@ -22,21 +22,20 @@ def smooth(model: nn.Module, batches: Iterable[Mapping[str, Any]], alpha: float 
     """Fold the factors into the norms and weights of a model's SigLIP layers, in place.
 
     Norms whose output is also read elsewhere stay as they are: the last norm of a tower, which is an output, and those
-    of foreign towers.
+    of foreign towers. So do those of a tower that the batches do not reach.
 
     Args:
-        batches: keyword arguments of the model, on its device; some hundred images and texts like those to come.
+        batches: keyword arguments of the model, on its device; some hundred images or texts like those to come.
 
     Returns:
         The number of norms that were folded.
-
-    Raises:
-        ValueError: there are layers to fold, and no batch.
     """
     pairs = list(foldable(model))
-    largest = largest_activations(model, [norm for norm, _ in pairs], batches) if pairs else []
+    largest = largest_activations(model, [norm for norm, _ in pairs], batches)
+    pairs = [(norm, readers) for norm, readers in pairs if norm in largest]
     with torch.no_grad():
-        for (norm, readers), activations in zip(pairs, largest):
+        for norm, readers in pairs:
+            activations = largest[norm]
             weights = torch.stack([reader.weight.abs().amax(dim=0) for reader in readers]).amax(dim=0)
             factors = balance(activations, weights, alpha)
             norm.weight.div_(factors)
@@ -73,9 +72,9 @@ def foldable(model: nn.Module) -> Iterator[tuple[nn.LayerNorm, list[nn.Linear]]]
 
 
 def largest_activations(
-    model: nn.Module, norms: list[nn.LayerNorm], batches: Iterable[Mapping[str, Any]]
-) -> list[torch.Tensor]:
-    """Of each norm the largest magnitude of every channel of its output, over all batches (D,)."""
+    model: nn.Module, norms: Iterable[nn.Module], batches: Iterable[Mapping[str, Any]]
+) -> dict[nn.Module, torch.Tensor]:
+    """Of each norm that is reached the largest magnitude of every channel of its output, over all batches (D,)."""
     largest: dict[nn.Module, torch.Tensor] = {}
 
     def note(norm: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -90,9 +89,4 @@ def largest_activations(
     finally:
         for hook in hooks:
             hook.remove()
-    missing = sum(norm not in largest for norm in norms)
-    if missing:
-        raise ValueError(
-            f"{missing} of {len(norms)} norms saw no input: smoothing needs images and texts, for each tower its own"
-        )
-    return [largest[norm] for norm in norms]
+    return largest

@@ -17,7 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
 from modeling_siglip_ext.conversion.export.calibration import activation_ranges  # noqa: E402
-from modeling_siglip_ext.conversion.export.int8 import choose, products, quantize_columns, write_int8  # noqa: E402
+from modeling_siglip_ext.conversion.export.int8 import choose, products, quantize_columns, quantize_file  # noqa: E402
 
 
 class Block(nn.Module):
@@ -108,7 +108,7 @@ def test_dynamic_is_the_product_of_rounded_numbers(small, tmp_path):
     model, path = small
     ids = np.random.default_rng(0).integers(0, 50, (3, 5))
     head = [product.layer for product in products(onnx.load(path)) if "head" in product.layer]
-    layers = write_int8(path, tmp_path / "int8.onnx", in_float=head)
+    layers = quantize_file(path, tmp_path / "int8.onnx", in_float=head)
     assert layers == ["layers.1.mlp", "layers.2.mlp"]
     expected = float_head(model, in_numpy(model, ids, None))
     assert np.abs(run(tmp_path / "int8.onnx", ids) - expected).max() < 2e-3 * np.abs(expected).max()
@@ -126,7 +126,7 @@ def test_static_is_the_same_with_the_ranges_of_calibration_in_any_batch(small, t
         states.append(layer(states[-1]))
     expected = [(float(state.min()), float(state.max())) for state in states]
     assert np.allclose(list(found.values()), expected, rtol=1e-5)
-    layers = write_int8(path, tmp_path / "int8.onnx", ranges=found)
+    layers = quantize_file(path, tmp_path / "int8.onnx", ranges=found)
     assert layers == ["layers.1.mlp", "layers.2.mlp"]
     expected = float_head(model, in_numpy(model, ids, expected[1:]))
     vectors = run(tmp_path / "int8.onnx", ids)
@@ -140,7 +140,7 @@ def test_a_long_table_becomes_rows_of_int8(small, tmp_path):
     model, path = small
     ids = np.random.default_rng(2).integers(0, 50, (3, 5))
     everything = [product.layer for product in products(onnx.load(path))]
-    assert write_int8(path, tmp_path / "int8.onnx", in_float=everything, long_table=50) == ["embeddings"]
+    assert quantize_file(path, tmp_path / "int8.onnx", in_float=everything, long_table=50) == ["embeddings"]
     table = model.embeddings.weight.detach().numpy()
     steps = np.abs(table).max(axis=1, keepdims=True) / 127
     rounded = Small()
@@ -152,8 +152,8 @@ def test_a_long_table_becomes_rows_of_int8(small, tmp_path):
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     assert kinds["model.embeddings.weight.int8"] == onnx.TensorProto.INT8
     assert "model.embeddings.weight" not in kinds
-    assert write_int8(path, tmp_path / "float.onnx", in_float=[*everything, "embeddings"], long_table=50) == []
-    assert write_int8(path, tmp_path / "short.onnx", in_float=everything) == []
+    assert quantize_file(path, tmp_path / "float.onnx", in_float=[*everything, "embeddings"], long_table=50) == []
+    assert quantize_file(path, tmp_path / "short.onnx", in_float=everything) == []
 
 
 def test_columns():
@@ -195,11 +195,11 @@ def test_what_cannot_be_done(small, tmp_path):
     with pytest.raises(ValueError, match="static int8 needs images and texts"):
         activation_ranges(path, [])
     with pytest.raises(ValueError, match="has no range: calibrate with this file"):
-        write_int8(path, tmp_path / "int8.onnx", ranges={})
+        quantize_file(path, tmp_path / "int8.onnx", ranges={})
     assert not (tmp_path / "int8.onnx").exists()
     model = onnx.load(path)
     for node in model.graph.node:
         del node.metadata_props[:]
     onnx.save(model, tmp_path / "nameless.onnx")
     with pytest.raises(ValueError, match=r"nameless.onnx has no products of named layers"):
-        write_int8(tmp_path / "nameless.onnx", tmp_path / "int8.onnx")
+        quantize_file(tmp_path / "nameless.onnx", tmp_path / "int8.onnx")

@@ -1,40 +1,40 @@
-"""The search on a made-up model, whose layers lose known amounts."""
+"""The search on a made-up tower, whose layers lose known amounts."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 
 from modeling_siglip_ext.conversion.errors import VerificationError
-from modeling_siglip_ext.conversion.export.search import Bars, Kept, give_back
+from modeling_siglip_ext.conversion.export.parity import Answers, Judgement, Parity
+from modeling_siglip_ext.conversion.export.search import Bars, give_back
 
 
-LOSSES = {
-    "vision_model": {"vision_model.layers.1": 1e-4, "vision_model.layers.2": 5e-4, "vision_model.head": 2e-4},
-    "text_model": {"text_model.layers.1": 4e-4, "text_model.layers.2": 1e-5},
-}
-LAYERS = {tower: list(losses) for tower, losses in LOSSES.items()}
+LOSSES = {"layers.1": 1e-4, "layers.2": 5e-4, "head": 2e-4, "layers.3": 4e-4, "layers.4": 1e-5}
 LEFT_OVER = 5e-5  # of what is always in 8 bits
 
 
-class Model:
-    def __init__(self):
-        self.asked: list[frozenset[str]] = []
+def judgement(lost: float, *, answers: bool = True) -> Judgement:
+    values = {field.name: 1.0 for field in fields(Parity)}
+    values |= {"inputs": 64, "cosine_least": 1 - 2 * lost, "cosine_mean": 1 - lost}
+    return Judgement(Parity(**values), Answers(1 - 10 * lost, 1 - 5 * lost) if answers else None)
 
-    def measure(self, in_float: frozenset[str]) -> Kept:
+
+class Tower:
+    def __init__(self, **settings):
+        self.asked: list[frozenset[str]] = []
+        self.settings = settings
+
+    def measure(self, in_float: frozenset[str]) -> Judgement:
         self.asked.append(in_float)
-        lost = {
-            tower: LEFT_OVER + sum(loss for name, loss in losses.items() if name not in in_float)
-            for tower, losses in LOSSES.items()
-        }
-        least = {tower: 1 - 2 * loss for tower, loss in lost.items()}
-        return Kept(least, {tower: 1 - loss for tower, loss in lost.items()}, 1 - 10 * sum(lost.values()))
+        lost = LEFT_OVER + sum(loss for layer, loss in LOSSES.items() if layer not in in_float)
+        return judgement(lost, **self.settings)
 
 
 def fewest(bars: Bars) -> int:
     """By trying all choices."""
-    names = [name for losses in LOSSES.values() for name in losses]
-    for count in range(len(names)):
-        if any(Model().measure(frozenset(chosen)).meets(bars) for chosen in itertools.combinations(names, count)):
+    for count in range(len(LOSSES)):
+        if any(bars.met_by(Tower().measure(frozenset(some))) for some in itertools.combinations(LOSSES, count)):
             return count
     raise AssertionError("none suffices")
 
@@ -43,47 +43,42 @@ def fewest(bars: Bars) -> int:
     "bars",
     [
         Bars(),
-        Bars(cosine=0.99),
-        Bars(cosine=0.999),
-        Bars(cosine=0.9995),
-        Bars(cosine=0.9997),
-        Bars(agreement=0.99),
-        Bars(agreement=0.9955),
-        Bars(cosine=0.9985, agreement=0.998),
+        Bars(min_cosine=0.99),
+        Bars(min_cosine=0.998),
+        Bars(min_cosine=0.9988),
+        Bars(min_cosine=0.9995),
+        Bars(min_cosine=0.99986),
+        Bars(min_agreement=0.99),
+        Bars(min_agreement=0.9955),
+        Bars(min_cosine=0.9985, min_agreement=0.998),
     ],
 )
 def test_the_fewest_layers_are_given_back(bars):
-    in_float, kept = give_back(LAYERS, (model := Model()).measure, bars)
-    assert kept.meets(bars)
-    assert kept == Model().measure(in_float)
+    in_float = give_back(list(LOSSES), (tower := Tower()).measure, bars)
+    assert bars.met_by(Tower().measure(in_float))
     assert len(in_float) == fewest(bars)
-    assert len(model.asked) <= 1 + 5 + 1 + 3
+    assert len(tower.asked) <= 1 + len(LOSSES) + 1 + 2
 
 
-def test_the_tower_that_lacks_gives_back_first():
-    bars = Bars(cosine=1 - 2 * (LEFT_OVER + 4.2e-4))
-    in_float, _ = give_back(LAYERS, Model().measure, bars)
-    assert in_float == {"vision_model.layers.2"}  # the text tower keeps enough with its worst layer
+def test_the_worst_layers_are_given_back():
+    assert give_back(list(LOSSES), Tower().measure, Bars(min_cosine=0.9983)) == {"layers.2"}
+    assert give_back(list(LOSSES), Tower().measure, Bars(min_cosine=0.999)) == {"layers.2", "layers.3"}
 
 
-def test_nothing_is_measured_twice_where_the_bars_are_met():
-    model = Model()
-    assert give_back(LAYERS, model.measure, Bars(cosine=0.9, agreement=0.5))[0] == frozenset()
-    assert model.asked == [frozenset()]
+def test_nothing_more_is_measured_where_the_bars_are_met():
+    tower = Tower()
+    assert give_back(list(LOSSES), tower.measure, Bars(0.9, 0.5)) == frozenset()
+    assert tower.asked == [frozenset()]
 
 
-def test_bars_out_of_reach():
-    with pytest.raises(VerificationError, match=r"even with all layers but one in float: least cosine: vision_model "):
-        give_back(LAYERS, Model().measure, Bars(cosine=0.99999))
-    with pytest.raises(VerificationError, match=r"0\.9% equal answers|98\.\d% equal answers"):
-        give_back(LAYERS, Model().measure, Bars(agreement=1.0))
+@pytest.mark.parametrize("bars", [Bars(min_cosine=0.99999), Bars(min_agreement=1.0)])
+def test_bars_out_of_reach(bars):
+    with pytest.raises(VerificationError, match=r"least cosine 0\.997480 and 98\.7% equal answers; with all"):
+        give_back(list(LOSSES), Tower().measure, bars)
+    with pytest.raises(VerificationError, match="8 bits keep too little"):
+        give_back(["layers.1"], Tower().measure, bars)
 
 
 def test_one_tower_has_no_answers():
-    def measure(in_float: frozenset[str]) -> Kept:
-        loss = 0.0 if in_float else 1e-3
-        return Kept({"vision_model": 1 - loss}, {"vision_model": 1 - loss})
-
-    in_float, kept = give_back({"vision_model": ["a", "b"]}, measure, Bars(cosine=0.9999, agreement=1.0))
-    assert len(in_float) == 1
-    assert kept.agreement is None
+    tower = Tower(answers=False)
+    assert give_back(list(LOSSES), tower.measure, Bars(min_agreement=1.0)) == frozenset()

@@ -94,10 +94,13 @@ def test_factors_are_the_nearest_powers_of_two():
     assert balance(activations, weights).tolist() == expected
 
 
-def test_a_tower_without_inputs_is_named():
+@torch.no_grad()
+def test_a_tower_without_inputs_stays():
     model = SiglipExtModel(make_config()).eval()
-    with pytest.raises(ValueError, match="9 of 9 norms saw no input: smoothing needs images and texts"):
-        smooth(model, [])
+    before = copy.deepcopy(model.vision_model.state_dict())
+    assert smooth(model.text_model, [{"input_ids": inputs(model)["input_ids"]}]) == 4
+    assert smooth(model, []) == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.vision_model.state_dict().items())
 
 
 @torch.no_grad()
