@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
 from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
 from modeling_siglip_ext.loading import load_whole
+from siglip_ext_runtime import ExportedModel, is_exported
 
 from .data import Classes, EvaluationData
 from .evaluate import embed_classes, evaluate, text_embedder, warn_of_unreadable
@@ -32,6 +34,7 @@ class Settings:
         trust_remote_code: whether to run code that the model brings.
         device: where to compute; None for the accelerator if there is one.
         dtype: "float32", "bfloat16" or "float16".
+        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
         batch_size: inputs in one forward pass.
         workers: threads that prepare images; None for one a core, at most 8.
         part_rows: embeddings in one file on disk.
@@ -44,6 +47,7 @@ class Settings:
     trust_remote_code: bool = False
     device: str | None = None
     dtype: str = "float32"
+    backend: str | None = None
     batch_size: int = 64
     workers: int | None = None
     part_rows: int = 4096
@@ -90,7 +94,7 @@ class Session:
     """A model that is being evaluated, and where its embeddings go."""
 
     settings: Settings
-    model: PreTrainedModel
+    model: Any  # of torch, or exported
     processor: ProcessorMixin
     weights: str
     started: float
@@ -102,23 +106,28 @@ class Session:
         Raises:
             FileNotFoundError: a folder that is not there.
             ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
-                without some of its weights, or settings of NaFlex for another model.
+                without some of its weights, settings of NaFlex for another model, or of torch for an exported one.
         """
         started, name = time.monotonic(), settings.model
         if name.startswith((".", "/", "~")) and not Path(name).is_dir():
             raise FileNotFoundError(f"{name} is no folder")
-        device = checked_device(settings.device or default_device())
         options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-        try:
-            model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0]
-        except OSError as error:
-            raise OSError(f"--model {name} cannot be read: {error}") from error
-        model = model.eval()
-        if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
-            raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
+        if settings.backend is None:
+            model = load_model(settings, options)
+            weights = store.weights_fingerprint(model)
+        else:
+            model = load_exported(settings)
+            weights = model.fingerprint()
         processor = AutoProcessor.from_pretrained(name, **options)
         settings.budget.check(processor.image_processor)
-        return cls(settings, model.to(device), processor, store.weights_fingerprint(model), started)
+        return cls(settings, model, processor, weights, started)
+
+    @property
+    def precision(self) -> str:
+        """What the model is computed in: a type of torch, or what an exported model says of itself, and its engine."""
+        if self.settings.backend is None:
+            return self.settings.dtype
+        return f"{self.model.settings.precision} ({self.settings.backend})"
 
     @property
     def first(self) -> bool:
@@ -158,7 +167,7 @@ class Session:
         return {
             "kind": kind,
             "weights": self.weights,
-            "dtype": self.settings.dtype,
+            "dtype": self.precision,
             "preparation": store.fingerprint({"of": preparation}),
             **about,
         }
@@ -228,7 +237,7 @@ class Session:
         result = replace(
             result,
             settings={**self.images_seen(), **result.settings},
-            model=EvaluatedModel(about.model, self.weights, about.revision, type(self.model).__name__, about.dtype),
+            model=EvaluatedModel(about.model, self.weights, about.revision, type(self.model).__name__, self.precision),
             device=str(self.model.device),
             processes=store.processes()[1],
             seconds=round(time.monotonic() - self.started, 1),
@@ -238,6 +247,34 @@ class Session:
             if isinstance(value, float):
                 print(f"{key:40s} {value:.4f}")
         print(path)
+
+
+def load_model(settings: Settings, options: Mapping[str, Any]) -> PreTrainedModel:
+    """A model of torch, where it is to compute, in evaluation mode; see `Session.open`."""
+    name = settings.model
+    if is_exported(name):
+        raise ValueError(f"{name} is an exported model: choose its engine, --backend onnx or --backend openvino")
+    device = checked_device(settings.device or default_device())
+    try:
+        model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0]
+    except OSError as error:
+        raise OSError(f"--model {name} cannot be read: {error}") from error
+    model = model.eval()
+    if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
+        raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
+    return model.to(device)
+
+
+def load_exported(settings: Settings) -> ExportedModel:
+    """An exported model, from a folder or the Hub; see `Session.open`."""
+    if settings.device is not None or settings.dtype != "float32":
+        raise ValueError(
+            f"--device and --dtype are for models of torch: {settings.backend} computes on the CPU, in the precision "
+            "of the export"
+        )
+    name = settings.model
+    folder = name if Path(name).is_dir() else snapshot_download(name, revision=settings.revision)
+    return ExportedModel(folder, settings.backend or "")
 
 
 def without_captions(texts: Sequence[str | None], batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:

@@ -211,7 +211,7 @@ def check_parts(model: Any, processor: Any, kind: str) -> None:
     Raises:
         TypeError: the model has no tower of this kind, or the processor does not prepare inputs for it.
     """
-    if not isinstance(model, nn.Module) or not hasattr(model, f"get_{kind}_features"):
+    if not hasattr(model, f"get_{kind}_features"):
         raise TypeError(f"the first argument is a {type(model).__name__}, not a model of images and texts")
     name = "image_processor" if kind == "image" else "tokenizer"
     part = getattr(processor, name, processor)

@@ -78,7 +78,8 @@ class RowCache:
 
 def weights_version(model: PreTrainedModel) -> int:
     """Changes whenever the text tower's weights are replaced, moved, cast or updated in place."""
-    modules: tuple[Any, Any] = (model.text_model, getattr(model, "text_adapter", None))
+    # an exported model has neither, and stays what it is
+    modules: tuple[Any, Any] = (getattr(model, "text_model", None), getattr(model, "text_adapter", None))
     parameters = [parameter for module in modules if module is not None for parameter in module.parameters()]
     return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters))
 
@@ -132,6 +133,11 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         super().__init__(*args, **kwargs)
         if self.tokenizer is None or self.image_processor is None:
             raise ValueError("the pipeline needs a tokenizer and an image processor; the model's folder has only one")
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """As in transformers, which knows no exported models."""
+        if isinstance(self.model, torch.nn.Module):
+            super().check_model_type(supported_models)
 
     def _sanitize_parameters(
         self,

@@ -5,7 +5,7 @@ times the memory that a runtime does.
 """
 
 from .exported_model import ExportedModel
-from .settings import ExportSettings, read_settings
+from .settings import ExportSettings, is_exported, read_settings
 
 
-__all__ = ["ExportSettings", "ExportedModel", "read_settings"]
+__all__ = ["ExportSettings", "ExportedModel", "is_exported", "read_settings"]

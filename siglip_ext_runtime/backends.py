@@ -1,7 +1,9 @@
 """The engines that run an exported file: each is a function from arrays by name to arrays by name."""
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -47,9 +49,12 @@ def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:
         ImportError: it is not installed.
         ValueError: the file is no ONNX model that it can run.
     """
+    if path.suffix == ".xml":
+        raise ValueError(f"{path} is a file of OpenVINO: run it with that backend")
     try:
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+        state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     except ImportError as error:
         raise ImportError(EXTRA.format(error=error, extra="onnx")) from error
     faults = tuple(getattr(state, name) for name in FAULTS)
@@ -66,7 +71,7 @@ def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
         try:
-            return dict(zip(names, session.run(names, cast_to(inputs, types, path))))
+            return dict(zip(names, cast(list[np.ndarray], session.run(names, cast_to(inputs, types, path)))))
         except faults as error:
             raise ValueError(f"{path.name} does not take these inputs: {error}") from error
 

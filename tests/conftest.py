@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from modeling_siglip_ext import SiglipExtConfig
+from support.exports import exported as exported
 from support.models import make_config
 
 

@@ -11,6 +11,8 @@ from .export_arguments import export_arguments, export_options, print_report
 EXAMPLES = """examples:
   siglip-ext-convert to-onnx my-siglip my-siglip-onnx
   siglip-ext-convert to-onnx my-siglip my-siglip-onnx --towers image --precision fp16
+  siglip-ext-convert to-onnx my-siglip my-siglip-int8 --precision int8 --images photos --texts captions.txt \\
+      --min_cosine 0.9997 --min_agreement 0.98
   siglip-ext-eval zero-shot --model my-siglip-onnx --backend onnx --benchmark cifar100
 """
 
@@ -25,7 +27,7 @@ def register(commands: Subparsers) -> None:
         "their images and texts. They are run and compared with the model before the folder appears.",
         examples=EXAMPLES,
     )
-    export_arguments(parser)
+    export_arguments(parser, "onnx")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """A model folder to files for other runtimes: written, run, compared with the model, and only then there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,25 @@ from transformers import PreTrainedModel
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, SiglipExtTextModel, SiglipExtVisionModel
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
 from modeling_siglip_ext.files import new_folder
+from siglip_ext_runtime.backends import OPENVINO
 from siglip_ext_runtime.settings import ExportSettings
 
 from ..errors import VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
 from .companions import image_size, write_companions
+from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
 from .parity import Judgement, compare, compare_answers
-from .precisions import PRECISIONS, Job
+from .precisions import FORMATS, Job
 from .report import ExportReport, TowerReport, write_report
 from .samples import Samples, take_samples
 from .search import Bars
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
-from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, inputs_of
+from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
+
+
+Vectors = dict[str, torch.Tensor]
+RUNTIME = {"onnx": None, "openvino": {"openvino": OPENVINO}}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,8 @@ class ExportOptions:
 
     Args:
         towers: names of the files: "vision_model", "text_model", or "model" for both in one with their logits.
-        precision: a key of `PRECISIONS`.
+        format: "onnx" or "openvino".
+        precision: of those that the format has.
         opset: of the ONNX files, at least 20.
         external_above: bytes of weights from which they lie beside a file.
         min_cosine: the least that a cosine between a vector and its float32 one may be.
@@ -44,6 +52,7 @@ class ExportOptions:
     """
 
     towers: tuple[str, ...] = (VISION, TEXT)
+    format: str = "onnx"
     precision: str = "fp32"
     opset: int = OPSET
     external_above: int = EXTERNAL_ABOVE
@@ -53,7 +62,7 @@ class ExportOptions:
     texts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for names, known in ((self.towers, OUTPUTS), ((self.precision,), PRECISIONS)):
+        for names, known in ((self.towers, OUTPUTS), ((self.precision,), FORMATS[self.format])):
             unknown = [name for name in names if name not in known]
             if unknown or not names:
                 raise ValueError(f"{', '.join(unknown) or 'nothing'} is unknown; choose of {', '.join(known)}")
@@ -81,31 +90,43 @@ def load_part(folder: ModelFolder, name: str) -> PreTrainedModel:
     return kind.from_pretrained(folder.path, dtype=torch.float32).eval()
 
 
+def reference_vectors(folder: ModelFolder, samples: Samples) -> Vectors:
+    """The model's own vectors in float32, by tower; one tower after the other, for the sake of memory."""
+    wanted = {}
+    for name in (VISION, TEXT) if samples.texts else (VISION,):
+        embed = by_torch(load_part(folder, name), name)
+        wanted[name] = embed_all(embed, inputs_of(samples, name), BATCH)
+    if samples.texts:
+        pairs = len(inputs_of(samples, DUAL))
+        wanted[DUAL] = embeds_of(DUAL, {"text_embeds": wanted[TEXT][:pairs], "image_embeds": wanted[VISION][:pairs]})
+    return wanted
+
+
 def judge(
-    path: Path, *, name: str, samples: Samples, wanted: dict[str, torch.Tensor], backend: str = "onnx"
-) -> tuple[Judgement, torch.Tensor]:
-    """How near a file is to the model, and its vectors (N, D).
+    path: Path,
+    *,
+    name: str,
+    samples: Samples,
+    wanted: Vectors,
+    others: Vectors | None = None,
+    backend: str = "onnx",
+) -> Judgement:
+    """How near a file is to the model.
 
     Args:
+        name: of the tower.
         wanted: the model's vectors, by tower.
+        others: vectors of the other tower's file, to compare answers with; None for the model's.
+        backend: the engine that runs it.
     """
     inputs, embed = inputs_of(samples, name), by_file(path, name, backend)
     found = embed_all(embed, inputs, TOGETHER)
     alone = embed_all(embed, inputs[:ALONE], 1)
     answers = None
-    if {VISION, TEXT} <= set(wanted) and name != DUAL:
-        both = wanted | {name: found}
+    if TEXT in wanted and name != DUAL:
+        both = wanted | (others or {}) | {name: found}
         answers = compare_answers((wanted[VISION], wanted[TEXT]), (both[VISION], both[TEXT]))
-    return Judgement(compare(wanted[name], found, alone), answers), found
-
-
-def reference_vectors(folder: ModelFolder, samples: Samples, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The model's own vectors in float32, by tower; of one tower after the other, for the sake of memory."""
-    wanted = {}
-    for name in names:
-        embed = by_torch(load_part(folder, name), name)
-        wanted[name] = embed_all(embed, inputs_of(samples, name), BATCH)
-    return wanted
+    return Judgement(compare(wanted[name], found, alone), answers, found)
 
 
 def loss_head(folder: ModelFolder) -> dict[str, Any]:
@@ -120,18 +141,59 @@ def check_bars(report: ExportReport, options: ExportOptions) -> None:
     Raises:
         VerificationError: a file is not as near as was asked for.
     """
+    shares = {name: tower.answers for name, tower in report.towers.items()} | {"both towers": report.answers}
     for name, tower in report.towers.items():
-        cosine, answers = tower.parity.cosine_least, tower.answers
-        if options.min_cosine is not None and cosine < options.min_cosine:
-            raise VerificationError(f"{name}: least cosine {cosine:.6f}, asked for was {options.min_cosine}")
+        if options.min_cosine is not None and tower.parity.cosine_least < options.min_cosine:
+            least = tower.parity.cosine_least
+            raise VerificationError(f"{name}: least cosine {least:.6f}, asked for was {options.min_cosine}")
+    for name, answers in shares.items():
         if options.min_agreement is not None and answers and answers.least < options.min_agreement:
             raise VerificationError(
                 f"{name}: {answers.least:.1%} equal answers, asked for were {options.min_agreement:.1%}"
             )
 
 
+def export_tower(
+    folder: ModelFolder,
+    name: str,
+    draft: Path,
+    options: ExportOptions,
+    samples: Samples,
+    wanted: Vectors,
+    others: Vectors,
+) -> tuple[TowerReport, torch.Tensor]:
+    """Write, run and measure one tower; its report, and the vectors of the file.
+
+    Args:
+        wanted: the model's vectors, by tower.
+        others: those of the files that are there already: together with them it must give the answers asked for.
+    """
+    about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted, "backend": options.format}
+    job = Job(
+        load_part(folder, name),
+        folder.config,
+        name,
+        image_size(folder.path, folder.config),
+        draft,
+        options.opset,
+        options.external_above,
+        samples,
+        partial(judge, others=others, **about),
+        Bars(options.min_cosine, options.min_agreement),
+    )
+    file = FORMATS[options.format][options.precision](job)
+    del job
+    found = judge(file.path, **about)
+    one = inputs_of(samples, name)[0]
+    engine = by_file(file.path, name, options.format, threads=1)
+    ratio = cpu_time_ratio(by_torch(load_part(folder, name), name), engine, one)
+    memory = peak_memory(file.path, one, options.format)
+    report = TowerReport(file.path.name, file.bytes, found.parity, found.answers, ratio, memory, file.in_float)
+    return report, found.vectors
+
+
 def export_model(source: str | Path, out: str | Path, options: ExportOptions | None = None) -> ExportReport:
-    """Export a model folder to ONNX files, run them, and compare what they give with the model.
+    """Export a model folder to files for another runtime, run them, and compare what they give with the model.
 
     Args:
         source: a model folder, in stock form or ours.
@@ -140,42 +202,32 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     Raises:
         FileNotFoundError: No such model folder.
         FileExistsError: `out` exists.
-        ImportError: What writes ONNX files is not installed.
+        ImportError: What writes such files is not installed.
         CheckpointError: The model cannot be exported, or an input cannot be read.
         VerificationError: A file is not as near to the model as was asked for.
     """
     options = options or ExportOptions()
-    check_installed()
+    check_installed(options.format)
     folder = open_folder(source)
     check_towers(folder.config, options.towers)
-    size = image_size(folder.path, folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)
     towers: dict[str, TowerReport] = {}
-    files: dict[str, str] = {}
+    found: Vectors = {}
     with new_folder(out) as draft:
-        wanted = reference_vectors(folder, samples, options.towers)
+        wanted = reference_vectors(folder, samples)
         for name in options.towers:
-            about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted}
-            job = Job(
-                load_part(folder, name),
-                folder.config,
-                name,
-                size,
-                draft,
-                options.opset,
-                options.external_above,
-                samples,
-                lambda path, about=about: judge(path, **about)[0],
-                Bars(options.min_cosine, options.min_agreement),
-            )
-            file = PRECISIONS[options.precision](job)
-            del job
-            judgement, _ = judge(file.path, **about)
-            files[name] = file.path.name
-            towers[name] = TowerReport(file.path.name, file.bytes, judgement.parity, judgement.answers, file.in_float)
-        report = ExportReport(str(source), options.precision, options.opset, samples.source, towers)
+            towers[name], found[name] = export_tower(folder, name, draft, options, samples, wanted, found)
+        answers = None
+        if {VISION, TEXT} <= set(found):
+            answers = compare_answers((wanted[VISION], wanted[TEXT]), (found[VISION], found[TEXT]))
+        report = ExportReport(
+            str(source), options.format, options.precision, options.opset, samples.source, towers, answers
+        )
         check_bars(report, options)
         write_companions(folder.path, draft)
-        settings = ExportSettings(files, options.precision, **loss_head(folder), source=str(source))
+        files = {name: tower.file for name, tower in towers.items()}
+        settings = ExportSettings(
+            files, options.precision, **loss_head(folder), source=str(source), runtime=RUNTIME[options.format]
+        )
         write_report(draft, settings, report)
     return report

@@ -1,17 +1,15 @@
 """An ONNX file in 8 bits: products of activations with weights, one scale for each column of the weights.
 
 ONNX Runtime's own tools quantise by kind of node, so that attention products, embeddings and the first layer come
-along, where most is lost. Here layers are named as in the model: the exporter notes for every node the module that it
-came from. What stays in float and why is in `choose`.
+along, where most is lost, and in five times the time. Here layers are named as in the model: the exporter notes for
+every node the module that it came from. What stays in float and why is in `layers.choose`.
 
 Dynamic: each activation gets its scale while running, one for the whole batch, so that a vector depends a little on
 its neighbours. Static: the scale is that of calibration, and the vector the same in any batch.
 """
 
 import ast
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +17,20 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from .layers import LONG_TABLE, Product, choose, in_model, layer_of
 from .onnx_file import EXTERNAL_ABOVE, EXTERNAL_SUFFIX
 
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-LONG_TABLE = 2**16  # rows; from here on a token table is what a tower consists of
 
 Ranges = Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product of an activation with constant weights.
-
-    Args:
-        layer: what is given back to float together: "vision_model.encoder.layers.3.mlp", "vision_model.head".
-        node: its name in the graph.
-        activation, weight: names of its inputs.
-    """
-
-    layer: str
-    node: str
-    activation: str
-    weight: str
 
 
 def scope_of(node: onnx.NodeProto) -> list[str]:
     """The module that a node came from, as the parts of its name in the model that a wrapper holds as `model`."""
     noted = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
-    modules = [name.split(".") for name in ast.literal_eval(noted)[:-1]]
-    named = [parts[parts.index("model") + 1 :] for parts in modules if "model" in parts]
+    named = [scope for scope in map(in_model, ast.literal_eval(noted)[:-1]) if scope]
     return named[-1] if named else []
-
-
-def layer_of(scope: Sequence[str]) -> str:
-    """The attention or the MLP of a layer, or what stands outside of the layers by its first two names."""
-    number = next((place for place, part in enumerate(scope) if part.isdigit()), None)
-    return ".".join(scope[:2] if number is None else scope[: number + 2])
 
 
 def products(model: onnx.ModelProto) -> list[Product]:
@@ -67,24 +42,6 @@ def products(model: onnx.ModelProto) -> list[Product]:
         if node.op_type == "MatMul" and node.input[1] in matrices and scope and "embeddings" not in scope:
             found.append(Product(layer_of(scope), node.name, node.input[0], node.input[1]))
     return found
-
-
-def choose(found: Sequence[Product], *, static: bool, in_float: Iterable[str] = ()) -> list[Product]:
-    """The products to compute in 8 bits.
-
-    The first layer reads what embeddings give, whose channels differ most, and stays in float. So do the heads where
-    scales are static: a MAP head sees one token, whose range differs from image to image.
-
-    Args:
-        in_float: layers that stay in float, too.
-    """
-    kept = set(in_float)
-
-    def suits(product: Product) -> bool:
-        number = re.search(r"\.(\d+)(\.|$)", product.layer)
-        return product.layer not in kept and (not static if number is None else number[1] != "0")
-
-    return [product for product in found if suits(product)]
 
 
 def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

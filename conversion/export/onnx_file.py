@@ -6,7 +6,9 @@ import logging
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import Dim
@@ -20,6 +22,7 @@ OPSET, LEAST_OPSET = 23, 20
 # Protocol buffers end at 2 GB; larger files keep their weights beside them.
 EXTERNAL_ABOVE = 1_900_000_000
 EXTERNAL_SUFFIX = "_data"
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class TowerFile:
     @property
     def bytes(self) -> int:
         """With the weights beside it."""
-        beside = self.path.with_name(self.path.name + EXTERNAL_SUFFIX)
-        return sum(path.stat().st_size for path in (self.path, beside) if path.is_file())
+        beside = self.path.name + EXTERNAL_SUFFIX, f"{self.path.stem}.bin"
+        paths = (self.path, *map(self.path.with_name, beside))
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def check_opset(opset: int) -> None:
@@ -52,25 +56,28 @@ def check_opset(opset: int) -> None:
         raise ValueError(f"opset={opset}: at least {LEAST_OPSET}, which has GELU as one node")
 
 
-def check_installed() -> None:
+WRITERS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}
+
+
+def check_installed(form: str) -> None:
     """
+    Args:
+        form: "onnx" or "openvino".
+
     Raises:
-        ImportError: what writes ONNX files is not installed.
+        ImportError: what writes such files is not installed.
     """
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript
-
-        assert onnx, (onnxruntime, onnxscript)
+        for module in WRITERS[form]:
+            import_module(module)
     except ImportError as error:
-        raise ImportError(f"{error}: exporting to ONNX needs `pip install siglip-ext[onnx]`") from error
+        raise ImportError(f"{error}: exporting to {form} needs `pip install siglip-ext[{form}]`") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
     """The exporter prints its steps, and warns of things inside torch and onnxscript that nobody here can mend."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -83,12 +90,41 @@ def quiet() -> Generator[None]:
                 logger.setLevel(level)
 
 
+def strip(model: Any) -> None:
+    """Leave of the exporter's notes the names of modules alone: the rest repeats the graph, and names files here."""
+    model.metadata_props.clear()
+    for graph in (model.graph, *model.functions.values()):
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.outputs, *getattr(graph, "initializers", {}).values()):
+            value.metadata_props.clear()
+        for node in graph.all_nodes():
+            scopes = node.metadata_props.get(SCOPES)
+            node.metadata_props.clear()
+            if scopes is not None:
+                node.metadata_props[SCOPES] = scopes
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
+def dimensions_of(tower: Tower, limits: dict[str, int]) -> dict[str, dict[int, Any] | None]:
+    """The free dimensions of each input, as torch.export takes them.
+
+    Args:
+        limits: the most that each may be.
+    """
+    sizes = {axis: Dim(axis, min=1, max=limits[axis]) for axes in tower.free.values() for axis in axes.values()}
+    return {
+        name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
+        for name in tower.inputs
+    }
+
+
 def write_onnx(
     tower: Tower, folder: Path, limits: dict[str, int], *, opset: int = OPSET, external_above: int = EXTERNAL_ABOVE
 ) -> TowerFile:
     """Write `<tower>.onnx`, and `<tower>.onnx_data` where the weights are too large for one file.
 
-    Nodes keep the names of their modules in the metadata `pkg.torch.onnx.name_scopes`.
+    Nodes keep the names of their modules, outermost first, in the metadata `pkg.torch.onnx.name_scopes`.
 
     Args:
         limits: the most that each free dimension may be.
@@ -100,11 +136,6 @@ def write_onnx(
     """
     import onnx_ir
 
-    sizes = {axis: Dim(axis, min=1, max=limits[axis]) for axes in tower.free.values() for axis in axes.values()}
-    dimensions = {
-        name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
-        for name in tower.inputs
-    }
     with quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -112,7 +143,7 @@ def write_onnx(
                 kwargs=tower.inputs,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=dimensions,
+                dynamic_shapes=dimensions_of(tower, limits),
                 output_names=tower.outputs,
                 verbose=False,
             )
@@ -120,6 +151,7 @@ def write_onnx(
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise CheckpointError(f"torch cannot export this {tower.name} to ONNX: {reason}") from error
     assert program is not None
+    strip(program.model)
     path = folder / f"{tower.name}.onnx"
     weights = sum(one.const_value.nbytes for one in program.model.graph.initializers.values() if one.const_value)
     external = f"{path.name}{EXTERNAL_SUFFIX}" if weights > external_above else None

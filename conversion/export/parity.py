@@ -57,10 +57,12 @@ class Judgement:
     Args:
         parity: of its vectors.
         answers: with float32 vectors of the other tower; None where there is no other.
+        vectors: of the file, (N, D).
     """
 
     parity: Parity
     answers: Answers | None
+    vectors: torch.Tensor
 
 
 def cosines(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from modeling_siglip_ext import SiglipExtConfig
+from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
 
 from ..errors import CheckpointError
@@ -94,7 +94,7 @@ class DualTower(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.model = model
+        self.model = cast(SiglipExtModel, model)
         self.vision, self.text = VisionTower(model), TextTower(model)
 
     def forward(

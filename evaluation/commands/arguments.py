@@ -10,6 +10,7 @@ from typing import Any
 
 from modeling_siglip_ext.command_line import Parser, Run, Subparsers, Switch, add_command, refuse_unused
 from modeling_siglip_ext.files import check_output_dir
+from siglip_ext_runtime.backends import BACKENDS
 
 from ..data import EvaluationData, select
 from ..data.sources import short_name
@@ -48,6 +49,9 @@ def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False)
     group.add_argument("--trust_remote_code", action="store_true", help="run code that the model brings")
     group.add_argument("--device", help="where to compute (default: the accelerator if there is one, otherwise cpu)")
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
+    group.add_argument(
+        "--backend", choices=tuple(BACKENDS), help="the model is an exported one, and this engine runs it"
+    )
     group.add_argument("--batch_size", type=int, default=64, metavar="N", help="inputs in one forward pass")
     if not embeddings:
         return

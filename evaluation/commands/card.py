@@ -11,6 +11,7 @@ from modeling_siglip_ext.command_line import Subparsers, add_command
 from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.hub.card import add_results
 from modeling_siglip_ext.hub.results import CLASSIFICATION, TASKS, Figure, Results, is_share
+from siglip_ext_runtime import ExportedModel, is_exported
 
 from ..data import Provenance
 from ..data.sources import place_of
@@ -51,12 +52,19 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{path} does not say which model was measured, and on what")
         dtype = result.model.dtype
         if dtype not in prints:
-            options = {"dtype": getattr(torch, dtype), "trust_remote_code": arguments.trust_remote_code}
-            prints[dtype] = weights_fingerprint(AutoModel.from_pretrained(folder, **options))
+            prints[dtype] = print_of(folder, dtype, arguments.trust_remote_code)
         if result.model.weights != prints[dtype]:
             raise ValueError(f"{path} is of {result.model.name}, whose weights are not those in {folder}")
         results.append(as_results(result))
     print(add_results(folder, results))
+
+
+def print_of(folder: Path, dtype: str, trust_remote_code: bool) -> str:
+    """The fingerprint of the weights in a folder, loaded as they were for a result; of an exported model's files."""
+    if is_exported(folder):
+        return ExportedModel(folder).fingerprint()
+    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
+    return weights_fingerprint(AutoModel.from_pretrained(folder, **options))
 
 
 def as_results(result: Result) -> Results:
