@@ -86,6 +86,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipeline.py

@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   siglip-ext-convert from-jax webli_en_b16_256_60500360.npz siglip-b16-256
   siglip-ext-convert verify siglip-b16-256 --against webli_en_b16_256_60500360.npz
   siglip-ext-convert to-jax siglip-b16-256 back.npz
+  siglip-ext-convert to-onnx siglip-b16-256 siglip-b16-256-onnx
   siglip-ext-convert publish siglip-b16-256 user/siglip-b16-256 --dry_run
 
 exit status: 0 for a verified result, 1 for one that differs from its source, 2 for bad input

@@ -2,12 +2,14 @@
 
 import argparse
 
+from modeling_siglip_ext.command_line import refuse_unused
 from modeling_siglip_ext.inputs import image_files
 
 from ..export.export import ExportOptions
 from ..export.precisions import FORMATS
 from ..export.report import ExportReport
 from ..export.towers import DUAL, TEXT, VISION
+from .export_figures import evaluation_of
 
 
 TOWERS = {"both": (VISION, TEXT), "image": (VISION,), "text": (TEXT,), "dual": (DUAL,)}
@@ -36,9 +38,14 @@ def export_arguments(parser: argparse.ArgumentParser, form: str) -> None:
     )
     group.add_argument("--images", metavar="FOLDER", help="images like those of its use")
     group.add_argument("--texts", metavar="FILE", help="texts like those of its use, one a line")
+    group = parser.add_argument_group("recall or accuracy before and after, for the report")
+    group.add_argument("--dataset", help="with captions, or with labels and classes: name on the Hub, file or folder")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first rows")
 
 
 def export_options(arguments: argparse.Namespace) -> ExportOptions:
+    if arguments.dataset is None:
+        refuse_unused(arguments, ["limit"], "without --dataset")
     return ExportOptions(
         towers=TOWERS[arguments.towers],
         format=arguments.format,
@@ -47,6 +54,7 @@ def export_options(arguments: argparse.Namespace) -> ExportOptions:
         min_agreement=arguments.min_agreement,
         images=None if arguments.images is None else image_files(arguments.images),
         texts=None if arguments.texts is None else text_lines(arguments.texts),
+        evaluate=None if arguments.dataset is None else evaluation_of(arguments.dataset, arguments.limit),
     )
 
 
@@ -73,4 +81,6 @@ def print_report(out: str, report: ExportReport) -> None:
             f"{name}: {tower.bytes / 1e6:.1f} MB, least cosine {parity.cosine_least:.7f}, largest difference "
             f"{parity.largest_difference:.2g}{equal}"
         )
+    for name, (before, after) in report.figures.items():
+        print(f"{name:40s} {before:.4f} before, {after:.4f} after")
     print(f"{out}: {report.precision}, judged on inputs {report.samples}")

@@ -1,7 +1,7 @@
 """A model folder to files for other runtimes: written, run, compared with the model, and only then there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from siglip_ext_runtime.settings import ExportSettings
 
 from ..errors import VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
+from .card import write_export_card
 from .companions import image_size, write_companions
+from .figures import Evaluate, before_and_after
 from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
 from .parity import Judgement, compare, compare_answers
 from .precisions import FORMATS, Job
-from .report import ExportReport, TowerReport, write_report
+from .report import ExportReport, TowerReport, write_report, write_settings
 from .samples import Samples, take_samples
 from .search import Bars
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
@@ -46,6 +48,7 @@ class ExportOptions:
         min_cosine: the least that a cosine between a vector and its float32 one may be.
         min_agreement: the least share of equal nearest neighbours.
         images, texts: of the user's own, to calibrate and judge on; None for some that are drawn.
+        evaluate: gives figures of a model and its processor, before and after, for the report; of both towers.
 
     Raises:
         ValueError: an unknown tower or precision, or a bar that is none.
@@ -60,6 +63,7 @@ class ExportOptions:
     min_agreement: float | None = None
     images: Sequence[Any] | None = None
     texts: Sequence[str] | None = None
+    evaluate: Evaluate | None = None
 
     def __post_init__(self) -> None:
         for names, known in ((self.towers, OUTPUTS), ((self.precision,), FORMATS[self.format])):
@@ -77,6 +81,8 @@ class ExportOptions:
         ]
         if self.precision == "int8-static" and missing:
             raise ValueError(f"int8-static is calibrated on {' and '.join(missing)} like those of its use: give some")
+        if self.evaluate is not None and not {VISION, TEXT} <= set(self.towers):
+            raise ValueError("figures on a data set need both towers, a file each")
         check_opset(self.opset)
 
 
@@ -221,13 +227,17 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
         if {VISION, TEXT} <= set(found):
             answers = compare_answers((wanted[VISION], wanted[TEXT]), (found[VISION], found[TEXT]))
         report = ExportReport(
-            str(source), options.format, options.precision, options.opset, samples.source, towers, answers
+            folder.path.name, options.format, options.precision, options.opset, samples.source, towers, answers
         )
         check_bars(report, options)
         write_companions(folder.path, draft)
         files = {name: tower.file for name, tower in towers.items()}
         settings = ExportSettings(
-            files, options.precision, **loss_head(folder), source=str(source), runtime=RUNTIME[options.format]
+            files, options.precision, **loss_head(folder), source=folder.path.name, runtime=RUNTIME[options.format]
         )
-        write_report(draft, settings, report)
+        write_settings(draft, settings)
+        if options.evaluate is not None:
+            report = replace(report, figures=before_and_after(folder.path, draft, options.evaluate, options.format))
+        write_report(draft, report)
+        write_export_card(draft, folder.path, settings, report, options.format)
     return report

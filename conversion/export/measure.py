@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from siglip_ext_runtime.memory import STATUS
+
 from .samples import Inputs, batch
 from .vectors import Embed
 
@@ -43,7 +45,7 @@ def cpu_time_ratio(model: Embed, file: Embed, inputs: Inputs, rounds: int = ROUN
 
 def peak_memory(path: Path, inputs: Inputs, backend: str = "onnx") -> int | None:
     """Bytes that a process takes at most which loads a file and runs it once; None where the system does not tell."""
-    if sys.platform == "win32":
+    if not STATUS.is_file():
         return None
     with TemporaryDirectory() as folder:
         arrays = Path(folder) / "inputs.npz"

@@ -1,6 +1,6 @@
 """What an export says of itself: `export.json` for runtimes, `export_report.json` for people and programs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class ExportReport:
         samples: what it was judged on.
         towers: by name.
         answers: nearest neighbours among the vectors of both files; None where only one tower was exported.
+        figures: of an evaluation, of the model and of the export, where a data set was given.
     """
 
     source: str
@@ -60,14 +61,17 @@ class ExportReport:
     samples: str
     towers: dict[str, TowerReport]
     answers: Answers | None
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def versions(form: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in (*LIBRARIES, *WRITERS[form])}
 
 
-def write_report(folder: Path, settings: ExportSettings, report: ExportReport) -> None:
-    """Write both files."""
+def write_settings(folder: Path, settings: ExportSettings) -> None:
     write_json(folder / SETTINGS, {"format": FORMAT, **asdict(settings)})
+
+
+def write_report(folder: Path, report: ExportReport) -> None:
     content: dict[str, Any] = {**asdict(report), "libraries": versions(report.format)}
     write_json(folder / REPORT, content)

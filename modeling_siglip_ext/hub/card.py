@@ -101,7 +101,7 @@ def render(card: Card) -> str:
         model_name=card.name if results else None,
         eval_results=[entry for one in results for entry in eval_results(one)] or None,
     )
-    body = _template("card").render(
+    body = template("card").render(
         card=card,
         mark=f"siglip-ext {metadata.version('siglip-ext')} wrote this card and can rewrite its marked parts",
         use=use_section(card.facts, card.example, card.location),
@@ -109,7 +109,7 @@ def render(card: Card) -> str:
         nothing_measured=NOTHING_MEASURED,
         citation="\n".join(citations()[key].strip() for key in card.citations),
     )
-    text = f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{_tidy(body)}"
+    text = f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{tidy(body)}"
     check_card(text)
     return text
 
@@ -164,7 +164,7 @@ def add_results(folder: str | Path, results: Sequence[Results]) -> Path:
     if data.model_name is None:
         title = re.search(r"^# (.+)$", text, flags=re.MULTILINE)
         data.model_name = title[1] if title else Path(folder).resolve().name
-    text = _tidy(str(card))
+    text = tidy(str(card))
     check_card(text)
     write_eval_results(Path(folder) / EVAL_RESULTS / MEASURED, results, keep=True)
     write_text(path, text)
@@ -180,7 +180,7 @@ def card_at(folder: str | Path, location: str) -> str:
     text = (Path(folder) / CARD).read_text(encoding="utf-8")
     if not written_here(text):
         return text
-    section = _tidy(use_section(facts_of(folder), example_of(folder), location)).strip()
+    section = tidy(use_section(facts_of(folder), example_of(folder), location)).strip()
     return re.sub(r"<!-- use -->.*?<!-- /use -->", lambda _: section, text, flags=re.DOTALL)
 
 
@@ -194,11 +194,11 @@ def written_here(text: str) -> bool:
 
 def use_section(facts: ModelFacts, example: Example, location: str) -> str:
     """How to load the model and what to do with it: three snippets."""
-    return _template("use").render(facts=facts, example=example, location=location)
+    return template("use").render(facts=facts, example=example, location=location)
 
 
 def results_block(results: Results) -> str:
-    return _tidy(_template("results").render(results=results)).strip() + "\n"
+    return tidy(template("results").render(results=results)).strip() + "\n"
 
 
 @cache
@@ -260,7 +260,8 @@ def _code(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """One of `model_cards/`, by its name without the suffix."""
     return _environment().get_template(name)
 
 
@@ -268,6 +269,6 @@ def _read(file: str) -> str:
     return resources.files("modeling_siglip_ext.model_cards").joinpath(file).read_text("utf-8")
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """No more than one empty line in a row, and one newline at the end."""
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

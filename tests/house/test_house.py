@@ -26,7 +26,7 @@ ALLOWED = {
     RUNTIME: set(),
     "evaluation": {PACKAGE, RUNTIME},
     "training": {PACKAGE, "evaluation"},
-    "conversion": {PACKAGE, RUNTIME},
+    "conversion": {PACKAGE, RUNTIME, "evaluation"},  # figures of an export, in one file
     "model_cards": set(),
 }
 BENEATH_FORMATS = (  # of conversion: what the folder of a format may use
