@@ -12,7 +12,13 @@ from ..export.towers import DUAL, TEXT, VISION
 from .export_figures import evaluation_of
 
 
-TOWERS = {"both": (VISION, TEXT), "image": (VISION,), "text": (TEXT,), "dual": (DUAL,)}
+TOWERS = {
+    "both": (VISION, TEXT),
+    "image": (VISION,),
+    "text": (TEXT,),
+    "dual": (DUAL,),
+    "all": (VISION, TEXT, DUAL),
+}
 
 
 def export_arguments(parser: argparse.ArgumentParser, form: str) -> None:
@@ -27,7 +33,7 @@ def export_arguments(parser: argparse.ArgumentParser, form: str) -> None:
         "--towers",
         choices=tuple(TOWERS),
         default="both",
-        help="both: a file each; dual: one file of both, with their logits",
+        help="both: a file each; dual: one file of both, with their logits; all: the three of them",
     )
     parser.add_argument("--precision", choices=tuple(FORMATS[form]), default="fp32", help="of the weights")
     group = parser.add_argument_group("how near it must be; below that nothing is written and the exit status is 1")
@@ -50,6 +56,7 @@ def export_options(arguments: argparse.Namespace) -> ExportOptions:
         towers=TOWERS[arguments.towers],
         format=arguments.format,
         precision=arguments.precision,
+        layout=getattr(arguments, "layout", "plain"),
         min_cosine=arguments.min_cosine,
         min_agreement=arguments.min_agreement,
         images=None if arguments.images is None else image_files(arguments.images),

@@ -28,10 +28,13 @@ from .report import ExportReport, TowerReport, write_report, write_settings
 from .samples import Samples, take_samples
 from .search import Bars
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
+from .transformers_js import arrange, check_layout
 from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
 
 
 Vectors = dict[str, torch.Tensor]
+TRANSFORMERS_JS = "transformers.js"
+LAYOUTS = ("plain", TRANSFORMERS_JS)
 RUNTIME = {"onnx": None, "openvino": {"openvino": OPENVINO}}
 
 
@@ -43,6 +46,7 @@ class ExportOptions:
         towers: names of the files: "vision_model", "text_model", or "model" for both in one with their logits.
         format: "onnx" or "openvino".
         precision: of those that the format has.
+        layout: "plain", or "transformers.js" for ONNX files.
         opset: of the ONNX files, at least 20.
         external_above: bytes of weights from which they lie beside a file.
         min_cosine: the least that a cosine between a vector and its float32 one may be.
@@ -57,6 +61,7 @@ class ExportOptions:
     towers: tuple[str, ...] = (VISION, TEXT)
     format: str = "onnx"
     precision: str = "fp32"
+    layout: str = "plain"
     opset: int = OPSET
     external_above: int = EXTERNAL_ABOVE
     min_cosine: float | None = None
@@ -66,7 +71,9 @@ class ExportOptions:
     evaluate: Evaluate | None = None
 
     def __post_init__(self) -> None:
-        for names, known in ((self.towers, OUTPUTS), ((self.precision,), FORMATS[self.format])):
+        layouts = LAYOUTS if self.format == "onnx" else LAYOUTS[:1]
+        choices = (self.towers, OUTPUTS), ((self.precision,), FORMATS[self.format]), ((self.layout,), layouts)
+        for names, known in choices:
             unknown = [name for name in names if name not in known]
             if unknown or not names:
                 raise ValueError(f"{', '.join(unknown) or 'nothing'} is unknown; choose of {', '.join(known)}")
@@ -216,6 +223,8 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     check_installed(options.format)
     folder = open_folder(source)
     check_towers(folder.config, options.towers)
+    if options.layout == TRANSFORMERS_JS:
+        check_layout(folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)
     towers: dict[str, TowerReport] = {}
     found: Vectors = {}
@@ -232,6 +241,10 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
         check_bars(report, options)
         write_companions(folder.path, draft)
         files = {name: tower.file for name, tower in towers.items()}
+        if options.layout == TRANSFORMERS_JS:
+            files = arrange(draft, files, folder.config, options.precision)
+            moved = {name: replace(tower, file=files[name]) for name, tower in towers.items()}
+            report = replace(report, towers=moved)
         settings = ExportSettings(
             files, options.precision, **loss_head(folder), source=folder.path.name, runtime=RUNTIME[options.format]
         )
