@@ -62,7 +62,7 @@ def export(folder: Path, out: Path, precision: str) -> dict[str, float]:
     command = [sys.executable, "-c", WORKER, "to-onnx", str(folder), str(out), "--precision", precision]
     if precision == "int8-static":
         raise ValueError("int8-static is calibrated on data: give --model and see siglip-ext-convert to-onnx --help")
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     words = next(line for line in result.stdout.splitlines() if line.startswith("MEASURED")).split()
     return dict(zip(("seconds", "cpu_seconds", "peak"), map(float, words[1:])))
 

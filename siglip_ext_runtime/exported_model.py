@@ -109,14 +109,16 @@ class ExportedModel:
         """
         Args:
             input_ids: (B, L); SigLIP's texts are padded to the tower's length.
-            attention_mask: for towers from elsewhere, 1 for tokens, 0 for padding, (B, L); SigLIP's take none.
+            attention_mask: for towers from elsewhere, 1 for tokens, 0 for padding, (B, L); made from the padding's id
+                if not given. SigLIP's take none.
             token_type_ids: reach no tower: a text is one segment.
 
         Raises:
             ValueError: inputs that the tower does not take.
         """
         if attention_mask is None:
-            attention_mask = np.ones(tuple(input_ids.shape), np.int64)
+            ids, padding = as_array(input_ids), self.settings.pad_token_id
+            attention_mask = np.ones_like(ids) if padding is None else ids != padding
         return self._run(TEXT, {"input_ids": input_ids, "attention_mask": attention_mask}, "text_embeds")
 
     def _run(self, name: str, inputs: dict[str, Any], embeds: str) -> ExportedOutput:

@@ -20,6 +20,7 @@ class ExportSettings:
         logit_scale: the logarithm, as checkpoints have it; None for an image tower alone.
         logit_bias: None where there is none.
         loss_type: "sigmoid" or "softmax": what makes probabilities of logits.
+        pad_token_id: of a text tower that takes a mask, the id that is none of a text's tokens.
         source: the folder or repository that was exported.
         runtime: what a runtime must be told, because the files do not say it, by backend.
     """
@@ -29,6 +30,7 @@ class ExportSettings:
     logit_scale: float | None = None
     logit_bias: float | None = None
     loss_type: str = "sigmoid"
+    pad_token_id: int | None = None
     source: str = ""
     runtime: dict[str, dict[str, str]] | None = None
 

@@ -142,11 +142,13 @@ def judge(
     return Judgement(compare(wanted[name], found, alone), answers, found)
 
 
-def loss_head(folder: ModelFolder) -> dict[str, Any]:
-    """Of `ExportSettings`: scale, bias and loss, as the checkpoint has them."""
+def facts_of(folder: ModelFolder) -> dict[str, Any]:
+    """Of `ExportSettings`: the loss head, as the checkpoint has it, and the padding of a text tower with a mask."""
     values = {name: folder.tensors.get(name) for name in ("logit_scale", "logit_bias")}
     found = {name: None if array is None else float(array.load().float()) for name, array in values.items()}
-    return {**found, "loss_type": getattr(folder.config, "loss_type", "sigmoid")}
+    text = getattr(folder.config, "text_config", None)
+    padding = text.pad_token_id if text is not None and is_foreign(text) else None
+    return {**found, "loss_type": getattr(folder.config, "loss_type", "sigmoid"), "pad_token_id": padding}
 
 
 def check_bars(report: ExportReport, options: ExportOptions) -> None:
@@ -246,7 +248,7 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
             moved = {name: replace(tower, file=files[name]) for name, tower in towers.items()}
             report = replace(report, towers=moved)
         settings = ExportSettings(
-            files, options.precision, **loss_head(folder), source=folder.path.name, runtime=RUNTIME[options.format]
+            files, options.precision, **facts_of(folder), source=folder.path.name, runtime=RUNTIME[options.format]
         )
         write_settings(draft, settings)
         if options.evaluate is not None:

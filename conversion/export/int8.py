@@ -98,8 +98,10 @@ def quantize_file(
     del model.graph.initializer[:]
     model.graph.initializer.extend(left)
     out = Path(out)
-    external = {"save_as_external_data": True, "location": out.name + EXTERNAL_SUFFIX}
-    onnx.save(model, str(out), **(external if sum(map(bytes_of, left)) > external_above else {}))
+    if sum(map(bytes_of, left)) > external_above:
+        onnx.save(model, str(out), save_as_external_data=True, location=out.name + EXTERNAL_SUFFIX)
+    else:
+        onnx.save(model, str(out))
     return sorted({product.layer for product in chosen.values()} | rewrite.tables)
 
 

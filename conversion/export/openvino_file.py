@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.exc import UserError
 
 from ..errors import CheckpointError
 from .layers import LONG_TABLE, Product, choose, in_model, layer_of
@@ -40,7 +41,7 @@ def write_openvino(tower: Tower, folder: Path, limits: dict[str, int], *, half: 
             program = torch.export.export(
                 tower.module, (), kwargs=tower.inputs, dynamic_shapes=dimensions_of(tower, limits), strict=False
             )
-        except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
+        except (UserError, RuntimeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise CheckpointError(f"torch cannot export this {tower.name} to OpenVINO: {reason}") from error
         modules = modules_of(program)

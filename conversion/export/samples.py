@@ -104,6 +104,9 @@ def prepared_texts(folder: Path, config: Any, texts: Sequence[str]) -> list[Inpu
         inputs, _ = tokenize(load_tokenizer(folder, local_only=True), model, texts)
     else:
         inputs = random_texts(config, len(texts))
+    if "attention_mask" not in inputs:
+        padding = getattr(config, "pad_token_id", None)
+        inputs["attention_mask"] = inputs["input_ids"].ne(-1 if padding is None else padding)
     taken = ("input_ids", "attention_mask") if is_foreign(config) else ("input_ids",)
     return [{name: inputs[name][row : row + 1].long() for name in taken} for row in range(len(texts))]
 

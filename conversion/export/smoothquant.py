@@ -59,7 +59,7 @@ def balance(activations: torch.Tensor, weights: torch.Tensor, alpha: float = ALP
     return torch.exp2(exponents).to(weights.dtype)
 
 
-def foldable(model: nn.Module) -> Iterator[tuple[nn.LayerNorm, list[nn.Linear]]]:
+def foldable(model: nn.Module) -> Iterator[tuple[Any, list[Any]]]:
     """The norms that only linear layers read, with those layers; names are those of the stock SigLIP classes."""
     for module in model.modules():
         attention = getattr(module, "self_attn", None)

@@ -17,7 +17,7 @@ from modeling_siglip_ext.stock import stock_family
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
 from ..resize import AnyConfig
-from .companions import CONFIG, PREPROCESSOR, TOKENIZER_CONFIG
+from .companions import CONFIG, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from .onnx_file import EXTERNAL_SUFFIX
 
 
@@ -44,7 +44,7 @@ def check_layout(config: AnyConfig) -> None:
     raise CheckpointError(f"transformers.js {reason}: export with --layout plain, for ONNX Runtime")
 
 
-def arrange(folder: Path, files: dict[str, str], config: SiglipExtConfig, precision: str) -> dict[str, str]:
+def arrange(folder: Path, files: dict[str, str], config: AnyConfig, precision: str) -> dict[str, str]:
     """Bring an exported folder, with its companions, into the layout.
 
     Args:
@@ -85,7 +85,7 @@ def move(source: Path, path: Path, external: dict[str, int]) -> None:
     external[path.name] = 1
 
 
-def write_config(folder: Path, config: SiglipExtConfig, external: dict[str, int]) -> None:
+def write_config(folder: Path, config: AnyConfig, external: dict[str, int]) -> None:
     """As of a stock SigLIP model: it chooses classes by the type, and computes nothing with the rest."""
     found = read_mapping(folder / CONFIG)
     if stock_family(found.get("model_type", "")) is None:
@@ -96,7 +96,24 @@ def write_config(folder: Path, config: SiglipExtConfig, external: dict[str, int]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The name of a fast tokenizer's class that all versions of transformers and transformers.js know."""
+    """The name of a fast tokenizer's class that all versions of transformers and transformers.js know, and lower case
+    that both understand alike."""
     settings = read_mapping(folder / TOKENIZER_CONFIG)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         write_json(folder / TOKENIZER_CONFIG, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if (folder / TOKENIZER).is_file():
+        content = read_mapping(folder / TOKENIZER)
+        content["normalizer"] = with_sigma(content.get("normalizer"))
+        write_json(folder / TOKENIZER, content)
+
+
+def with_sigma(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """JavaScript makes ς of a Σ at the end of a word, tokenizers σ of each: they get none to make lower case of."""
+    if normalizer is None:
+        return None
+    if normalizer["type"] == "Sequence":
+        return normalizer | {"normalizers": [with_sigma(step) for step in normalizer["normalizers"]]}
+    if normalizer["type"] != "Lowercase":
+        return normalizer
+    sigma = {"type": "Replace", "pattern": {"String": "Σ"}, "content": "σ"}
+    return {"type": "Sequence", "normalizers": [sigma, normalizer]}

@@ -8,7 +8,14 @@ from siglip_ext_runtime import ExportedModel
 
 
 CASES = [
-    *("siglip1_bf16", "siglip1_opt_adafactor", "siglip1_resample", "siglip_scan", "siglip_i18n_so400m_nohead"),
+    *(
+        "siglip1_mu16",
+        "siglip1_bf16",
+        "siglip1_opt_adafactor",
+        "siglip1_resample",
+        "siglip_scan",
+        "siglip_i18n_so400m_nohead",
+    ),
     *("lit_legacy_names", "lit_tok_noimghead"),
 ]
 
@@ -20,9 +27,7 @@ def images_of(recorded) -> dict[str, np.ndarray]:
     return {"pixel_values": recorded["in/image"].transpose(0, 3, 1, 2)}
 
 
-@pytest.mark.parametrize(
-    "case", ["siglip2_naflex", "siglip1_mu16", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES)]
-)
+@pytest.mark.parametrize("case", ["siglip2_naflex", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES)])
 def test_an_export_gives_what_the_original_code_gave(converted, checkpoints, tmp_path, case):
     export_model(converted(case), tmp_path / "out", ExportOptions())
     recorded, model = np.load(checkpoints / case / "io.npz"), ExportedModel(tmp_path / "out")

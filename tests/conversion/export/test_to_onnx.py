@@ -6,10 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor
+from transformers import (
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    Dinov2Config,
+    Dinov2Model,
+    ViTImageProcessor,
+)
 
+from modeling_siglip_ext import SiglipExtModel, SiglipExtProcessor, encode_images, encode_texts
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.conversion.commands.export_figures import evaluation_of
 from modeling_siglip_ext.conversion.export import export, onnx_file
@@ -18,8 +28,10 @@ from modeling_siglip_ext.conversion.export.figures import before_and_after
 from modeling_siglip_ext.conversion.export.parity import compare
 from modeling_siglip_ext.conversion.export.report import TowerReport
 from modeling_siglip_ext.hub.card import ModelCard
+from siglip_ext_runtime import ExportedModel
 from support.exports import save_model
 from support.images import noise
+from support.models import TINY
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +182,25 @@ def test_a_stopped_export_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export_model(folder, tmp_path / "out", ExportOptions(towers=("text_model",)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_lit_with_towers_from_elsewhere(tmp_path):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "circle", "a"]
+    words = {word: place for place, word in enumerate(vocabulary)}
+    text = BertModel(BertConfig(**TINY, vocab_size=len(words)), add_pooling_layer=False)
+    vision = Dinov2Model(Dinov2Config(**TINY, image_size=40, patch_size=8))  # and its processor makes 32
+    model = SiglipExtModel.from_vision_text_pretrained(vision, text).eval()
+    model.save_pretrained(tmp_path / "lit")
+    images = ViTImageProcessor(size={"height": 32, "width": 32})
+    SiglipExtProcessor(images, BertTokenizer(vocab=words, model_max_length=12)).save_pretrained(str(tmp_path / "lit"))
+    report = export_model(tmp_path / "lit", tmp_path / "out")
+    assert all(tower.parity.largest_difference < 1e-6 for tower in report.towers.values())
+    found, processor = ExportedModel(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    texts, pictures = ["red circle", "a red red circle circle", "a"], [noise(30, 40, 0), noise(50, 20, 1)]
+    np.testing.assert_allclose(
+        encode_texts(found, processor, texts), encode_texts(model, processor, texts), rtol=0, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        encode_images(found, processor, pictures), encode_images(model, processor, pictures), rtol=0, atol=1e-6
+    )

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer
 from modeling_siglip_ext import SiglipExtConfig, train_tokenizer
 from modeling_siglip_ext.conversion.errors import CheckpointError
 from modeling_siglip_ext.conversion.export.sentencepiece_json import tokenizer_json
-from modeling_siglip_ext.conversion.export.transformers_js import arrange, check_layout
+from modeling_siglip_ext.conversion.export.transformers_js import arrange, check_layout, write_tokenizer
 from modeling_siglip_ext.training.data.emoji.loader import LANGUAGES, load_split
 from siglip_ext_runtime import ExportedModel
 from support.exports import save_model
@@ -91,9 +91,12 @@ def test_tokens_of_sentencepiece_in_node(sentencepiece_folder, texts):
 def test_tokens_of_a_trained_tokenizer_in_node(tmp_path, texts):
     tokenizer = train_tokenizer(texts, vocab_size=3000, max_length=64)
     tokenizer.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
     found = ask_node("tokens", folder=str(tmp_path), texts=texts)
-    different = [text for text, ids in zip(texts, found) if tokenizer(text)["input_ids"] != ids]
-    assert different == []
+    expected = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    assert [text for text, ids, wanted in zip(texts, found, expected) if ids != wanted] == []
+    assert [again(text, verbose=False)["input_ids"] for text in texts] == expected
 
 
 def test_the_layout(tmp_path):
@@ -225,7 +228,8 @@ def test_its_own_resizing_is_near(in_layout):
     about = {"texts": ["a photo"], "images": for_node(images)}
     found = ask_node("vectors", folder=str(in_layout / "fp32"), dtype="fp32", **about)
     assert np.abs(np.array(found["pixels"]) - pixels.numpy()).max() < 0.1
-    assert (F.normalize(torch.tensor(found["image"]), dim=-1) * wanted).sum(dim=-1).min() > 0.9995
+    # of a tower of random weights; one that was trained passes over more
+    assert (F.normalize(torch.tensor(found["image"]), dim=-1) * wanted).sum(dim=-1).min() > 0.999
 
 
 @pytest.mark.slow
