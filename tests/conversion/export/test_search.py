@@ -4,6 +4,7 @@ import itertools
 from dataclasses import fields
 
 import pytest
+import torch
 
 from modeling_siglip_ext.conversion.errors import VerificationError
 from modeling_siglip_ext.conversion.export.parity import Answers, Judgement, Parity
@@ -17,7 +18,7 @@ LEFT_OVER = 5e-5  # of what is always in 8 bits
 def judgement(lost: float, *, answers: bool = True) -> Judgement:
     values = {field.name: 1.0 for field in fields(Parity)}
     values |= {"inputs": 64, "cosine_least": 1 - 2 * lost, "cosine_mean": 1 - lost}
-    return Judgement(Parity(**values), Answers(1 - 10 * lost, 1 - 5 * lost) if answers else None)
+    return Judgement(Parity(**values), Answers(1 - 10 * lost, 1 - 5 * lost) if answers else None, torch.zeros(0))
 
 
 class Tower:
