@@ -13,6 +13,7 @@ from .commands import (
     to_jax,
     to_onnx,
     to_open_clip,
+    to_openvino,
     verify,
 )
 from .errors import VerificationError
@@ -27,6 +28,7 @@ COMMANDS = (
     from_open_clip,
     to_open_clip,
     to_onnx,
+    to_openvino,
     verify,
     publish,
 )

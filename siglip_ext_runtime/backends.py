@@ -49,6 +49,8 @@ def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:
         ImportError: it is not installed.
         ValueError: the file is no ONNX model that it can run.
     """
+    if path.suffix == ".xml":
+        raise ValueError(f"{path} is a file of OpenVINO: run it with that backend")
     try:
         import onnxruntime
 

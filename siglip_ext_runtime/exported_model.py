@@ -130,7 +130,7 @@ class ExportedModel:
     def fingerprint(self) -> str:
         """A hash of all files of the towers."""
         digest = hashlib.blake2b(digest_size=16)
-        for path in sorted(self.folder.iterdir()):
+        for path in sorted(self.folder.rglob("*")):
             if any(path.name.startswith(Path(name).stem + ".") for name in self.settings.files.values()):
                 digest.update(path.name.encode())
                 with path.open("rb") as file:

@@ -6,29 +6,42 @@ from modeling_siglip_ext.command_line import refuse_unused
 from modeling_siglip_ext.inputs import image_files
 
 from ..export.export import ExportOptions
-from ..export.precisions import PRECISIONS
+from ..export.precisions import FORMATS
 from ..export.report import ExportReport
 from ..export.towers import DUAL, TEXT, VISION
 from .export_figures import evaluation_of
 
 
-TOWERS = {"both": (VISION, TEXT), "image": (VISION,), "text": (TEXT,), "dual": (DUAL,)}
+TOWERS = {
+    "both": (VISION, TEXT),
+    "image": (VISION,),
+    "text": (TEXT,),
+    "dual": (DUAL,),
+    "all": (VISION, TEXT, DUAL),
+}
 
 
-def export_arguments(parser: argparse.ArgumentParser) -> None:
+def export_arguments(parser: argparse.ArgumentParser, form: str) -> None:
+    """
+    Args:
+        form: of the files, a key of `FORMATS`.
+    """
+    parser.set_defaults(format=form)
     parser.add_argument("folder", help="a model folder, in stock form or ours")
     parser.add_argument("out", help="the folder to write; must not exist")
     parser.add_argument(
         "--towers",
         choices=tuple(TOWERS),
         default="both",
-        help="both: a file each; dual: one file of both, with their logits",
+        help="both: a file each; dual: one file of both, with their logits; all: the three of them",
     )
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the weights")
+    parser.add_argument("--precision", choices=tuple(FORMATS[form]), default="fp32", help="of the weights")
     group = parser.add_argument_group("how near it must be; below that nothing is written and the exit status is 1")
     group.add_argument("--min_cosine", type=float, help="between a vector and its float32 one, the least of all")
     group.add_argument("--min_agreement", type=float, help="share of inputs with the same nearest neighbour")
-    group = parser.add_argument_group("what it is judged on (default: pictures drawn here, and captions of them)")
+    group = parser.add_argument_group(
+        "what it is judged on, and int8 calibrated (default: pictures drawn here, and captions of them)"
+    )
     group.add_argument("--images", metavar="FOLDER", help="images like those of its use")
     group.add_argument("--texts", metavar="FILE", help="texts like those of its use, one a line")
     group = parser.add_argument_group("recall or accuracy before and after, for the report")
@@ -41,7 +54,9 @@ def export_options(arguments: argparse.Namespace) -> ExportOptions:
         refuse_unused(arguments, ["limit"], "without --dataset")
     return ExportOptions(
         towers=TOWERS[arguments.towers],
+        format=arguments.format,
         precision=arguments.precision,
+        layout=getattr(arguments, "layout", "plain"),
         min_cosine=arguments.min_cosine,
         min_agreement=arguments.min_agreement,
         images=None if arguments.images is None else image_files(arguments.images),

@@ -4,13 +4,16 @@ import argparse
 
 from modeling_siglip_ext.command_line import Subparsers, add_command
 
-from ..export.export import export_model
+from ..export.export import LAYOUTS, export_model
 from .export_arguments import export_arguments, export_options, print_report
 
 
 EXAMPLES = """examples:
   siglip-ext-convert to-onnx my-siglip my-siglip-onnx
   siglip-ext-convert to-onnx my-siglip my-siglip-onnx --towers image --precision fp16
+  siglip-ext-convert to-onnx my-siglip my-siglip-int8 --precision int8 --images photos --texts captions.txt \\
+      --min_cosine 0.9997 --min_agreement 0.98
+  siglip-ext-convert to-onnx my-siglip my-siglip-js --layout transformers.js --towers all
   siglip-ext-eval zero-shot --model my-siglip-onnx --backend onnx --benchmark cifar100
 """
 
@@ -25,7 +28,14 @@ def register(commands: Subparsers) -> None:
         "their images and texts. They are run and compared with the model before the folder appears.",
         examples=EXAMPLES,
     )
-    export_arguments(parser)
+    export_arguments(parser, "onnx")
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="plain",
+        help="transformers.js: under the names that it looks for, with settings that it reads alike; its zero-shot "
+        "pipeline wants --towers dual or all",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -10,10 +10,12 @@ from ..containers.damage import read_mapping
 from ..errors import CheckpointError
 from ..model_folder.processor import BESIDE_VOCABULARY, VOCABULARIES
 from ..resize import AnyConfig
+from .sentencepiece_json import tokenizer_json
 from .towers import vision_of
 
 
 CONFIG, PROCESSOR, PREPROCESSOR = "config.json", "processor_config.json", "preprocessor_config.json"
+TOKENIZER, TOKENIZER_CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "spiece.model"
 COPIED = (CONFIG, PROCESSOR, *VOCABULARIES, *BESIDE_VOCABULARY, "LICENSE")
 
 
@@ -55,3 +57,13 @@ def write_companions(folder: Path, out: Path) -> None:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     write_json(out / PREPROCESSOR, image_settings(folder))
+    if not (out / TOKENIZER).is_file() and is_sentencepiece(out):
+        tokenizer_json(out / SENTENCEPIECE).save(str(out / TOKENIZER))
+
+
+def is_sentencepiece(folder: Path) -> bool:
+    """Whether a folder holds the slow tokenizer of the first SigLIP, which other runtimes cannot read."""
+    settings = folder / TOKENIZER_CONFIG
+    if not (folder / SENTENCEPIECE).is_file() or not settings.is_file():
+        return False
+    return read_mapping(settings).get("tokenizer_class") == "SiglipTokenizer"

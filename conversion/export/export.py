@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, SiglipExtTextModel, SiglipExtVisionModel
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
 from modeling_siglip_ext.files import new_folder
+from siglip_ext_runtime.backends import OPENVINO
 from siglip_ext_runtime.settings import ExportSettings
 
 from ..errors import VerificationError
@@ -22,14 +23,19 @@ from .figures import Evaluate, before_and_after
 from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
 from .parity import Judgement, compare, compare_answers
-from .precisions import PRECISIONS, Job
+from .precisions import FORMATS, Job
 from .report import ExportReport, TowerReport, write_report, write_settings
 from .samples import Samples, take_samples
+from .search import Bars
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
+from .transformers_js import arrange, check_layout
 from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
 
 
 Vectors = dict[str, torch.Tensor]
+TRANSFORMERS_JS = "transformers.js"
+LAYOUTS = ("plain", TRANSFORMERS_JS)
+RUNTIME = {"onnx": None, "openvino": {"openvino": OPENVINO}}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,9 @@ class ExportOptions:
 
     Args:
         towers: names of the files: "vision_model", "text_model", or "model" for both in one with their logits.
-        precision: a key of `PRECISIONS`.
+        format: "onnx" or "openvino".
+        precision: of those that the format has.
+        layout: "plain", or "transformers.js" for ONNX files.
         opset: of the ONNX files, at least 20.
         external_above: bytes of weights from which they lie beside a file.
         min_cosine: the least that a cosine between a vector and its float32 one may be.
@@ -51,7 +59,9 @@ class ExportOptions:
     """
 
     towers: tuple[str, ...] = (VISION, TEXT)
+    format: str = "onnx"
     precision: str = "fp32"
+    layout: str = "plain"
     opset: int = OPSET
     external_above: int = EXTERNAL_ABOVE
     min_cosine: float | None = None
@@ -61,7 +71,9 @@ class ExportOptions:
     evaluate: Evaluate | None = None
 
     def __post_init__(self) -> None:
-        for names, known in ((self.towers, OUTPUTS), ((self.precision,), PRECISIONS)):
+        layouts = LAYOUTS if self.format == "onnx" else LAYOUTS[:1]
+        choices = (self.towers, OUTPUTS), ((self.precision,), FORMATS[self.format]), ((self.layout,), layouts)
+        for names, known in choices:
             unknown = [name for name in names if name not in known]
             if unknown or not names:
                 raise ValueError(f"{', '.join(unknown) or 'nothing'} is unknown; choose of {', '.join(known)}")
@@ -69,6 +81,13 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must be between 0 and 1")
+        missing = [
+            name
+            for name, towers in (("images", (VISION, DUAL)), ("texts", (TEXT, DUAL)))
+            if getattr(self, name) is None and set(towers) & set(self.towers)
+        ]
+        if self.precision == "int8-static" and missing:
+            raise ValueError(f"int8-static is calibrated on {' and '.join(missing)} like those of its use: give some")
         if self.evaluate is not None and not {VISION, TEXT} <= set(self.towers):
             raise ValueError("figures on a data set need both towers, a file each")
         check_opset(self.opset)
@@ -96,12 +115,21 @@ def reference_vectors(folder: ModelFolder, samples: Samples) -> Vectors:
     return wanted
 
 
-def judge(path: Path, *, name: str, samples: Samples, wanted: Vectors, backend: str = "onnx") -> Judgement:
+def judge(
+    path: Path,
+    *,
+    name: str,
+    samples: Samples,
+    wanted: Vectors,
+    others: Vectors | None = None,
+    backend: str = "onnx",
+) -> Judgement:
     """How near a file is to the model.
 
     Args:
         name: of the tower.
         wanted: the model's vectors, by tower.
+        others: vectors of the other tower's file, to compare answers with; None for the model's.
         backend: the engine that runs it.
     """
     inputs, embed = inputs_of(samples, name), by_file(path, name, backend)
@@ -109,7 +137,7 @@ def judge(path: Path, *, name: str, samples: Samples, wanted: Vectors, backend: 
     alone = embed_all(embed, inputs[:ALONE], 1)
     answers = None
     if TEXT in wanted and name != DUAL:
-        both = wanted | {name: found}
+        both = wanted | (others or {}) | {name: found}
         answers = compare_answers((wanted[VISION], wanted[TEXT]), (both[VISION], both[TEXT]))
     return Judgement(compare(wanted[name], found, alone), answers, found)
 
@@ -141,10 +169,21 @@ def check_bars(report: ExportReport, options: ExportOptions) -> None:
 
 
 def export_tower(
-    folder: ModelFolder, name: str, draft: Path, options: ExportOptions, samples: Samples, wanted: Vectors
+    folder: ModelFolder,
+    name: str,
+    draft: Path,
+    options: ExportOptions,
+    samples: Samples,
+    wanted: Vectors,
+    others: Vectors,
 ) -> tuple[TowerReport, torch.Tensor]:
-    """Write, run and measure one tower; its report, and the vectors of the file."""
-    about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted}
+    """Write, run and measure one tower; its report, and the vectors of the file.
+
+    Args:
+        wanted: the model's vectors, by tower.
+        others: those of the files that are there already: together with them it must give the answers asked for.
+    """
+    about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted, "backend": options.format}
     job = Job(
         load_part(folder, name),
         folder.config,
@@ -154,19 +193,22 @@ def export_tower(
         options.opset,
         options.external_above,
         samples,
-        partial(judge, **about),
+        partial(judge, others=others, **about),
+        Bars(options.min_cosine, options.min_agreement),
     )
-    file = PRECISIONS[options.precision](job)
+    file = FORMATS[options.format][options.precision](job)
     del job
     found = judge(file.path, **about)
     one = inputs_of(samples, name)[0]
-    ratio = cpu_time_ratio(by_torch(load_part(folder, name), name), by_file(file.path, name, threads=1), one)
-    memory = peak_memory(file.path, one)
-    return TowerReport(file.path.name, file.bytes, found.parity, found.answers, ratio, memory), found.vectors
+    engine = by_file(file.path, name, options.format, threads=1)
+    ratio = cpu_time_ratio(by_torch(load_part(folder, name), name), engine, one)
+    memory = peak_memory(file.path, one, options.format)
+    report = TowerReport(file.path.name, file.bytes, found.parity, found.answers, ratio, memory, file.in_float)
+    return report, found.vectors
 
 
 def export_model(source: str | Path, out: str | Path, options: ExportOptions | None = None) -> ExportReport:
-    """Export a model folder to ONNX files, run them, and compare what they give with the model.
+    """Export a model folder to files for another runtime, run them, and compare what they give with the model.
 
     Args:
         source: a model folder, in stock form or ours.
@@ -175,32 +217,42 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     Raises:
         FileNotFoundError: No such model folder.
         FileExistsError: `out` exists.
-        ImportError: What writes ONNX files is not installed.
+        ImportError: What writes such files is not installed.
         CheckpointError: The model cannot be exported, or an input cannot be read.
         VerificationError: A file is not as near to the model as was asked for.
     """
     options = options or ExportOptions()
-    check_installed()
+    check_installed(options.format)
     folder = open_folder(source)
     check_towers(folder.config, options.towers)
+    if options.layout == TRANSFORMERS_JS:
+        check_layout(folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)
     towers: dict[str, TowerReport] = {}
     found: Vectors = {}
     with new_folder(out) as draft:
         wanted = reference_vectors(folder, samples)
         for name in options.towers:
-            towers[name], found[name] = export_tower(folder, name, draft, options, samples, wanted)
+            towers[name], found[name] = export_tower(folder, name, draft, options, samples, wanted, found)
         answers = None
         if {VISION, TEXT} <= set(found):
             answers = compare_answers((wanted[VISION], wanted[TEXT]), (found[VISION], found[TEXT]))
-        report = ExportReport(folder.path.name, options.precision, options.opset, samples.source, towers, answers)
+        report = ExportReport(
+            folder.path.name, options.format, options.precision, options.opset, samples.source, towers, answers
+        )
         check_bars(report, options)
         write_companions(folder.path, draft)
         files = {name: tower.file for name, tower in towers.items()}
-        settings = ExportSettings(files, options.precision, **facts_of(folder), source=folder.path.name)
+        if options.layout == TRANSFORMERS_JS:
+            files = arrange(draft, files, folder.config, options.precision)
+            moved = {name: replace(tower, file=files[name]) for name, tower in towers.items()}
+            report = replace(report, towers=moved)
+        settings = ExportSettings(
+            files, options.precision, **facts_of(folder), source=folder.path.name, runtime=RUNTIME[options.format]
+        )
         write_settings(draft, settings)
         if options.evaluate is not None:
-            report = replace(report, figures=before_and_after(folder.path, draft, options.evaluate, "onnx"))
+            report = replace(report, figures=before_and_after(folder.path, draft, options.evaluate, options.format))
         write_report(draft, report)
-        write_export_card(draft, folder.path, settings, report)
+        write_export_card(draft, folder.path, settings, report, options.format)
     return report

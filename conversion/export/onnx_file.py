@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,19 @@ class TowerFile:
     Args:
         name: of the tower.
         path: of the ONNX file.
+        in_float: of a file in 8 bits, layers that were given back to float.
     """
 
     name: str
     path: Path
+    in_float: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
         """With the weights beside it."""
-        beside = self.path.with_name(self.path.name + EXTERNAL_SUFFIX)
-        return sum(path.stat().st_size for path in (self.path, beside) if path.is_file())
+        beside = self.path.name + EXTERNAL_SUFFIX, f"{self.path.stem}.bin"
+        paths = (self.path, *map(self.path.with_name, beside))
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def check_opset(opset: int) -> None:
@@ -53,20 +56,28 @@ def check_opset(opset: int) -> None:
         raise ValueError(f"opset={opset}: at least {LEAST_OPSET}, which has GELU as one node")
 
 
-def check_installed() -> None:
+WRITERS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}
+
+
+def check_installed(form: str) -> None:
     """
+    Args:
+        form: "onnx" or "openvino".
+
     Raises:
-        ImportError: what writes ONNX files is not installed.
+        ImportError: what writes such files is not installed.
     """
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ImportError(f"exporting to ONNX needs {', '.join(missing)}: `pip install siglip-ext[onnx]`")
+    try:
+        for module in WRITERS[form]:
+            import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{error}: exporting to {form} needs `pip install siglip-ext[{form}]`") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
     """The exporter prints its steps, and warns of things inside torch and onnxscript that nobody here can mend."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -95,6 +106,19 @@ def strip(model: Any) -> None:
                 value.metadata_props.clear()
 
 
+def dimensions_of(tower: Tower, limits: dict[str, int]) -> dict[str, dict[int, Any] | None]:
+    """The free dimensions of each input, as torch.export takes them.
+
+    Args:
+        limits: the most that each may be.
+    """
+    sizes = {axis: Dim(axis, min=1, max=limits[axis]) for axes in tower.free.values() for axis in axes.values()}
+    return {
+        name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
+        for name in tower.inputs
+    }
+
+
 def write_onnx(
     tower: Tower, folder: Path, limits: dict[str, int], *, opset: int = OPSET, external_above: int = EXTERNAL_ABOVE
 ) -> TowerFile:
@@ -112,11 +136,6 @@ def write_onnx(
     """
     import onnx_ir
 
-    sizes = {axis: Dim(axis, min=1, max=limits[axis]) for axes in tower.free.values() for axis in axes.values()}
-    dimensions = {
-        name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
-        for name in tower.inputs
-    }
     with quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -124,7 +143,7 @@ def write_onnx(
                 kwargs=tower.inputs,
                 dynamo=True,
                 opset_version=opset,
-                dynamic_shapes=dimensions,
+                dynamic_shapes=dimensions_of(tower, limits),
                 output_names=tower.outputs,
                 verbose=False,
             )

@@ -8,11 +8,12 @@ from typing import Any
 from modeling_siglip_ext.files import write_json
 from siglip_ext_runtime.settings import FORMAT, SETTINGS, ExportSettings
 
+from .onnx_file import WRITERS
 from .parity import Answers, Parity
 
 
 REPORT = "export_report.json"
-LIBRARIES = ("siglip-ext", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+LIBRARIES = ("siglip-ext", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TowerReport:
         answers: nearest neighbours, this tower against the other one in float32; None without another.
         cpu_time_ratio: how many times the CPU time of this file torch takes in float32, for one input in one thread.
         peak_memory: bytes of a process that loads the file and runs it once; None where the system does not tell.
+        in_float: of a file in 8 bits, layers that were given back to float to keep what was asked for.
     """
 
     file: str
@@ -34,6 +36,7 @@ class TowerReport:
     answers: Answers | None
     cpu_time_ratio: float
     peak_memory: int | None
+    in_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class ExportReport:
 
     Args:
         source: the model folder.
+        format: "onnx" or "openvino".
         precision: of the weights.
-        opset: of the ONNX files.
+        opset: of ONNX files.
         samples: what it was judged on.
         towers: by name.
         answers: nearest neighbours among the vectors of both files; None where only one tower was exported.
@@ -51,6 +55,7 @@ class ExportReport:
     """
 
     source: str
+    format: str
     precision: str
     opset: int
     samples: str
@@ -59,8 +64,8 @@ class ExportReport:
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in LIBRARIES}
+def versions(form: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in (*LIBRARIES, *WRITERS[form])}
 
 
 def write_settings(folder: Path, settings: ExportSettings) -> None:
@@ -68,5 +73,5 @@ def write_settings(folder: Path, settings: ExportSettings) -> None:
 
 
 def write_report(folder: Path, report: ExportReport) -> None:
-    content: dict[str, Any] = {**asdict(report), "libraries": versions()}
+    content: dict[str, Any] = {**asdict(report), "libraries": versions(report.format)}
     write_json(folder / REPORT, content)

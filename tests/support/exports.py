@@ -1,4 +1,4 @@
-"""Tiny models exported to ONNX: tracing takes seconds, so each is exported once in a process."""
+"""Tiny models, exported: tracing takes seconds, so each is exported once in a process."""
 
 import pytest
 import torch
@@ -32,17 +32,17 @@ def save_model(folder, kind: str) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Exports a model of a kind, in a precision; gives its folder and the exported one."""
+    """Exports a model of a kind, in a precision and a format; gives its folder and the exported one."""
     done = {}
 
-    def export(kind: str, precision: str = "fp32"):
+    def export(kind: str, precision: str = "fp32", form: str = "onnx"):
         from modeling_siglip_ext.conversion.export.export import ExportOptions, export_model
 
-        if (kind, precision) not in done:
+        if (kind, precision, form) not in done:
             base = tmp_path_factory.mktemp("exported")
             save_model(base / kind, kind)
-            export_model(base / kind, base / "onnx", ExportOptions(precision=precision))
-            done[kind, precision] = base / kind, base / "onnx"
-        return done[kind, precision]
+            export_model(base / kind, base / form, ExportOptions(precision=precision, format=form))
+            done[kind, precision, form] = base / kind, base / form
+        return done[kind, precision, form]
 
     return export
