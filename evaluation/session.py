@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.embedded_files import Changes, update
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
+from modeling_siglip_ext.file_encoding import encode_image_files
 from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
 from modeling_siglip_ext.loading import load_whole
 
@@ -75,14 +77,29 @@ class Inputs:
         items: paths or texts (None where a row has none), or rows of `datasets` with images in `column`.
         identity: a hash that changes with the inputs.
         column: of the images.
-        names: of the inputs, for people.
     """
 
     kind: str
     items: Any
     identity: str | None
     column: str | None = None
-    names: list[str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that are embedded, and again when they have changed.
+
+    Args:
+        kind: "image".
+        root: their folder.
+        names: of all of them, below it, with slashes.
+        check_contents: hash all of them, also those whose size and time of change are as before.
+    """
+
+    kind: str
+    root: Path
+    names: list[str]
+    check_contents: bool = False
 
 
 @dataclass
@@ -188,9 +205,25 @@ class Session:
             partial(self.encode, inputs, normalize),
             self.model,
             form=form,
-            names=inputs.names,
             part_rows=self.settings.part_rows,
             what=f"{inputs.kind}s",
+        )
+
+    def update(self, folder: Path, files: Files, *, form: str, model: str) -> Changes:
+        """Bring the embeddings of files in a folder up to date, of unit length; see `embedded_files.update`."""
+        about = self.settings
+        options: dict[str, Any] = {"batch_size": about.batch_size, "workers": about.workers, "budget": about.budget}
+        return update(
+            folder,
+            self.identity(files.kind, normalized=True, model=model),
+            files.root,
+            files.names,
+            partial(encode_image_files, self.model, self.processor, files.root, **options),
+            self.model,
+            form=form,
+            part_files=about.part_rows,
+            what=f"{files.kind}s",
+            check_contents=files.check_contents,
         )
 
     def embed(self, inputs: Inputs) -> tuple[torch.Tensor, dict[int, str]]:

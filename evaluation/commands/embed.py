@@ -1,18 +1,20 @@
 """`embed`: embeddings of many images or texts in a folder, for search."""
 
 import argparse
-import os
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers.utils import logging
 
-from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
+from modeling_siglip_ext.embedding_blocks import open_blocks
+from modeling_siglip_ext.embedding_store import fingerprint
 from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.search_index import faiss, write_index
 
 from ..data import columns, load
 from ..data.classes import read_lines_or_json
-from ..session import Inputs
+from ..session import Files, Inputs
 from .arguments import add_columns, add_model, open_session
 
 
@@ -29,17 +31,32 @@ def register(commands: Subparsers) -> None:
     )
     add_model(parser)
     data = parser.add_argument_group("data, one of the first three")
-    data.add_argument("--images", metavar="FOLDER", help="all images in it and below")
+    data.add_argument(
+        "--images", metavar="FOLDER", help="all images in it and below; run again, it embeds what is new or changed"
+    )
     data.add_argument("--texts", metavar="FILE", help="one text a line, or a JSON list")
     data.add_argument("--dataset", help="name on the Hub, file or folder")
     add_columns(data)
     data.add_argument("--caption_column", metavar="NAME", help="embed the texts of this column, not the images")
+    data.add_argument(
+        "--check_contents",
+        action="store_true",
+        default=None,
+        help="read files, too, whose size and time of change are as they were in the last run",
+    )
     own = parser.add_argument_group("output")
     own.add_argument("--output_dir", required=True, metavar="FOLDER", help="where the embeddings go")
     own.add_argument("--format", choices=("parquet", "safetensors"), default="parquet", help="of the files")
+    own.add_argument(
+        "--index",
+        nargs="?",
+        const="Flat",
+        metavar="KIND",
+        help="write a FAISS index beside them: Flat (exact) where no kind is named, or what its index factory knows",
+    )
 
 
-def inputs_of(arguments: argparse.Namespace) -> Inputs:
+def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
     """The inputs that the arguments name.
 
     Raises:
@@ -56,12 +73,13 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
         unread = ("image_column", "workers", "max_num_patches", "upscale", "batch_tokens")
         refuse_unused(arguments, unread, "where texts are embedded")
     if arguments.images:
-        names = [str(path) for path in image_files(arguments.images)]
-        marks = [f"{one.st_size} {one.st_mtime_ns}" for one in map(os.stat, names)]  # a mended image is another
-        return Inputs("image", names, store.fingerprint({"items": names, "marks": marks}), names=list(names))
+        root = Path(arguments.images)
+        names = [path.relative_to(root).as_posix() for path in image_files(root)]
+        return Files("image", root, names, bool(arguments.check_contents))
+    refuse_unused(arguments, ["check_contents"], "without --images")
     if arguments.texts:
         texts = read_lines_or_json(arguments.texts)
-        return Inputs("text", texts, store.fingerprint({"items": texts}))
+        return Inputs("text", texts, fingerprint({"items": texts}))
     about = {name: getattr(arguments, name) for name in ("config", "split", "separator", "image_column")}
     rows = load(arguments.dataset, **about)
     if arguments.caption_column:
@@ -76,16 +94,26 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.index is not None:
+        faiss()  # missing, it is missed before anything is computed
     inputs, folder = inputs_of(arguments), Path(arguments.output_dir)
-    if not len(inputs.items):
+    if isinstance(inputs, Inputs) and not len(inputs.items):
         raise ValueError("there is nothing to embed")
     session = open_session(arguments)
-    identity = session.identity(inputs.kind, data=inputs.identity, normalized=True, model=arguments.model)
-    session.write(folder, identity, inputs, normalize=True, form=arguments.format)
+    if isinstance(inputs, Files):
+        changes = session.update(folder, inputs, form=arguments.format, model=arguments.model)
+        said = f" ({', '.join(f'{number} {what}' for what, number in asdict(changes).items())})"
+    else:
+        identity = session.identity(inputs.kind, data=inputs.identity, normalized=True, model=arguments.model)
+        session.write(folder, identity, inputs, normalize=True, form=arguments.format)
+        said = ""
     if session.first:
-        embeds, errors, _ = store.read(folder)
-        for row, message in errors.items():
-            print(f"row {row} cannot be read: {message}")
-        if len(errors) == len(embeds):
-            raise ValueError(f"none of the {len(embeds)} {inputs.kind}s can be read: {folder} holds no embedding")
-        print(f"{len(embeds) - len(errors)} of {len(embeds)} {inputs.kind}s are in {folder}")
+        stored = open_blocks(folder)
+        for row, message in stored.errors.items():
+            print(f"{stored.names[row] or f'row {row}'} cannot be read: {message}")
+        if len(stored.errors) == stored.rows:
+            raise ValueError(f"none of the {stored.rows} {inputs.kind}s can be read: {folder} holds no embedding")
+        print(f"{stored.rows - len(stored.errors)} of {stored.rows} {inputs.kind}s are in {folder}" + said)
+        if arguments.index is not None:
+            written = write_index(folder, arguments.index)
+            print(f"the index in {folder} is {'written' if written else 'as it was'}")
