@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TPU_VENV := .venv-tpu
 TPU_INSTALLED := $(TPU_VENV)/.installed
-ROOMS := evaluation training conversion model_cards
+ROOMS := evaluation training conversion serving model_cards
 space := $(subst ,, )
 
 .PHONY: demo demo-siglip2 test test-all fuzz test-tpu test-gpu lint format types bench wheel-test clean

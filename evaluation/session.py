@@ -1,7 +1,6 @@
 """A model under evaluation: it is loaded once, its embeddings are kept on disk, its results are written."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.dual_models import load_dual_model
 from modeling_siglip_ext.embedded_files import Changes, update
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
 from modeling_siglip_ext.file_encoding import encode_image_files
 from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
-from modeling_siglip_ext.loading import load_whole
 
 from .data import Classes, EvaluationData
 from .evaluate import embed_classes, evaluate, text_embedder, warn_of_unreadable
@@ -117,25 +116,18 @@ class Session:
         """Load the model.
 
         Raises:
-            FileNotFoundError: a folder that is not there.
-            ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
-                without some of its weights, or settings of NaFlex for another model.
+            OSError, ValueError: as `load_dual_model`; or settings of NaFlex for another model.
         """
-        started, name = time.monotonic(), settings.model
-        if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-            raise FileNotFoundError(f"{name} is no folder")
-        device = checked_device(settings.device or default_device())
-        options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-        try:
-            model = load_whole(AutoModel.from_pretrained, name, dtype=getattr(torch, settings.dtype), **options)[0]
-        except OSError as error:
-            raise OSError(f"--model {name} cannot be read: {error}") from error
-        model = model.eval()
-        if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
-            raise ValueError(f"{name} is a {type(model).__name__}, not a model of images and texts")
-        processor = AutoProcessor.from_pretrained(name, **options)
+        started = time.monotonic()
+        model, processor = load_dual_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
         settings.budget.check(processor.image_processor)
-        return cls(settings, model.to(device), processor, store.weights_fingerprint(model), started)
+        return cls(settings, model, processor, store.weights_fingerprint(model), started)
 
     @property
     def first(self) -> bool:
@@ -283,21 +275,6 @@ def without_captions(texts: Sequence[str | None], batches: Iterator[EncodedBatch
                 batch.errors[place] = "there is no caption"
         first += len(batch.embeds)
         yield batch
-
-
-def default_device() -> str:
-    """The accelerator of this process, if there is one."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else f"{accelerator.type}:{os.environ.get('LOCAL_RANK', 0)}"
-
-
-def checked_device(name: str) -> str:
-    """Raises ValueError where torch cannot compute on it, before a large model is loaded."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        raise ValueError(f"--device {name}: {error}") from error
-    return name
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Any:

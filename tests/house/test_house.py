@@ -24,6 +24,7 @@ ALLOWED = {
     "evaluation": {PACKAGE},
     "training": {PACKAGE, "evaluation"},
     "conversion": {PACKAGE},
+    "serving": {PACKAGE},
     "model_cards": set(),
 }
 BENEATH_FORMATS = (  # of conversion: what the folder of a format may use
@@ -91,6 +92,7 @@ ARROWS = {
         "top": {*BENEATH_FORMATS, "big_vision", "open_clip"},
         "commands": {*BENEATH_FORMATS, "big_vision", "big_vision.names", "big_vision.config", "open_clip", "top"},
     },
+    "serving": {"top": set()},
     "model_cards": {},
 }
 # Against the arrows, and only inside functions: (room, from, to): why.
@@ -370,7 +372,7 @@ def test_the_arrow_test_sees_an_offender(tmp_path):
 # ---- how rooms are installed and imported
 
 
-@pytest.mark.parametrize("room", ["training", "conversion", "evaluation"])
+@pytest.mark.parametrize("room", ["training", "conversion", "evaluation", "serving"])
 def test_a_bare_import_of_a_room_says_what_to_do(room):
     result = subprocess.run([sys.executable, "-c", f"import {room}"], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 1

@@ -33,6 +33,7 @@ CHAINS = (
     ("training/README.md",),
     ("evaluation/README.md",),
     ("conversion/README.md",),
+    ("serving/README.md",),
     ("training/data/emoji/README.md", "training/data/scenes/README.md"),
 )
 WITHOUT_SNIPPETS = ("benchmarks/README.md", "benchmarks/results/studies/README.md", "evaluation/prompts/README.md")
@@ -116,7 +117,7 @@ def hub(tmp_path):
 
 
 def test_every_page_is_read():
-    folders = ("modeling_siglip_ext", "training", "evaluation", "conversion", "model_cards", "benchmarks")
+    folders = ("modeling_siglip_ext", "training", "evaluation", "conversion", "serving", "model_cards", "benchmarks")
     paths = [path for room in folders for path in (REPOSITORY / room).rglob("README.md")]
     pages = ["README.md", *(str(path.relative_to(REPOSITORY)) for path in paths)]
     assert sorted(pages) == sorted([page for chain in CHAINS for page in chain] + list(WITHOUT_SNIPPETS))

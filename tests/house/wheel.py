@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 USE_IT = """
 import importlib.util, pathlib, sys
 import modeling_siglip_ext
-from modeling_siglip_ext import conversion, evaluation, losses, training
+from modeling_siglip_ext import conversion, evaluation, losses, serving, training
 from modeling_siglip_ext.training.data.emoji import load_emoji
 
 location = pathlib.Path(modeling_siglip_ext.__file__)

@@ -12,8 +12,8 @@ from transformers import AutoImageProcessor
 
 from modeling_siglip_ext import command_line
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.dual_models import checked_device, default_device
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images
-from modeling_siglip_ext.evaluation.session import checked_device, default_device
 from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.inputs import undecoded
 

@@ -1,0 +1,6 @@
+"""Serving SigLIP-family models: an HTTP server, and the same encoder inside distributed engines."""
+
+if __name__ == "serving":
+    raise ImportError(
+        "this room is imported as modeling_siglip_ext.serving; run `pip install -e .` in the repository first"
+    )

@@ -1,0 +1,117 @@
+"""Sets of labels, embedded once, and the scores of images for them."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_siglip_ext.pipeline_siglip_ext import (
+    CACHE_ROWS,
+    DEFAULT_TEMPLATE,
+    RowCache,
+    check_labels,
+    check_templates,
+)
+
+from .batcher import Item, Outcome
+from .encoder import Facts
+
+
+Key = tuple[tuple[str, ...], tuple[str, ...]]  # labels and templates
+
+
+def read_label_sets(path: Path) -> dict[str, Key]:
+    """Sets by name from a JSON file: `{"name": ["cat", "dog"]}`, or with templates
+    `{"name": {"labels": [...], "templates": ["a photo of a {}."]}}`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has something else in it.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        sets = {name: given if isinstance(given, dict) else {"labels": given} for name, given in found.items()}
+        return {name: label_key(**given) for name, given in sets.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has no label sets as {{name: [labels]}}: {error}") from error
+
+
+def label_key(labels: Sequence[str], templates: str | Sequence[str] | None = None) -> Key:
+    """
+    Raises:
+        ValueError, TypeError: no labels, one twice, or a template without `{}`.
+    """
+    return check_labels(labels), check_templates(DEFAULT_TEMPLATE if templates is None else templates)
+
+
+class LabelEmbeddings:
+    """Embeddings (labels, D) float32 of sets of labels; those of the latest ones are kept.
+
+    Args:
+        encode: vectors of items, as of `Batcher.encode`.
+        batch: texts at a time: a large set takes its turn among the others.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[Item]], Awaitable[list[Outcome]]], batch: int):
+        self.encode, self.batch = encode, batch
+        self.cache = RowCache(CACHE_ROWS)
+        self.kept: dict[Key, np.ndarray] = {}
+        self.running: dict[Key, asyncio.Task[np.ndarray]] = {}
+
+    async def register(self, key: Key) -> None:
+        """Embed a set and keep it for good."""
+        self.kept[key] = await self.embed(key)
+
+    async def of(self, key: Key) -> np.ndarray:
+        """Requests that ask for the same new set share the work, also when one of them goes away."""
+        if key in self.kept:
+            return self.kept[key]
+        found = self.cache.get(key)
+        if found is not None:
+            return found.numpy()
+        task = self.running.get(key)
+        if task is None:
+            task = self.running[key] = asyncio.create_task(self.embed(key))
+            task.add_done_callback(lambda _: self.running.pop(key))
+        embeds = await asyncio.shield(task)
+        self.cache.put(key, torch.from_numpy(embeds))
+        return embeds
+
+    async def embed(self, key: Key) -> np.ndarray:
+        """The mean over the templates of unit vectors, of unit length again, as in the pipeline."""
+        labels, templates = key
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        rows: list[Any] = []
+        for start in range(0, len(texts), self.batch):
+            items = [Item("text", text) for text in texts[start : start + self.batch]]
+            rows += [outcome.embed for outcome in await self.encode(items)]
+        means = np.stack(rows).reshape(len(labels), len(templates), -1).mean(axis=1)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def logits(facts: Facts, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """(images, texts) float64 of unit vectors."""
+    return images.astype(np.float64) @ texts.T.astype(np.float64) * facts.logit_scale + facts.logit_bias
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def ranked(
+    row: np.ndarray, labels: Sequence[str], function: str, top_k: int | None, threshold: float | None
+) -> list[dict[str, Any]]:
+    """Labels with their scores from the logits (labels,) of an image, best first; of equal ones the earlier first."""
+    scores = sigmoid(row) if function == "sigmoid" else softmax(row)
+    order = np.argsort(-row, kind="stable")[:top_k].tolist()
+    found = [{"label": labels[place], "score": float(scores[place])} for place in order]
+    return found if threshold is None else [entry for entry in found if entry["score"] >= threshold]

@@ -1,0 +1,106 @@
+"""What a server is told at its start."""
+
+from dataclasses import dataclass, field, replace
+
+from modeling_siglip_ext.image_budget import ImageBudget
+
+
+MIB = 1 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How a worker loads and runs the model.
+
+    Args:
+        model: name on the Hub, or a folder.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether to run code that the model brings.
+        device: where to compute; None for the accelerator if there is one.
+        dtype: "float32", "bfloat16" or "float16".
+        threads: of torch on the CPU; None for its own choice.
+        max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
+        max_pixels: of an image; larger ones are refused before they are decoded.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device: str | None = None
+    dtype: str = "float32"
+    threads: int | None = None
+    max_num_patches: int | None = None
+    upscale: bool = True
+    batch_tokens: int | None = None
+    max_pixels: int = 50_000_000
+
+    def on(self, device: str | None) -> "EncoderSettings":
+        """The same on another device."""
+        return replace(self, device=device)
+
+    @property
+    def budget(self) -> ImageBudget:
+        """Patches of an image, and of a forward pass."""
+        return ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes.
+
+    Args:
+        body: bytes of a request.
+        held: bytes of all requests that are being read or answered.
+        body_seconds: for a client to send its request.
+        items: texts and images of a request, in one list.
+        labels: of a request, times templates; registered sets may be larger.
+        characters: of a text.
+        queue: items that wait for a worker.
+    """
+
+    body: int = 16 * MIB
+    held: int = 512 * MIB
+    body_seconds: float = 60.0
+    items: int = 256
+    labels: int = 1000
+    characters: int = 10_000
+    queue: int = 512
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The whole of a server.
+
+    Args:
+        encoders: one a worker process.
+        name: of the model, as clients give it.
+        host, port: where to listen; port 0 takes a free one.
+        max_batch: images in a batch; texts come twice as many.
+        linger: seconds that an idle worker waits for more of a batch.
+        keys: one of which every request must have, if there are any.
+        label_sets: labels and templates by name, embedded at the start.
+        allow_urls: whether images are fetched from public addresses.
+        shutdown_seconds: to finish what was accepted when told to stop.
+    """
+
+    encoders: tuple[EncoderSettings, ...]
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_batch: int = 32
+    linger: float = 0.005
+    keys: tuple[bytes, ...] = field(default=(), repr=False)
+    label_sets: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    allow_urls: bool = False
+    shutdown_seconds: int = 300
+    limits: Limits = Limits()
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Items in a batch by kind.
+
+        Where small NaFlex images keep their size, a batch takes more of them; the worker splits it by tokens.
+        """
+        images = self.max_batch if self.encoders[0].upscale else 4 * self.max_batch
+        return {"image": images, "text": 2 * self.max_batch}
