@@ -1,4 +1,4 @@
-"""Image files read once: their contents are hashed and decoded from the same bytes."""
+"""Embeddings of files, and what tells their contents from others; of images both come from the same bytes."""
 
 import hashlib
 from collections import deque
@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from .embedded_files import READERS, EncodedFile, File, stat_file
+from .embedded_files import READERS, EncodedFile, File, hash_file, stat_file
 from .encoding import ahead, stream_images
+from .video_frames import Sampling
+from .videos import stream_videos
 
 
 def read_file(root: Path, name: str) -> tuple[File, bytes | None]:
@@ -43,3 +46,24 @@ def encode_image_files(
     for batch in stream_images(model, processor, contents(), normalize=True, **options):
         for place, row in enumerate(batch.embeds):
             yield EncodedFile(on_their_way.popleft(), row[None], batch.errors.get(place))
+
+
+def encode_video_files(
+    model: nn.Module, processor: Any, root: Path, names: Sequence[str], sampling: Sampling, **options: Any
+) -> Iterator[EncodedFile]:
+    """Embeddings of unit length of video files, in order, a row an interval; `options` as for `stream_images`."""
+    on_their_way: deque[File] = deque()
+
+    def paths() -> Iterator[Path]:
+        for name in names:
+            on_their_way.append(hash_file(root, stat_file(root, name) or File(name, 0, 0)))
+            yield root / name
+
+    for video in stream_videos(model, processor, paths(), sampling, **options):
+        file = on_their_way.popleft()
+        if video.error is not None:
+            unknown = {"start": [None], "end": [None]}
+            yield EncodedFile(file, torch.from_numpy(video.embedding)[None], video.error, unknown)
+        else:
+            spans = {"start": video.starts.tolist(), "end": video.ends.tolist()}
+            yield EncodedFile(file, torch.from_numpy(video.intervals), None, spans)

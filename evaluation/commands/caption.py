@@ -7,7 +7,7 @@ from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
-from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.inputs import files_below
 
 from .arguments import add_model, open_session
 
@@ -65,7 +65,7 @@ def paths_in(name: str) -> list[Path]:
     """
     path = Path(name)
     if path.is_dir():
-        return image_files(path)
+        return files_below(path, "image")
     if not path.is_file():
         raise FileNotFoundError(f"--images: there is no {name}")
     return [path]

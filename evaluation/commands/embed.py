@@ -1,4 +1,4 @@
-"""`embed`: embeddings of many images or texts in a folder, for search."""
+"""`embed`: embeddings of many images, videos or texts in a folder, for search."""
 
 import argparse
 from dataclasses import asdict
@@ -9,8 +9,9 @@ from transformers.utils import logging
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.embedding_blocks import open_blocks
 from modeling_siglip_ext.embedding_store import fingerprint
-from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.inputs import files_below
 from modeling_siglip_ext.search_index import faiss, write_index
+from modeling_siglip_ext.video_frames import Sampling, pyav
 
 from ..data import columns, load
 from ..data.classes import read_lines_or_json
@@ -23,17 +24,20 @@ logger = logging.get_logger(__name__)
 
 def register(commands: Subparsers) -> None:
     summary = (
-        "Embeddings of many images or texts in a folder of Parquet or safetensors files; goes on where it was stopped."
+        "Embeddings of many images, videos or texts in a folder of Parquet or safetensors files; goes on where it was "
+        "stopped."
     )
     parser = add_command(commands, "embed", run, summary=summary)
     parser.usage = (
-        "%(prog)s --model MODEL (--images FOLDER | --texts FILE | --dataset DATASET) --output_dir FOLDER [options]"
+        "%(prog)s --model MODEL (--images FOLDER | --videos FOLDER | --texts FILE | --dataset DATASET) "
+        "--output_dir FOLDER [options]"
     )
     add_model(parser)
-    data = parser.add_argument_group("data, one of the first three")
+    data = parser.add_argument_group("data, one of the first four")
     data.add_argument(
         "--images", metavar="FOLDER", help="all images in it and below; run again, it embeds what is new or changed"
     )
+    data.add_argument("--videos", metavar="FOLDER", help="all videos in it and below, as images (with PyAV)")
     data.add_argument("--texts", metavar="FILE", help="one text a line, or a JSON list")
     data.add_argument("--dataset", help="name on the Hub, file or folder")
     add_columns(data)
@@ -43,6 +47,13 @@ def register(commands: Subparsers) -> None:
         action="store_true",
         default=None,
         help="read files, too, whose size and time of change are as they were in the last run",
+    )
+    videos = parser.add_argument_group("videos")
+    videos.add_argument(
+        "--frames_per_second", type=float, metavar="N", help="how many frames are seen of a second (default: 1)"
+    )
+    videos.add_argument(
+        "--interval", type=float, metavar="SECONDS", help="a vector each so many seconds (default: one of the video)"
     )
     own = parser.add_argument_group("output")
     own.add_argument("--output_dir", required=True, metavar="FOLDER", help="where the embeddings go")
@@ -62,8 +73,9 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
     Raises:
         ValueError: none, or several, or options that nothing of them reads.
     """
-    if sum(value is not None for value in (arguments.images, arguments.texts, arguments.dataset)) != 1:
-        raise ValueError("give one of --images, --texts and --dataset")
+    given = (arguments.images, arguments.videos, arguments.texts, arguments.dataset)
+    if sum(value is not None for value in given) != 1:
+        raise ValueError("give one of --images, --videos, --texts and --dataset")
     if arguments.dataset is None:
         unread = ("config", "split", "separator", "image_column", "caption_column")
         refuse_unused(arguments, unread, "without --dataset")
@@ -72,11 +84,14 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
     if arguments.texts or arguments.caption_column:
         unread = ("image_column", "workers", "max_num_patches", "upscale", "batch_tokens")
         refuse_unused(arguments, unread, "where texts are embedded")
-    if arguments.images:
-        root = Path(arguments.images)
-        names = [path.relative_to(root).as_posix() for path in image_files(root)]
-        return Files("image", root, names, bool(arguments.check_contents))
-    refuse_unused(arguments, ["check_contents"], "without --images")
+    if arguments.videos is not None:
+        pyav()  # missing, it is missed before anything is computed
+        per_second = 1.0 if arguments.frames_per_second is None else arguments.frames_per_second
+        return files_in(arguments, "video", Sampling(per_second, arguments.interval))
+    refuse_unused(arguments, ["frames_per_second", "interval"], "without --videos")
+    if arguments.images is not None:
+        return files_in(arguments, "image")
+    refuse_unused(arguments, ["check_contents"], "without --images or --videos")
     if arguments.texts:
         texts = read_lines_or_json(arguments.texts)
         return Inputs("text", texts, fingerprint({"items": texts}))
@@ -91,6 +106,12 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
         return Inputs("text", [own[0] if own else None for own in captions], rows._fingerprint)
     column = columns.column(rows, arguments.image_column, columns.IMAGE_COLUMNS, "image")
     return Inputs("image", columns.images(rows, column), rows._fingerprint, column)
+
+
+def files_in(arguments: argparse.Namespace, kind: str, sampling: Sampling | None = None) -> Files:
+    root = Path(getattr(arguments, f"{kind}s"))
+    names = [path.relative_to(root).as_posix() for path in files_below(root, kind)]
+    return Files(kind, root, names, bool(arguments.check_contents), sampling)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -111,9 +132,12 @@ def run(arguments: argparse.Namespace) -> None:
         stored = open_blocks(folder)
         for row, message in stored.errors.items():
             print(f"{stored.names[row] or f'row {row}'} cannot be read: {message}")
-        if len(stored.errors) == stored.rows:
-            raise ValueError(f"none of the {stored.rows} {inputs.kind}s can be read: {folder} holds no embedding")
-        print(f"{stored.rows - len(stored.errors)} of {stored.rows} {inputs.kind}s are in {folder}" + said)
+        count = len(set(stored.names)) if isinstance(inputs, Files) else stored.rows
+        read = count - len(stored.errors)
+        if not read:
+            raise ValueError(f"none of the {count} {inputs.kind}s can be read: {folder} holds no embedding")
+        vectors = "" if inputs.kind != "video" else f"{stored.rows - len(stored.errors)} vectors of "
+        print(f"{vectors}{read} of {count} {inputs.kind}s are in {folder}" + said)
         if arguments.index is not None:
             written = write_index(folder, arguments.index)
             print(f"the index in {folder} is {'written' if written else 'as it was'}")

@@ -20,6 +20,7 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     encode_images,
     encode_texts,
+    encode_videos,
     train_tokenizer,
 )
 from modeling_siglip_ext import embedding_store as store
@@ -32,6 +33,7 @@ from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.search_index import open_index
 from support.images import read_image
 from support.models import TINY
+from support.videos import frames, write_video
 
 
 NAMES = ["red square", "blue_circle", "green triangle"]
@@ -462,6 +464,36 @@ def test_a_second_embed_opens_no_image_and_an_index_is_of_its_weights(parts, fol
     processor.save_pretrained(tmp_path / "other")
     assert main([*words, "--model", str(tmp_path / "other"), "--index"]) == 2
     assert "holds embeddings with other weights" in capsys.readouterr().err
+
+
+def test_videos_give_a_row_each_interval_and_bad_ones_are_reported(parts, folder, tmp_path, capsys):
+    pytest.importorskip("av")
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "below").mkdir(parents=True)
+    write_video(videos / "a.mp4", frames(5, seed=1))
+    write_video(videos / "below" / "b.mkv", frames(9, seed=2))
+    (videos / "empty.mp4").write_bytes(b"")
+    words = ["embed", "--model", str(folder / "model"), "--videos", str(videos), "--output_dir", str(out)]
+    assert main([*words, "--interval", "2", "--frames_per_second", "2", "--index"]) == 0
+    said = capsys.readouterr().out
+    assert "empty.mp4 cannot be read: " in said
+    assert "5 vectors of 2 of 3 videos are in" in said
+    table = pyarrow.parquet.read_table(out).to_pydict()
+    names = ["a.mp4", "a.mp4", "below/b.mkv", "below/b.mkv", "below/b.mkv", "empty.mp4"]
+    assert table["name"] == names
+    assert table["start"] == [0, 2, 0, 2, 4, None]
+    expected = encode_videos(*parts, videos, frames_per_second=2, interval=2)
+    found = np.array(table["embedding"])
+    np.testing.assert_allclose(found[:5], np.concatenate([one.intervals for one in expected]), atol=1e-6)
+    match = open_index(out, parts[0]).search(found[3:4], 1)[0][0]
+    assert (match.name, match.start, match.end) == ("below/b.mkv", 2, 4)
+    (videos / "a.mp4").unlink()
+    assert main([*words, "--interval", "2", "--frames_per_second", "2"]) == 0
+    assert "(0 new, 0 changed, 0 moved, 1 deleted, 2 unchanged)" in capsys.readouterr().out
+    assert main(words) == 2
+    assert (
+        "with other frames_per_second (there 2.0, now 1.0), interval (there 2.0, now None)" in capsys.readouterr().err
+    )
 
 
 def test_a_probe_needs_data_of_its_own(folder, tmp_path, capsys):
