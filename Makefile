@@ -77,7 +77,7 @@ types: $(INSTALLED)
 		| sed -E 's#build/types/(modeling_siglip_ext/($(subst $(space),|,$(ROOMS)))/)?#\2/#; s#^/##'
 
 # Nearly two hours on two cores, in minutes: towers 4, naflex 15, data 1, encoding 7, duplicates 3, conversion 2, loss 10,
-# training 15, pipeline 20, emoji 15 (three trainings and the controls). benchmarks/peers.py (4) needs timm and open_clip
+# training 15, pipeline 20, serving 15, emoji 15 (three trainings and the controls). benchmarks/peers.py (4) needs timm and open_clip
 # in an environment of their own: PEER_PYTHON=OTHER/bin/python make bench. conversion_catalogue.py (hours) is started by hand.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/towers.py
@@ -89,6 +89,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/emoji.py
 	$(if $(PEER_PYTHON),$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON))
 

@@ -25,8 +25,9 @@ from .workers import WorkerLost
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; connect-src 'self'; img-src blob:; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'none'; connect-src 'self'; img-src blob: data:; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }

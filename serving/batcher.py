@@ -144,8 +144,6 @@ class Batcher:
             for one in batch:
                 if not one.future.done():
                     one.future.set_exception(found)
-            if not worker.ready:
-                await self.revive(worker)
             return
         seconds = time.monotonic() - started
         self.pace[kind] = 0.8 * self.pace[kind] + 0.2 * seconds / len(batch)
@@ -159,19 +157,22 @@ class Batcher:
             if not one.future.done():
                 one.future.set_result(outcome)
 
-    async def revive(self, worker: Worker) -> None:
-        """A new process in place of the dead one, tried until it stands; the other workers go on meanwhile."""
-        self.metrics.worker_restarts.inc()
+    async def supervise(self, worker: Worker) -> None:
+        """A new process in place of a dead one, tried until it stands; the other workers go on meanwhile."""
         while True:
-            [found] = await asyncio.gather(worker.start(), return_exceptions=True)
-            if not isinstance(found, BaseException):
-                logger.warning("a worker that had died was replaced")
-                return
-            logger.error("a worker does not start: %s; again in %d seconds", found, RESTART_SECONDS)
-            await asyncio.sleep(RESTART_SECONDS)
+            await worker.death()
+            logger.error("a worker died")
+            self.metrics.worker_restarts.inc()
+            while not worker.ready:
+                [found] = await asyncio.gather(worker.start(), return_exceptions=True)
+                if isinstance(found, BaseException):
+                    logger.error("a worker does not start: %s; again in %d seconds", found, RESTART_SECONDS)
+                    await asyncio.sleep(RESTART_SECONDS)
+            logger.warning("it was replaced")
 
     def start(self) -> None:
-        self.tasks = [asyncio.create_task(self.serve(worker)) for worker in self.workers]
+        runs = [run(worker) for worker in self.workers for run in (self.serve, self.supervise)]
+        self.tasks = [asyncio.create_task(run) for run in runs]
 
     async def stop(self) -> None:
         """What still waits is given up: the server has waited for its requests before."""

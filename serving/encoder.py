@@ -139,14 +139,14 @@ def end_with_parent() -> None:
 LOADED: list[Encoder] = []  # the encoder of this process
 
 
-def load(settings: EncoderSettings) -> Facts:
-    """Load the model of this process.
+def load(settings: EncoderSettings) -> tuple[int, Facts]:
+    """Load the model of this process; its number, and what the model is.
 
     Raises:
         OSError, ValueError: as `load_dual_model`; or settings of NaFlex for another model.
     """
     LOADED[:] = [Encoder(settings)]
-    return LOADED[0].facts()
+    return os.getpid(), LOADED[0].facts()
 
 
 def encode(kind: str, items: Sequence[bytes] | Sequence[str]) -> Encoded:

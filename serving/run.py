@@ -20,6 +20,18 @@ from .workers import Worker
 logger = logging.getLogger(__name__)
 
 
+class Server(uvicorn.Server):
+    """Prints its address as soon as it listens: whoever started it waits for that line."""
+
+    def __init__(self, config: uvicorn.Config, address: str):
+        super().__init__(config)
+        self.address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.address, flush=True)
+
+
 def serve(settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT; what was accepted by then is answered.
 
@@ -64,11 +76,10 @@ def run_app(service: Service, listener: socket.socket) -> None:
         ws="none",
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    server = uvicorn.Server(config)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    server = Server(config, f"http://{host}:{listener.getsockname()[1]}")
     # uvicorn ends well upon these, and then raises them again: they have done their work
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     logger.info("process %d serves %s", os.getpid(), settings.name)
-    print(f"http://{host}:{listener.getsockname()[1]}", flush=True)
     server.run(sockets=[listener])

@@ -1,9 +1,12 @@
 """Every snippet of every README runs, in the order of its page, with a small local model for the Hub's names."""
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +119,18 @@ def hub(tmp_path):
         yield address, folder
 
 
+@pytest.fixture
+def port(workplace):
+    """A free one for the server of a page; a server that is left over is stopped."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    yield number
+    if (workplace / "server.pid").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((workplace / "server.pid").read_text()), signal.SIGKILL)
+
+
 def test_every_page_is_read():
     folders = ("modeling_siglip_ext", "training", "evaluation", "conversion", "serving", "model_cards", "benchmarks")
     paths = [path for room in folders for path in (REPOSITORY / room).rglob("README.md")]
@@ -132,7 +147,7 @@ def test_the_readme_fits_in_the_head():
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0].rpartition("/")[0] or "top")
-def test_snippets_run(chain, workplace, hub):
+def test_snippets_run(chain, workplace, hub, port):
     """One after the other in one test: later ones read what earlier ones wrote."""
     address, pushed = hub
     environment = {
@@ -145,7 +160,7 @@ def test_snippets_run(chain, workplace, hub):
     }
     of_chain = [snippet for page in chain for snippet in snippets(page)]
     for language, group in itertools.groupby(of_chain, key=lambda snippet: snippet[0]):
-        codes = [code for _, code in group]
+        codes = [code.replace(":8000", f":{port}").replace("--port 8000", f"--port {port}") for _, code in group]
         if language == "python":
             command = [sys.executable, "-c", EACH_ON_ITS_OWN, *codes]
         else:
