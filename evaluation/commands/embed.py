@@ -81,7 +81,7 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
         refuse_unused(arguments, unread, "without --dataset")
     elif Path(arguments.dataset).exists():
         refuse_unused(arguments, ["config"], "with a file or a folder")
-    if arguments.texts or arguments.caption_column:
+    if arguments.texts is not None or arguments.caption_column:
         unread = ("image_column", "workers", "max_num_patches", "upscale", "batch_tokens")
         refuse_unused(arguments, unread, "where texts are embedded")
     if arguments.videos is not None:
@@ -92,7 +92,7 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
     if arguments.images is not None:
         return files_in(arguments, "image")
     refuse_unused(arguments, ["check_contents"], "without --images or --videos")
-    if arguments.texts:
+    if arguments.texts is not None:
         texts = read_lines_or_json(arguments.texts)
         return Inputs("text", texts, fingerprint({"items": texts}))
     about = {name: getattr(arguments, name) for name in ("config", "split", "separator", "image_column")}
