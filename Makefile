@@ -91,6 +91,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/ray_workers.py
 	$(BIN)/python benchmarks/emoji.py
 	$(if $(PEER_PYTHON),$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON))
 

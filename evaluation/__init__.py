@@ -5,6 +5,8 @@ if __name__ == "evaluation":
         "this room is imported as modeling_siglip_ext.evaluation; run `pip install -e .` in the repository first"
     )
 
+from modeling_siglip_ext.search_index import open_index
+
 from .data import Classes, EvaluationData, select
 from .evaluate import evaluate
 from .metrics.duplicates import find_duplicates
@@ -26,6 +28,7 @@ __all__ = [
     "find_duplicates",
     "knn",
     "linear_probe",
+    "open_index",
     "retrieval_metrics",
     "select",
     "write_result",

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.dual_models import load_dual_model
+from modeling_siglip_ext.embedded_files import Changes, update
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
+from modeling_siglip_ext.file_encoding import encode_image_files, encode_video_files
 from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
+from modeling_siglip_ext.video_frames import Sampling
 
 from .data import Classes, EvaluationData
 from .evaluate import embed_classes, evaluate, text_embedder, warn_of_unreadable
@@ -77,14 +80,31 @@ class Inputs:
         items: paths or texts (None where a row has none), or rows of `datasets` with images in `column`.
         identity: a hash that changes with the inputs.
         column: of the images.
-        names: of the inputs, for people.
     """
 
     kind: str
     items: Any
     identity: str | None
     column: str | None = None
-    names: list[str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that are embedded, and again when they have changed.
+
+    Args:
+        kind: "image" or "video".
+        root: their folder.
+        names: of all of them, below it, with slashes.
+        check_contents: hash all of them, also those whose size and time of change are as before.
+        sampling: of videos.
+    """
+
+    kind: str
+    root: Path
+    names: list[str]
+    check_contents: bool = False
+    sampling: Sampling | None = None
 
 
 @dataclass
@@ -152,7 +172,7 @@ class Session:
 
     def identity(self, kind: str, **about: Any) -> dict[str, Any]:
         """All that embeddings of this kind depend on."""
-        if kind == "image":
+        if kind != "text":
             preparation = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
             seen = self.images_seen()
             preparation |= dict.fromkeys(preparation.keys() & seen.keys())  # as it is seen, and not as it was saved
@@ -192,9 +212,32 @@ class Session:
             partial(self.encode, inputs, normalize),
             self.model,
             form=form,
-            names=inputs.names,
             part_rows=self.settings.part_rows,
             what=f"{inputs.kind}s",
+        )
+
+    def update(self, folder: Path, files: Files, *, form: str, model: str) -> Changes:
+        """Bring the embeddings of files in a folder up to date, of unit length; see `embedded_files.update`."""
+        about, sampling = self.settings, files.sampling
+        options: dict[str, Any] = {"batch_size": about.batch_size, "workers": about.workers, "budget": about.budget}
+        encode: Any = encode_image_files
+        identity = self.identity(files.kind, normalized=True, model=model)
+        part_files = about.part_rows
+        if sampling is not None:
+            encode, part_files = encode_video_files, -(-part_files // 64)  # a file may give as many rows and more
+            identity |= asdict(sampling)
+            options["sampling"] = sampling
+        return update(
+            folder,
+            identity,
+            files.root,
+            files.names,
+            lambda names: encode(self.model, self.processor, files.root, names, **options),
+            self.model,
+            form=form,
+            part_files=part_files,
+            what=f"{files.kind}s",
+            check_contents=files.check_contents,
         )
 
     def embed(self, inputs: Inputs) -> tuple[torch.Tensor, dict[int, str]]:

@@ -32,6 +32,7 @@ from .pooling import SiglipExtMultiheadAttentionPoolingHead
 from .processing_siglip_ext import SiglipExtProcessor, fit_processor
 from .stock import native_config
 from .tokenization_siglip_ext import apply_text_rules, fit_tokenizer, train_tokenizer
+from .videos import EncodedVideo, encode_videos
 
 
 for config_class, model_class in (
@@ -50,6 +51,7 @@ register_dispatcher()
 __version__ = "0.1.0"
 
 __all__ = [
+    "EncodedVideo",
     "SiglipExtConfig",
     "SiglipExtForImageClassification",
     "SiglipExtImageProcessor",
@@ -67,6 +69,7 @@ __all__ = [
     "apply_text_rules",
     "encode_images",
     "encode_texts",
+    "encode_videos",
     "fit_processor",
     "fit_tokenizer",
     "native_config",

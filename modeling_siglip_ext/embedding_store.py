@@ -1,6 +1,7 @@
 """Embeddings on disk in parts: what was computed is kept when a run is stopped, and shared between tasks.
 
-A folder holds what its embeddings depend on, and parts of consecutive rows with the reasons why some are missing.
+A folder holds what its embeddings depend on, and parts of consecutive rows with the reasons why some are missing. Its
+number of rows is settled when it is begun, or else its parts come and go with their files (`embedded_files.py`).
 
 Under torchrun every process computes each n-th part; the first one reads all of them.
 """
@@ -21,15 +22,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .encoding import EncodedBatch, evaluating
 from .files import new_file, read_json, write_json
 
 
+logger = logging.get_logger(__name__)
 # readers of Parquet folders pass over names that begin so
 SETTINGS = "_settings.json"
+# what is to be computed of files, for all processes of a run; there while it goes on, or where it was stopped
+PLAN = "_plan.json"
 # Settings that say how the embeddings are kept and what people call their model, not what they are.
-NOT_CONTENT = ("part_rows", "model")
+NOT_CONTENT = ("part_rows", "part_files", "model")
 MISSING = "run the command that writes them; it continues where it stopped"
 
 
@@ -67,29 +72,57 @@ def fingerprint(settings: Mapping) -> str:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-Names = Sequence[str | None] | None
+Names = Sequence[str] | None
+Columns = Mapping[str, Sequence] | None
 
 
-def write_safetensors(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names: Names) -> None:
+def write_safetensors(
+    path: Path,
+    first: int,
+    embeds: torch.Tensor,
+    errors: Mapping[int, str],
+    names: Names = None,
+    columns: Columns = None,
+) -> None:
     rows = torch.arange(first, first + len(embeds))
     metadata = {"errors": json.dumps(errors, ensure_ascii=False)}
     if names is not None:
         metadata["names"] = json.dumps(names, ensure_ascii=False)
+    if columns is not None:
+        metadata["columns"] = json.dumps({name: list(values) for name, values in columns.items()})
     save_file({"embeds": embeds.contiguous(), "rows": rows}, path, metadata=metadata)
 
 
-def write_parquet(path: Path, first: int, embeds: torch.Tensor, errors: Mapping[int, str], names: Names) -> None:
+def write_parquet(
+    path: Path,
+    first: int,
+    embeds: torch.Tensor,
+    errors: Mapping[int, str],
+    names: Names = None,
+    columns: Columns = None,
+) -> None:
     flat = pa.array(embeds.reshape(-1).numpy())
-    columns = {
+    table = {
         "row": pa.array(range(first, first + len(embeds)), pa.int64()),
         "embedding": pa.FixedSizeListArray.from_arrays(flat, embeds.shape[1]),
         "error": pa.array([errors.get(first + place) for place in range(len(embeds))], pa.string()),
     }
     if names is not None:
-        columns["name"] = pa.array(names, pa.string())
-    pyarrow.parquet.write_table(pa.table(columns), path)
+        table["name"] = pa.array(names, pa.string())
+    if columns is not None:
+        del table["row"]  # a part that grows has no fixed place among the others
+        table |= {name: pa.array(values, COLUMN_TYPES[name]) for name, values in columns.items()}
+    pyarrow.parquet.write_table(pa.table(table), path)
 
 
+# of what is known of a row besides its name: about its file, and for videos the seconds it is of
+COLUMN_TYPES = {
+    "size": pa.int64(),
+    "changed": pa.int64(),
+    "content": pa.string(),
+    "start": pa.float64(),
+    "end": pa.float64(),
+}
 WRITERS = {"safetensors": write_safetensors, "parquet": write_parquet}
 
 
@@ -101,7 +134,6 @@ def compute(
     model: nn.Module,
     *,
     form: str = "safetensors",
-    names: list[str | None] | None = None,
     part_rows: int = 4096,
     what: str = "inputs",
     remedy: str = "choose another folder",
@@ -114,7 +146,6 @@ def compute(
         count: rows in all.
         encode: first and last row (exclusive) to the batches of embeddings between them.
         form: "safetensors" or "parquet".
-        names: of the inputs, for people.
         part_rows: rows in one file; a folder that was begun keeps its own number.
         what: the inputs in a word, for people.
         remedy: of the error, for people.
@@ -124,15 +155,8 @@ def compute(
             nothing is written.
     """
     check_part_rows(part_rows)
-    settings = {**settings, "rows": count, "part_rows": part_rows, "form": form}
     rank, world = processes()
-    if (folder / SETTINGS).exists():
-        saved = read_settings(folder, MISSING)
-        expected = {**dict.fromkeys(saved), **settings}
-        check_settings(folder, {name: expected[name] for name in expected if name not in NOT_CONTENT}, remedy)
-        settings = saved  # the parts that are there are cut in its way
-    elif rank == 0:
-        write_json(folder / SETTINGS, settings)
+    settings = begun(folder, {**settings, "rows": count, "part_rows": part_rows, "form": form}, remedy)
     rows = int(settings["part_rows"])
     firsts = range(0, count, rows)
     parts = [(path, first, min(count, first + rows)) for path, first in zip(part_paths(folder, settings), firsts)]
@@ -148,10 +172,25 @@ def compute(
                 bar.update(len(batch.embeds))
             if place != last:
                 raise RuntimeError(f"{place - first} embeddings came for the {last - first} {what} of {path.name}")
-            part_names = None if names is None else names[first:last]
             with new_file(path, replace=True) as draft:
-                WRITERS[form](draft, first, torch.cat(embeds), errors, part_names)
+                WRITERS[form](draft, first, torch.cat(embeds), errors)
     wait_for_all()
+
+
+def begun(folder: Path, settings: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    """The settings of a folder: those it was begun with, or these, which the first process writes there.
+
+    Raises:
+        ValueError: it was begun with others.
+    """
+    if (folder / SETTINGS).exists():
+        saved = read_settings(folder, MISSING)
+        expected = {**dict.fromkeys(saved), **settings}
+        check_settings(folder, {name: expected[name] for name in expected if name not in NOT_CONTENT}, remedy)
+        return saved  # the parts that are there are cut in its way
+    if processes()[0] == 0:
+        write_json(folder / SETTINGS, settings)
+    return dict(settings)
 
 
 def check_part_rows(part_rows: int) -> None:
@@ -172,16 +211,33 @@ def read_settings(folder: Path, missing: str) -> dict[str, Any]:
     """
     there = (folder / SETTINGS).exists()
     settings = read_json(folder / SETTINGS, f"delete {folder}, then {missing}" if there else missing)
-    rows, part_rows = settings.get("rows"), settings.get("part_rows")
-    whole = isinstance(rows, int) and isinstance(part_rows, int) and part_rows > 0
+    sizes = ("part_files",) if grows(settings) else ("rows", "part_rows")
+    whole = all(isinstance(settings.get(name), int) for name in sizes) and settings[sizes[-1]] > 0
     if not whole or settings.get("form") not in READERS:
         raise ValueError(f"{folder / SETTINGS} is damaged: delete {folder}, then {missing}")
     return settings
 
 
+def grows(settings: Mapping[str, Any]) -> bool:
+    """Whether a folder's rows are those of the parts that are there, which come and go with their files."""
+    return "part_files" in settings
+
+
 def part_paths(folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    form = settings["form"]
+    if grows(settings):
+        return sorted(folder.glob(f"part-[0-9]*.{form}"), key=part_number)
     count = -(-settings["rows"] // settings["part_rows"])
-    return [folder / f"part-{part:05d}.{settings['form']}" for part in range(count)]
+    return [part_path(folder, part, form) for part in range(count)]
+
+
+def part_path(folder: Path, number: int, form: str) -> Path:
+    return folder / f"part-{number:05d}.{form}"
+
+
+def part_number(path: Path) -> int:
+    """Raises ValueError for a file that `part_path` did not name."""
+    return int(path.stem.removeprefix("part-"))
 
 
 def check_settings(folder: str | Path, expected: Mapping[str, Any], remedy: str, *, missing: str = MISSING) -> None:
@@ -210,6 +266,10 @@ def located(folder: Path, missing: str) -> tuple[dict[str, Any], list[Path]]:
     """The settings of a folder and its parts, which are all there; raises as `read`."""
     settings = read_settings(folder, missing)
     paths = part_paths(folder, settings)
+    if (folder / PLAN).exists():
+        logger.warning("%s lacks embeddings of files that are new or other by now: %s", folder, missing)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no embeddings yet: {missing}")
     absent = [path.name for path in paths if not path.exists()]
     if absent:
         raise FileNotFoundError(
@@ -234,21 +294,31 @@ def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, d
     embeds, errors, names = [], {}, []
     for path in paths:
         try:
-            part_embeds, part_errors, part_names = READERS[settings["form"]](path)
+            part_embeds, part_errors, part_names = read_part(path)
         except (SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
             raise damaged(path, error, missing) from error
+        errors |= {len(names) + place: message for place, message in part_errors.items()}
         embeds.append(part_embeds)
-        errors |= part_errors
         names += part_names or [None] * len(part_embeds)
-    if len(names) != settings["rows"] or not names:
-        raise ValueError(f"{folder} holds {len(names)} of {settings['rows']} rows: delete it, then {missing}")
+    check_rows(folder, len(names), settings, missing)
     return embeds[0] if len(embeds) == 1 else torch.cat(embeds), errors, names
+
+
+def check_rows(folder: str | Path, found: int, settings: Mapping[str, Any], missing: str) -> None:
+    """Raises ValueError where the parts of a folder hold another number of rows than it was begun for."""
+    if found != settings.get("rows", found) or not found:
+        raise ValueError(f"{folder} holds {found} of {settings.get('rows', 0)} rows: delete it, then {missing}")
+
+
+def read_part(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
+    """Embeddings (rows, D) of a part, why some are missing, by place in it, and names."""
+    return READERS[path.suffix[1:]](path)
 
 
 def read_safetensors(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        errors = {int(row): message for row, message in json.loads(metadata["errors"]).items()}
+        metadata, first = file.metadata(), int(file.get_tensor("rows")[0])
+        errors = {int(row) - first: message for row, message in json.loads(metadata["errors"]).items()}
         return file.get_tensor("embeds"), errors, json.loads(metadata["names"]) if "names" in metadata else None
 
 
@@ -256,9 +326,9 @@ def read_parquet(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]
     table = pyarrow.parquet.read_table(path)
     column = table["embedding"].combine_chunks()
     embeds = torch.from_numpy(column.flatten().to_numpy().copy()).reshape(len(table), -1)
-    errors = zip(table["row"].to_pylist(), table["error"].to_pylist())
+    errors = enumerate(table["error"].to_pylist())
     names = table["name"].to_pylist() if "name" in table.column_names else None
-    return embeds, {row: message for row, message in errors if message is not None}, names
+    return embeds, {place: message for place, message in errors if message is not None}, names
 
 
 READERS = {"safetensors": read_safetensors, "parquet": read_parquet}

@@ -95,9 +95,9 @@ def new_draft(out: Path) -> tuple[Path, int | None]:
         # another writer of `out` took it for abandoned before it was locked
 
 
-def remove_abandoned(out: Path) -> None:
-    """Delete the drafts of `out` whose process was killed."""
-    for draft in out.parent.glob(f".{escape(out.name)}.*{DRAFT}"):
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Delete the drafts in a folder whose process was killed: all, or those of one name."""
+    for draft in folder.glob(f".{escape(name)}.*{DRAFT}" if name else f".*{DRAFT}"):
         try:
             descriptor = lock(draft)
         except OSError:
@@ -119,7 +119,7 @@ def drafts(out: Path, replace: bool) -> Generator[Path]:
         raise FileExistsError(f"{out} exists; choose another name or remove it")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out)
+        remove_abandoned(out.parent, out.name)
         folder, descriptor = new_draft(out)
     except OSError as error:
         raise type(error)(error.errno, f"cannot write in {out.parent}: {error.strerror}") from error

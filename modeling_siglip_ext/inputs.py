@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from .images import CHANNELS, is_image_file, is_image_mapping
+from .video_frames import is_video_file
 
 
 ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+FILES = {"image": is_image_file, "video": is_video_file}
 IMAGE = "an image (H, W), (H, W, C) or (C, H, W)"
 
 
@@ -46,14 +48,14 @@ def inputs_of(source: Any, column: str | None = None, kind: str = "image") -> In
         source: one input, a collection or stream of them, a folder of images, a mapping or table with a column of them
             (pandas, polars, pyarrow, `datasets`).
         column: of a table, a mapping or a list of rows; `kind` unless given.
-        kind: "image" or "text".
+        kind: "image", "text" or "video".
 
     Raises:
         ValueError: no such column, a folder without images, or an array that is no image.
         TypeError: something that is neither one input nor a collection; while images are taken, pairs or lists.
     """
-    if kind == "image" and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-        return collection(image_files(source), None)
+    if kind in FILES and isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        return collection(files_below(source, kind), None)
     if isinstance(source, ONE) or (kind == "image" and column is None and is_image_mapping(source)):
         return Inputs([source], 1, single=True)
     if isinstance(source, Mapping) or hasattr(source, "column_names") or hasattr(source, "columns"):
@@ -61,7 +63,7 @@ def inputs_of(source: Any, column: str | None = None, kind: str = "image") -> In
     if hasattr(source, "as_py"):  # a value of pyarrow
         return inputs_of(source.as_py(), column, kind)
     if hasattr(source, "read"):
-        if kind == "image":
+        if kind in FILES:
             return Inputs([source], 1, single=True)
         raise TypeError("an open file is not a text: give its lines, as file.read().splitlines() does")
     if isinstance(source, (set, frozenset)):
@@ -145,20 +147,20 @@ def cells(rows: Iterable[Any], column: str) -> Iterator[Any]:
         yield row[column]
 
 
-def image_files(folder: str | os.PathLike) -> list[Path]:
-    """All files below a folder that PIL can read by their suffix, in order of their names.
+def files_below(folder: str | os.PathLike, kind: str) -> list[Path]:
+    """All files of a kind below a folder, by their suffix, in order of their names.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is a file, or holds no images.
+        ValueError: it is a file, or holds none.
     """
     if not os.fspath(folder) or not os.path.exists(folder):
         raise FileNotFoundError(f"the folder {os.fspath(folder)!r} does not exist")
     if not os.path.isdir(folder):
-        raise ValueError(f"{os.fspath(folder)} is a file, not a folder of images")
-    files = sorted(path for path in Path(folder).rglob("*") if is_image_file(path) and path.is_file())
+        raise ValueError(f"{os.fspath(folder)} is a file, not a folder of {kind}s")
+    files = sorted(path for path in Path(folder).rglob("*") if FILES[kind](path) and path.is_file())
     if not files:
-        raise ValueError(f"{os.fspath(folder)} holds no image files")
+        raise ValueError(f"{os.fspath(folder)} holds no {kind} files")
     return files
 
 

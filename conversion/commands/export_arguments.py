@@ -3,7 +3,7 @@
 import argparse
 
 from modeling_siglip_ext.command_line import refuse_unused
-from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.inputs import files_below
 
 from ..export.export import ExportOptions
 from ..export.precisions import FORMATS
@@ -59,7 +59,7 @@ def export_options(arguments: argparse.Namespace) -> ExportOptions:
         layout=getattr(arguments, "layout", "plain"),
         min_cosine=arguments.min_cosine,
         min_agreement=arguments.min_agreement,
-        images=None if arguments.images is None else image_files(arguments.images),
+        images=None if arguments.images is None else files_below(arguments.images, "image"),
         texts=None if arguments.texts is None else text_lines(arguments.texts),
         evaluate=None if arguments.dataset is None else evaluation_of(arguments.dataset, arguments.limit),
     )

@@ -9,7 +9,7 @@ from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
-from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.inputs import files_below
 
 from .arguments import add_model, open_session
 
@@ -69,7 +69,7 @@ def paths_in(name: str) -> list[str]:
     """
     path = Path(name)
     if path.is_dir():
-        return [str(file) for file in image_files(path)]
+        return [str(file) for file in files_below(path, "image")]
     if not path.is_file() and not name.startswith(("http://", "https://")):
         raise FileNotFoundError(f"--images: there is no {name}")
     return [name]

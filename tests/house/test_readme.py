@@ -29,6 +29,7 @@ from modeling_siglip_ext import (
 from support.detector import small_detector
 from support.models import TINY
 from support.processes import HUB_SERVER, server
+from support.videos import frames, write_video
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -86,7 +87,7 @@ def small(code: str, port: int) -> str:
 
 @pytest.fixture
 def workplace(tmp_path) -> Path:
-    """A folder as the pages assume it: two pictures, images with captions, and a model under its Hub name."""
+    """A folder as the pages assume it: two pictures, a video, images with captions, and a model under its Hub name."""
     folder = tmp_path / "workplace"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -94,6 +95,8 @@ def workplace(tmp_path) -> Path:
     names = ["cat", "dog", *(f"my-images/{i}" for i in range(16))]
     for name in names:
         Image.fromarray(random.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{name}.jpg")
+    (folder / "my-videos").mkdir()
+    write_video(folder / "my-videos" / "cat.mp4", frames(9))
     for i in range(16):
         (folder / "my-images" / f"{i}.txt").write_text(f"picture number {i}\nnumber {i} in other words\n")
     tokenizer = train_tokenizer(["a cat", "a dog", "picture number"], vocab_size=300)

@@ -31,8 +31,8 @@ class Encoder:
 
 @pytest.mark.parametrize("form", ["safetensors", "parquet"])
 def test_parts_go_on_after_an_interruption_and_read_back_exactly(form, tmp_path):
-    model, settings, names = nn.Linear(1, 1), {"weights": "abc"}, [f"file {i}" for i in range(23)]
-    options = {"form": form, "names": names, "part_rows": 6}
+    model, settings = nn.Linear(1, 1), {"weights": "abc"}
+    options = {"form": form, "part_rows": 6}
     with pytest.raises(KeyboardInterrupt):
         store.compute(tmp_path, settings, 23, Encoder(stop_at=12), model, **options)
     with pytest.raises(FileNotFoundError, match=rf"lacks 2 of 4 parts.*part-00002\.{form}: run the command"):
@@ -45,7 +45,7 @@ def test_parts_go_on_after_an_interruption_and_read_back_exactly(form, tmp_path)
     expected[9] = torch.nan
     assert torch.equal(embeds.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert errors == {9: "row nine"}
-    assert found_names == names
+    assert found_names == [None] * 23
     assert len(list(tmp_path.iterdir())) == 5, "four parts and the settings"
     store.compute(tmp_path, settings, 23, again, model, **{**options, "part_rows": 5})
     assert len(again.asked) == 2, "another way to cut files is nothing new to compute"

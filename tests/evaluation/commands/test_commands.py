@@ -20,6 +20,7 @@ from modeling_siglip_ext import (
     SiglipExtProcessor,
     encode_images,
     encode_texts,
+    encode_videos,
     train_tokenizer,
 )
 from modeling_siglip_ext import embedding_store as store
@@ -29,8 +30,10 @@ from modeling_siglip_ext.evaluation.commands.probe import common_labels
 from modeling_siglip_ext.evaluation.data import EvaluationData
 from modeling_siglip_ext.evaluation.data.classes import map_labels
 from modeling_siglip_ext.files import write_json
+from modeling_siglip_ext.search_index import open_index
 from support.images import read_image
 from support.models import TINY
+from support.videos import frames, write_video
 
 
 NAMES = ["red square", "blue_circle", "green triangle"]
@@ -268,15 +271,12 @@ def test_embed_and_duplicates(parts, folder, tmp_path, capsys, form):
     arguments = ["--model", str(folder / "model"), "--images", str(folder / "images"), "--device", "cpu"]
     assert main(["embed", *arguments, "--output_dir", str(output), "--format", form, "--part_rows", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "row 3 cannot be read" in printed
+    assert "bad.png cannot be read" in printed
     assert "4 of 5 images are in" in printed
     assert len(list(output.glob(f"part-*.{form}"))) == 3
     if form == "parquet":
         table = pyarrow.parquet.read_table(output)
-        assert table["row"].to_pylist() == [0, 1, 2, 3, 4]
-        assert [Path(name).name for name in table["name"].to_pylist()] == [
-            "0.png", "1.png", "2.png", "bad.png", "copy.png"
-        ]  # fmt: skip
+        assert table["name"].to_pylist() == ["0.png", "1.png", "2.png", "bad.png", "copy.png"]
         found = np.array(table["embedding"].to_pylist())[[0, 1, 2]]
         np.testing.assert_allclose(found, unit(parts, images=IMAGES[:3]), atol=1e-6)
         assert table["error"].to_pylist()[3].endswith("not an image that PIL knows")
@@ -417,8 +417,83 @@ def test_an_image_that_was_mended_is_not_that_of_before(folder, tmp_path, capsys
     IMAGES[0].save(tmp_path / "images" / "a.png")
     assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
     IMAGES[1].save(tmp_path / "images" / "b.png")
-    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
-    assert "holds embeddings with other data" in capsys.readouterr().err
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "2 of 2 images are in" in capsys.readouterr().out
+
+
+def test_a_second_embed_opens_no_image_and_an_index_is_of_its_weights(parts, folder, tmp_path, capsys):
+    """Counted by an audit hook: what Python itself asks of the system."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for i, image in enumerate(IMAGES[:6]):
+        image.save(images / f"{i}.png")
+    (images / "bad.png").write_bytes(b"bad")
+    words = ["embed", "--model", str(folder / "model"), "--images", str(images), "--output_dir", str(out)]
+    opened: list[str] = []
+    counting = [True]  # a hook stays for good
+    sys.addaudithook(lambda event, about: opened.append(str(about[0])) if event == "open" and counting else None)
+
+    def embed(*options: str) -> tuple[str, set[str]]:
+        opened.clear()
+        assert main([*words, "--part_rows", "4", *options]) == 0
+        return capsys.readouterr().out, {Path(name).name for name in opened if name.startswith(str(images))}
+
+    assert embed()[1] == {"0.png", "1.png", "2.png", "3.png", "4.png", "5.png", "bad.png"}
+    said, read = embed("--index")
+    assert read == set()
+    assert "bad.png cannot be read: " in said
+    assert "6 of 7 images are in" in said
+    assert "(0 new, 0 changed, 0 moved, 0 deleted, 7 unchanged)" in said
+    assert said.endswith(f"the index in {out} is written\n")
+    IMAGES[7].save(images / "1.png")
+    (images / "0.png").unlink()
+    said, read = embed("--index")
+    assert read == {"1.png"}
+    assert "(0 new, 1 changed, 0 moved, 1 deleted, 5 unchanged)" in said
+    counting.clear()
+    model, processor = parts
+    index = open_index(out, model)
+    queries = encode_images(model, processor, [IMAGES[7], IMAGES[3]])
+    best = [matches[0] for matches in index.search(queries, 2)]
+    assert [match.name for match in best] == ["1.png", "3.png"]
+    assert [match.score for match in best] == pytest.approx([1, 1], abs=1e-5)
+    other = SiglipExtModel(model.config)
+    with pytest.raises(ValueError, match="made with other weights"):
+        open_index(out, other)
+    other.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    assert main([*words, "--model", str(tmp_path / "other"), "--index"]) == 2
+    assert "holds embeddings with other weights" in capsys.readouterr().err
+
+
+def test_videos_give_a_row_each_interval_and_bad_ones_are_reported(parts, folder, tmp_path, capsys):
+    pytest.importorskip("av")
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "below").mkdir(parents=True)
+    write_video(videos / "a.mp4", frames(5, seed=1))
+    write_video(videos / "below" / "b.mkv", frames(9, seed=2))
+    (videos / "empty.mp4").write_bytes(b"")
+    words = ["embed", "--model", str(folder / "model"), "--videos", str(videos), "--output_dir", str(out)]
+    assert main([*words, "--interval", "2", "--frames_per_second", "2", "--index"]) == 0
+    said = capsys.readouterr().out
+    assert "empty.mp4 cannot be read: " in said
+    assert "5 vectors of 2 of 3 videos are in" in said
+    table = pyarrow.parquet.read_table(out).to_pydict()
+    names = ["a.mp4", "a.mp4", "below/b.mkv", "below/b.mkv", "below/b.mkv", "empty.mp4"]
+    assert table["name"] == names
+    assert table["start"] == [0, 2, 0, 2, 4, None]
+    expected = encode_videos(*parts, videos, frames_per_second=2, interval=2)
+    found = np.array(table["embedding"])
+    np.testing.assert_allclose(found[:5], np.concatenate([one.intervals for one in expected]), atol=1e-6)
+    match = open_index(out, parts[0]).search(found[3:4], 1)[0][0]
+    assert (match.name, match.start, match.end) == ("below/b.mkv", 2, 4)
+    (videos / "a.mp4").unlink()
+    assert main([*words, "--interval", "2", "--frames_per_second", "2"]) == 0
+    assert "(0 new, 0 changed, 0 moved, 1 deleted, 2 unchanged)" in capsys.readouterr().out
+    assert main(words) == 2
+    assert (
+        "with other frames_per_second (there 2.0, now 1.0), interval (there 2.0, now None)" in capsys.readouterr().err
+    )
 
 
 def test_a_probe_needs_data_of_its_own(folder, tmp_path, capsys):

@@ -13,6 +13,8 @@ from modeling_siglip_ext.evaluation.__main__ import main
         ("embed --texts {file} --image_column picture", "--image_column has no effect without --dataset"),
         ("embed --texts {file} --separator ,", "--separator has no effect without --dataset"),
         ("embed --texts {file} --workers 2", "--workers has no effect where texts are embedded"),
+        ("embed --texts {file} --check_contents", "--check_contents has no effect without --images or --videos"),
+        ("embed --images {folder} --interval 3", "--interval has no effect without --videos"),
         ("embed --dataset {folder} --config en", "--config has no effect with a file or a folder"),
         ("embed --dataset a/b --caption_column c --image_column i", "--image_column has no effect where texts"),
         ("retrieval --dataset {folder} --config en", "--config has no effect with a file or a folder"),

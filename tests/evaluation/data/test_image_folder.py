@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modeling_siglip_ext.evaluation.data import load, select
 from modeling_siglip_ext.evaluation.data.image_folder import read_folder
-from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.inputs import files_below
 from support.shards import encoded
 
 
@@ -35,7 +35,7 @@ def test_captions_beside_the_images(texts, tmp_path):
     rows = read_folder(tmp_path)
     assert rows["caption"][:] == [["one", "two"], ["three"]]
     assert [image.getpixel((0, 0))[0] for image in rows["image"]] == [1, 2]
-    assert [path.name for path in image_files(tmp_path)] == ["a.jpg", "b.c.PNG"]
+    assert [path.name for path in files_below(tmp_path, "image")] == ["a.jpg", "b.c.PNG"]
     before = rows._fingerprint
     assert read_folder(tmp_path)._fingerprint == before
     fill(tmp_path, {"a.jpg": encoded(700)})

@@ -17,7 +17,7 @@ from modeling_siglip_ext import SiglipExtImageProcessor, encode_images, encoding
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.evaluation.data import columns as evaluation_columns
 from modeling_siglip_ext.images import UnreadableImageError, load_image
-from modeling_siglip_ext.inputs import image_files
+from modeling_siglip_ext.inputs import files_below
 from modeling_siglip_ext.pipeline_siglip_ext import SiglipExtZeroShotImageClassificationPipeline
 from modeling_siglip_ext.training import (
     ImageTextCollator,
@@ -142,7 +142,7 @@ class Tower(torch.nn.Module):
 
 
 def test_load_image(folder):
-    check({path.name[3:]: load_image(path) for path in image_files(folder) if BROKEN not in path.name})
+    check({path.name[3:]: load_image(path) for path in files_below(folder, "image") if BROKEN not in path.name})
     check({name: load_image(content) for name, content in CONTENT.items() if name != BROKEN})
     with pytest.raises(UnreadableImageError, match=BROKEN):
         load_image(folder / f"00-{BROKEN}")
@@ -169,7 +169,7 @@ def test_pipeline(folder, our_model, processor):
     classify = SiglipExtZeroShotImageClassificationPipeline(
         model=our_model, image_processor=recorder, tokenizer=processor.tokenizer
     )
-    for path in image_files(folder):
+    for path in files_below(folder, "image"):
         if BROKEN in path.name:
             with pytest.raises(UnreadableImageError, match=BROKEN):
                 classify(str(path), candidate_labels=["a"])
