@@ -68,7 +68,6 @@ class BatchEmbedder:
     def __post_init__(self) -> None:
         if self.kind not in ("image", "text"):
             raise ValueError(f"kind={self.kind!r}; choose 'image' or 'text'")
-        self.column = self.column or self.kind
         self.budget = ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
         folder = Path(self.model)
         files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
@@ -86,9 +85,10 @@ class BatchEmbedder:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a batch and the two new ones; of a batch of `datasets`, which keeps its own, only these."""
-        if self.column not in batch:
-            raise ValueError(f"the rows have no column {self.column!r}; they have {', '.join(batch)}: give column=")
-        inputs = list(batch[self.column])
+        column = self.column or self.kind
+        if column not in batch:
+            raise ValueError(f"the rows have no column {column!r}; they have {', '.join(batch)}: give column=")
+        inputs = list(batch[column])
         model, _ = self.load()
         with evaluating(model):
             encoded = self.images(inputs) if self.kind == "image" else self.texts(inputs)
