@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,9 @@ def check_installed(form: str) -> None:
     Raises:
         ImportError: what writes such files is not installed.
     """
-    try:
-        for module in WRITERS[form]:
-            import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{error}: exporting to {form} needs `pip install siglip-ext[{form}]`") from error
+    missing = [name for name in WRITERS[form] if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"exporting to {form} needs {', '.join(missing)}: `pip install siglip-ext[{form}]`")
 
 
 @contextlib.contextmanager

@@ -90,5 +90,5 @@ def test_each_runtime_has_its_files(exported):
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ImportError, match=r"exporting to openvino needs `pip install siglip-ext\[openvino\]`"):
+    with pytest.raises(ImportError, match=r"exporting to openvino needs nncf: `pip install siglip-ext\[openvino\]`"):
         check_installed("openvino")

@@ -131,7 +131,7 @@ class FakeTower:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, folder, name, draft, options, samples, wanted):
+    def __call__(self, folder, name, draft, options, samples, wanted, others):
         self.calls += 1
         found = wanted[name].roll(1, 0)
         parity = replace(compare(wanted[name], found, found[:2]), cosine_least=0.98)
