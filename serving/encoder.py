@@ -62,6 +62,7 @@ class Encoder:
             dtype=about.dtype,
             revision=about.revision,
             trust_remote_code=about.trust_remote_code,
+            backend=about.backend,
         )
         parts: Any = self.processor
         self.tokenizer, image_processor = parts.tokenizer, parts.image_processor

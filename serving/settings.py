@@ -19,6 +19,7 @@ class EncoderSettings:
         trust_remote_code: whether to run code that the model brings.
         device: where to compute; None for the accelerator if there is one.
         dtype: "float32", "bfloat16" or "float16".
+        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
         threads: of torch on the CPU; None for its own choice.
         max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
         batch_images: of a NaFlex model, in place of `batch_tokens`: as many as so many of its largest images have.
@@ -30,6 +31,7 @@ class EncoderSettings:
     trust_remote_code: bool = False
     device: str | None = None
     dtype: str = "float32"
+    backend: str | None = None
     threads: int | None = None
     max_num_patches: int | None = None
     upscale: bool = True

@@ -64,6 +64,20 @@ def test_vectors_do_not_depend_on_what_shares_their_batch(encoder, parts, batch)
         np.testing.assert_allclose(np.concatenate(found), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["fixed", "naflex"])
+def test_an_exported_folder_is_served_like_its_model(exported, kind):
+    source, folder = exported(kind)
+    ours = Encoder(EncoderSettings(str(folder), backend="onnx"))
+    wanted = Encoder(EncoderSettings(str(source), device="cpu"))
+    assert ours.facts().dimensions == wanted.facts().dimensions
+    assert ours.facts().logit_bias == pytest.approx(wanted.facts().logit_bias)
+    images = [png(noise(20 + 5 * seed, 30, seed=seed)) for seed in range(5)]
+    for what, items in (("image", images), ("text", ["red circle", "yellow stripes"])):
+        np.testing.assert_allclose(
+            ours.encode(what, items).embeds, wanted.encode(what, items).embeds, rtol=0, atol=1e-5
+        )
+
+
 def test_a_broken_image_is_an_error_of_its_own(encoder, parts):
     good = png(noise())
     found = encoder.encode("image", [good, b"no image", good, good[:100], b"\x00"])
