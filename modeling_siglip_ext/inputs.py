@@ -15,12 +15,23 @@ import torch
 from PIL import Image
 
 from .images import CHANNELS, is_image_file, is_image_mapping
-from .video_frames import is_video_file
 
 
 ONE = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
-FILES = {"image": is_image_file, "video": is_video_file}
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
+    | {".webm", ".wmv"}
+)
 IMAGE = "an image (H, W), (H, W, C) or (C, H, W)"
+
+
+def is_video_file(path: str | os.PathLike) -> bool:
+    """Whether a file's name says that it is a video; not one that a Mac put beside it (`._a.mov`)."""
+    name = os.path.basename(os.fspath(path))
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+FILES = {"image": is_image_file, "video": is_video_file}
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,6 @@ from PIL import Image
 from .images import describe
 
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts"}
-    | {".webm", ".wmv"}
-)
 LONGEST_PAUSE = 3600.0  # seconds between two frames: beyond, their timestamps are taken for damaged
 LEAST_SHOWN = 0.9  # of the length that a file states, or it was cut
 # signs of (a, b, c, d) in the display matrix: x' = a x + c y, y' = b x + d y
@@ -72,12 +68,6 @@ class Frame:
     image: Image.Image
     seconds: list[float]
     end: float
-
-
-def is_video_file(path: str | os.PathLike) -> bool:
-    """Whether a file's name says that it is a video; not one that a Mac put beside it (`._a.mov`)."""
-    name = os.path.basename(os.fspath(path))
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def pyav() -> Any:
