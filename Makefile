@@ -78,7 +78,8 @@ types: $(INSTALLED)
 
 # Nearly two hours on two cores, in minutes: towers 4, naflex 15, data 1, encoding 7, duplicates 3, conversion 2, loss 10,
 # training 15, pipeline 20, serving 15, emoji 15 (three trainings and the controls). benchmarks/peers.py (4) needs timm and open_clip
-# in an environment of their own: PEER_PYTHON=OTHER/bin/python make bench. conversion_catalogue.py (hours) is started by hand.
+# in an environment of their own: PEER_PYTHON=OTHER/bin/python make bench. conversion_catalogue.py (hours) is started by hand,
+# and so is naflex_emoji.py (40); WITH_RAY=1 where the extra ray is installed adds ray_workers.py (3).
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/towers.py
 	$(BIN)/python benchmarks/naflex.py
@@ -91,7 +92,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/ray_workers.py
+	$(if $(WITH_RAY),$(BIN)/python benchmarks/ray_workers.py)
 	$(BIN)/python benchmarks/emoji.py
 	$(if $(PEER_PYTHON),$(BIN)/python benchmarks/peers.py --peer-python $(PEER_PYTHON))
 

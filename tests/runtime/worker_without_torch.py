@@ -17,7 +17,7 @@ class Refusal:
 
 sys.meta_path.insert(0, Refusal)
 
-from siglip_ext_runtime import ExportedModel  # noqa: E402
+from siglip_ext_runtime import ExportedModel  # noqa: E402 - once torch is refused
 
 
 folder, inputs = sys.argv[1:]

@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
-from modeling_siglip_ext.conversion.export.calibration import activation_ranges  # noqa: E402
+from modeling_siglip_ext.conversion.export.calibration import activation_ranges  # noqa: E402 - once onnx is known to be there
 from modeling_siglip_ext.conversion.export.int8 import choose, products, quantize_columns, quantize_file  # noqa: E402
 
 
