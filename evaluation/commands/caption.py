@@ -7,11 +7,12 @@ from PIL import Image
 
 from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
+from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import files_below
 
-from .arguments import add_model, open_session
+from .arguments import add_model, check_same_weights, open_session
 
 
 def register(commands: Subparsers) -> None:
@@ -45,13 +46,15 @@ def run(arguments: argparse.Namespace) -> None:
     decoder, session = load_decoder(arguments.decoder), open_session(arguments)
     if not session.first:
         return
+    folder = Path(arguments.output_dir)
+    path, weights = folder / "captions.json", {"model": session.weights, "decoder": weights_fingerprint(decoder)}
+    check_same_weights(path, weights)
     decoder.to(session.model.device, session.model.dtype)
     found = caption(
         session.model, decoder, session.processor, images, batch_size=arguments.batch_size, sampling=sampling
     )
-    folder = Path(arguments.output_dir)
     rows = [{"image": name, "caption": text} for name, text in zip(names, found)]
-    write_json(folder / "captions.json", [*rows, *unreadable])
+    write_json(path, {"weights": weights, "captions": [*rows, *unreadable]})
     if arguments.shown > 0:
         shown = images[: arguments.shown]
         box_sheet(folder / "captions.png", shown, found[: len(shown)], [[]] * len(shown), title="Captions")

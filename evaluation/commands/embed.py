@@ -109,7 +109,11 @@ def inputs_of(arguments: argparse.Namespace) -> Inputs | Files:
 
 
 def files_in(arguments: argparse.Namespace, kind: str, sampling: Sampling | None = None) -> Files:
-    root = Path(getattr(arguments, f"{kind}s"))
+    given = getattr(arguments, f"{kind}s")
+    if given.startswith(("http://", "https://")):
+        remedy = "give a table of URLs by --dataset" if kind == "image" else "download them first"
+        raise ValueError(f"--{kind}s takes a folder, not {given}: {remedy}")
+    root = Path(given)
     names = [path.relative_to(root).as_posix() for path in files_below(root, kind)]
     return Files(kind, root, names, bool(arguments.check_contents), sampling)
 

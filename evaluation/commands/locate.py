@@ -5,10 +5,11 @@ from pathlib import Path
 
 from modeling_siglip_ext.captioning import load_decoder, locate_all
 from modeling_siglip_ext.command_line import Subparsers, add_command
+from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import load_image
 
-from .arguments import add_model, open_session
+from .arguments import add_model, check_same_weights, open_session
 
 
 def register(commands: Subparsers) -> None:
@@ -29,12 +30,14 @@ def run(arguments: argparse.Namespace) -> None:
     decoder, session = load_decoder(arguments.decoder), open_session(arguments)
     if not session.first:
         return
+    folder = Path(arguments.output_dir)
+    path, weights = folder / "boxes.json", {"model": session.weights, "decoder": weights_fingerprint(decoder)}
+    check_same_weights(path, weights)
     decoder.to(session.model.device, session.model.dtype)
     images, phrases = [image] * len(arguments.phrases), arguments.phrases
     found = locate_all(session.model, decoder, session.processor, images, phrases, batch_size=arguments.batch_size)
-    folder = Path(arguments.output_dir)
     rows = [{"phrase": phrase, "box": box} for phrase, box in zip(phrases, found)]
-    write_json(folder / "boxes.json", {"image": arguments.image, "size": image.size, "boxes": rows})
+    write_json(path, {"weights": weights, "image": arguments.image, "size": image.size, "boxes": rows})
     drawn = [DrawnBox(box, phrase) for phrase, box in zip(phrases, found) if box is not None]
     box_sheet(folder / "boxes.png", [image], [Path(arguments.image).name], [drawn], title="Boxes")
     for phrase, box in zip(phrases, found):

@@ -57,10 +57,14 @@ def run(folder, command: str, *words: object) -> int:
     return main([command, "--model", *map(str, (*place, *words))])
 
 
+def captions(folder) -> list[dict[str, str]]:
+    return json.loads((folder / "captions.json").read_text())["captions"]
+
+
 def test_captions_are_those_of_python(folder, parts, tmp_path, capsys):
     paths = [folder / "images" / f"{number}.png" for number in range(3)]
     assert run(folder, "caption", "--images", folder / "images", paths[1], "--output_dir", tmp_path) == 0
-    found = json.loads((tmp_path / "captions.json").read_text())
+    found = captions(tmp_path)
     texts = caption(*parts, [*paths, paths[1]])
     assert found == [{"image": str(path), "caption": text} for path, text in zip([*paths, paths[1]], texts)]
     assert read_image(tmp_path / "captions.png").size[0] > 300
@@ -69,14 +73,14 @@ def test_captions_are_those_of_python(folder, parts, tmp_path, capsys):
     words = ("--images", paths[0], "--output_dir", drawn, "--top_k", 5, "--seed", 3, "--shown", 0)
     assert run(folder, "caption", *words) == 0
     expected = caption(*parts, paths[:1], sampling=Sampling(top_k=5, seed=3))[0]
-    assert json.loads((drawn / "captions.json").read_text())[0]["caption"] == expected
+    assert captions(drawn)[0]["caption"] == expected
     assert not (drawn / "captions.png").exists()
 
 
 def test_a_broken_image_costs_only_itself(folder, tmp_path, capsys):
     images = [folder / "images" / "0.png", folder / "broken.png", folder / "images" / "1.png"]
     assert run(folder, "caption", "--images", *images, "--output_dir", tmp_path) == 0
-    found = json.loads((tmp_path / "captions.json").read_text())
+    found = captions(tmp_path)
     assert [(row["image"], "caption" in row) for row in found] == [
         (str(images[0]), True),
         (str(images[2]), True),
@@ -98,6 +102,22 @@ def test_boxes_are_those_of_python(folder, parts, tmp_path, monkeypatch, capsys)
     assert run(folder, "locate", "--image", image, "--phrases", "a cat", "--output_dir", tmp_path / "drawn") == 0
     assert "a cat: 3, 8, 15, 40" in capsys.readouterr().out
     assert (tmp_path / "drawn" / "boxes.png").exists()
+
+
+@pytest.mark.parametrize("command", ["caption", "locate"])
+def test_what_another_decoder_found_is_not_lost(folder, tmp_path, capsys, command):
+    image = folder / "images" / "0.png"
+    words = [f"--{'images' if command == 'caption' else 'image'}", image, "--output_dir", tmp_path]
+    words += [] if command == "caption" else ["--phrases", "a cat"]
+    assert run(folder, command, *words) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(folder, command, *words) == 0  # the same again
+    decoder = load_decoder(folder / "decoder")
+    torch.nn.init.ones_(decoder.output.bias)
+    save_decoder(decoder, tmp_path / "another" / "decoder")
+    assert run(folder, command, *words, "--decoder", tmp_path / "another" / "decoder") == 2
+    assert "is of another model or decoder: choose another --output_dir" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -145,6 +165,6 @@ def test_an_image_at_a_url(folder, parts, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_siglip_ext.images.get_session", Session)
     url = "https://example.org/0.png"
     assert run(folder, "caption", "--images", url, "--output_dir", tmp_path) == 0
-    (row,) = json.loads((tmp_path / "captions.json").read_text())
+    (row,) = captions(tmp_path)
     assert row == {"image": url, "caption": caption(*parts, [folder / "images" / "0.png"])[0]}
     assert fetched == [url]  # once, for the decoder and the sheet

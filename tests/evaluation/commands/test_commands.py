@@ -346,6 +346,7 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
         (["retrieval", "--dataset", ""], "the name of the dataset is empty"),
         (["embed", "--images", "nowhere"], "'nowhere' does not exist"),
         (["embed", "--images", __file__], "is a file, not a folder of images"),
+        (["embed", "--images", "https://example.org/a.png"], "takes a folder, not https://example.org/a.png: give a"),
     ],
 )
 def test_mistakes_are_named_in_one_line(folder, tmp_path, capsys, options, message):

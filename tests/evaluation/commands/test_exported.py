@@ -122,7 +122,7 @@ def test_a_decoder_reads_the_tokens_of_an_export(exported, data, tmp_path):
         words = ["--decoder", str(tmp_path / "decoder"), "--images", str(data / "images"), "--shown", "0"]
         output = tmp_path / place.name
         assert main(["caption", "--model", str(place), *engine, *words, "--output_dir", str(output)]) == 0
-        texts.append(json.loads((output / "captions.json").read_text()))
+        texts.append(json.loads((output / "captions.json").read_text())["captions"])
     assert texts[0] == texts[1]
     assert texts[0][0]["caption"]
 
