@@ -17,7 +17,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
 from modeling_siglip_ext.conversion.export.calibration import activation_ranges  # noqa: E402 - once onnx is known to be there
-from modeling_siglip_ext.conversion.export.int8 import choose, products, quantize_columns, quantize_file  # noqa: E402
+from modeling_siglip_ext.conversion.export.int8 import choose, products, quantize_columns, quantize_file  # noqa: E402 - as above
+from modeling_siglip_ext.conversion.export.onnx_file import quiet  # noqa: E402 - as above
 
 
 class Block(nn.Module):
@@ -57,9 +58,10 @@ class Wrapper(nn.Module):
 
 def export(model: nn.Module, example: torch.Tensor, path: Path, **names) -> Path:
     free = ({0: torch.export.Dim("batch", min=1, max=64)},)
-    program = torch.onnx.export(
-        Wrapper(model).eval(), (example,), dynamo=True, opset_version=23, verbose=False, dynamic_shapes=free, **names
-    )
+    with quiet():
+        program = torch.onnx.export(
+            Wrapper(model).eval(), (example,), dynamo=True, opset_version=23, dynamic_shapes=free, **names
+        )
     program.save(path)
     return path
 
@@ -180,7 +182,8 @@ def test_which_layers_of_a_tower_are_chosen(vision, tmp_path):
     inputs = (torch.randn(2, 3, 32, 32),)
     if model.config.vision_config.naflex:
         inputs = torch.randn(2, 16, 48), torch.ones(2, 16, dtype=torch.long), torch.tensor([[4, 4], [2, 3]])
-    torch.onnx.export(Vision(model), inputs, tmp_path / "tower.onnx", dynamo=True, opset_version=23, verbose=False)
+    with quiet():
+        torch.onnx.export(Vision(model), inputs, tmp_path / "tower.onnx", dynamo=True, opset_version=23)
     found = products(onnx.load(tmp_path / "tower.onnx"))
     layers = [f"vision_model.encoder.layers.{number}.{part}" for number in range(2) for part in ("self_attn", "mlp")]
     assert {product.layer for product in found} == {*layers, "vision_model.head"}
