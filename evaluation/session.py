@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
-from modeling_siglip_ext.dual_models import load_dual_model
+from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
 from modeling_siglip_ext.embedded_files import Changes, update
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
 from modeling_siglip_ext.file_encoding import encode_image_files, encode_video_files
-from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
+from modeling_siglip_ext.image_budget import is_naflex
 from modeling_siglip_ext.video_frames import Sampling
 
 from .data import Classes, EvaluationData
@@ -26,41 +26,20 @@ from .results import EvaluatedModel, Result, write_result
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ModelSettings):
     """How a model is loaded and run, and where what it gives goes.
 
     Args:
-        model: name on the Hub, or a folder.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: whether to run code that the model brings.
-        device: where to compute; None for the accelerator if there is one.
-        dtype: "float32", "bfloat16" or "float16".
-        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
         batch_size: inputs in one forward pass.
         workers: threads that prepare images; None for one a core, at most 8.
         part_rows: embeddings in one file on disk.
         cache_dir: for embeddings, shared between evaluations.
-        max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
     """
 
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    device: str | None = None
-    dtype: str = "float32"
-    backend: str | None = None
     batch_size: int = 64
     workers: int | None = None
     part_rows: int = 4096
     cache_dir: str = "results/embeddings"
-    max_num_patches: int | None = None
-    upscale: bool = True
-    batch_tokens: int | None = None
-
-    @property
-    def budget(self) -> ImageBudget:
-        """Patches of an image, and of a batch."""
-        return ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
 
     def __post_init__(self) -> None:
         assert self.budget  # it checks the numbers
@@ -122,18 +101,10 @@ class Session:
         """Load the model.
 
         Raises:
-            OSError, ValueError: as `load_dual_model`; or settings of NaFlex for another model.
+            OSError, ValueError: as `load_dual_model`.
         """
         started = time.monotonic()
-        model, processor = load_dual_model(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            backend=settings.backend,
-        )
-        settings.budget.check(processor.image_processor)
+        model, processor = load_dual_model(settings)
         weights = store.weights_fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
         return cls(settings, model, processor, weights, started)
 

@@ -1,6 +1,7 @@
 """A model of images and texts with its processor, from a folder or the Hub onto a device, ready to encode."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,54 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, 
 
 from siglip_ext_runtime import ExportedModel, is_exported
 
+from .image_budget import ImageBudget
 from .loading import load_whole
 from .modeling_siglip_ext import SiglipExtModel
 
 
-def load_dual_model(
-    name: str,
-    *,
-    device: str | None = None,
-    dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    backend: str | None = None,
-) -> tuple[Any, ProcessorMixin]:
-    """A model in evaluation mode, and its processor.
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model is loaded, and what it sees of an image.
 
     Args:
-        name: on the Hub, or a folder.
-        device: where to compute; None for the accelerator if there is one.
-        dtype: "float32", "bfloat16" or "float16".
+        model: name on the Hub, or a folder.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: whether to run code that the model brings.
+        device: where to compute; None for the accelerator if there is one.
+        dtype: "float32", "bfloat16" or "float16".
         backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
+        max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
+    """
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device: str | None = None
+    dtype: str = "float32"
+    backend: str | None = None
+    max_num_patches: int | None = None
+    upscale: bool = True
+    batch_tokens: int | None = None
+
+    @property
+    def budget(self) -> ImageBudget:
+        """Patches of an image, and of a forward pass."""
+        return ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
+
+
+def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
+    """A model in evaluation mode, and its processor.
 
     Raises:
         OSError: a folder that is not there, or no model in it.
         ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
-            without some of its weights, an exported model without a backend, or a device or dtype with one.
+            without some of its weights, an exported model without a backend, a device or dtype with one, or settings
+            of NaFlex for another model.
     """
+    name, device, dtype, backend = settings.model, settings.device, settings.dtype, settings.backend
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"{name} is no folder")
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
     if backend is None:
         model = _of_torch(name, device, dtype, options)
     else:
@@ -49,9 +67,11 @@ def load_dual_model(
                 f"--device and --dtype are for models of torch: {backend} computes on the CPU, in the precision of "
                 "the export"
             )
-        folder = name if Path(name).is_dir() else snapshot_download(name, revision=revision)
+        folder = name if Path(name).is_dir() else snapshot_download(name, revision=settings.revision)
         model = ExportedModel(folder, backend)
-    return model, AutoProcessor.from_pretrained(name, **options)
+    processor = AutoProcessor.from_pretrained(name, **options)
+    settings.budget.check(processor.image_processor)
+    return model, processor
 
 
 def _of_torch(name: str, device: str | None, dtype: str, options: dict[str, Any]) -> PreTrainedModel:

@@ -5,7 +5,7 @@ by a model that each worker loads once; an input that cannot be read costs its o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_siglip_ext.dual_models import load_dual_model
+from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
 from modeling_siglip_ext.encoding import EncodedBatch, evaluating, stream_images, stream_texts
-from modeling_siglip_ext.image_budget import ImageBudget
 
 
 @dataclass
@@ -31,7 +30,8 @@ class BatchEmbedder:
         kind: "image" or "text".
         column: of the inputs, `kind` by default: of images whatever `encode_images` takes, of undecoded columns of
             `datasets` too.
-        device, dtype, revision, trust_remote_code: as for `load_dual_model`; a worker of Ray sees its own accelerator.
+        device, dtype, revision, trust_remote_code, backend: as for `ModelSettings`; a worker of Ray sees its own
+            accelerator.
         batch_size: inputs in one forward pass, whatever the engine's batch.
         workers: threads that read and prepare images; by default one a core of the machine, at most 8.
         normalize: to unit length.
@@ -55,6 +55,7 @@ class BatchEmbedder:
     dtype: str = "float32"
     revision: str | None = None
     trust_remote_code: bool = False
+    backend: str | None = None
     batch_size: int = 64
     workers: int | None = None
     normalize: bool = True
@@ -68,7 +69,9 @@ class BatchEmbedder:
     def __post_init__(self) -> None:
         if self.kind not in ("image", "text"):
             raise ValueError(f"kind={self.kind!r}; choose 'image' or 'text'")
-        self.budget = ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
+        own = {one.name: getattr(self, one.name) for one in fields(ModelSettings)}
+        self.settings = ModelSettings(**own)
+        self.budget = self.settings.budget
         folder = Path(self.model)
         files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
         self.marks = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -79,8 +82,7 @@ class BatchEmbedder:
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """The model and its processor, loaded by this process when they are first wanted."""
         if self.loaded is None:
-            about: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-            self.loaded = load_dual_model(self.model, device=self.device, dtype=self.dtype, **about)
+            self.loaded = load_dual_model(self.settings)
         return self.loaded
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,23 +55,14 @@ class Encoder:
     """A model that is ready to encode."""
 
     def __init__(self, settings: EncoderSettings):
-        about = settings
-        self.model, self.processor = load_dual_model(
-            about.model,
-            device=about.device,
-            dtype=about.dtype,
-            revision=about.revision,
-            trust_remote_code=about.trust_remote_code,
-            backend=about.backend,
-        )
+        self.model, self.processor = load_dual_model(settings)
         parts: Any = self.processor
         self.tokenizer, image_processor = parts.tokenizer, parts.image_processor
         self.budget = settings.budget
-        self.budget.check(image_processor)
         if is_naflex(image_processor):
             self.patches = self.budget.longest(image_processor)
             if self.budget.batch_tokens is None:
-                self.budget = replace(self.budget, batch_tokens=about.batch_images * self.patches)
+                self.budget = replace(self.budget, batch_tokens=settings.batch_images * self.patches)
         else:
             vision: Any = self.model.config.vision_config
             self.patches = (vision.image_size // vision.patch_size) ** 2
@@ -144,7 +135,7 @@ def load(settings: EncoderSettings) -> tuple[int, Facts]:
     """Load the model of this process; its number, and what the model is.
 
     Raises:
-        OSError, ValueError: as `load_dual_model`; or settings of NaFlex for another model.
+        OSError, ValueError: as `load_dual_model`.
     """
     LOADED[:] = [Encoder(settings)]
     return os.getpid(), LOADED[0].facts()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from modeling_siglip_ext.image_budget import ImageBudget
+from modeling_siglip_ext.dual_models import ModelSettings
 
 
 MIB = 1 << 20
@@ -10,43 +10,22 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
-class EncoderSettings:
+class EncoderSettings(ModelSettings):
     """How a worker loads and runs the model.
 
     Args:
-        model: name on the Hub, or a folder.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: whether to run code that the model brings.
-        device: where to compute; None for the accelerator if there is one.
-        dtype: "float32", "bfloat16" or "float16".
-        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
         threads: of torch on the CPU; None for its own choice.
-        max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
         batch_images: of a NaFlex model, in place of `batch_tokens`: as many as so many of its largest images have.
         max_pixels: of an image; larger ones are refused before they are decoded.
     """
 
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    device: str | None = None
-    dtype: str = "float32"
-    backend: str | None = None
     threads: int | None = None
-    max_num_patches: int | None = None
-    upscale: bool = True
-    batch_tokens: int | None = None
     batch_images: int = 32
     max_pixels: int = 50_000_000
 
     def on(self, device: str | None) -> "EncoderSettings":
         """The same on another device."""
         return replace(self, device=device)
-
-    @property
-    def budget(self) -> ImageBudget:
-        """Patches of an image, and of a forward pass."""
-        return ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,14 @@ def test_a_naflex_model(tmp_path):
     np.testing.assert_allclose(found["embedding"], encode_images(model, processor, IMAGES[:5], **options), atol=1e-6)
 
 
+def test_an_exported_model(exported):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    source, folder = exported("fixed")
+    found = BatchEmbedder(str(folder), backend="onnx")({"image": IMAGES[:5]})["embedding"]
+    expected = BatchEmbedder(str(source), device="cpu")({"image": IMAGES[:5]})["embedding"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 def test_what_is_pickled_is_small_and_follows_the_model(folder):
     embedder = BatchEmbedder(str(folder / "model"))
     first = pickle.dumps(embedder)
