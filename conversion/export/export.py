@@ -33,6 +33,8 @@ from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embed
 
 
 Vectors = dict[str, torch.Tensor]
+# least cosine in 8 bits that kept recall@1 and the nearest neighbours of a trained model; benchmarks/README.md
+IN_8_BITS = 0.9999
 TRANSFORMERS_JS = "transformers.js"
 LAYOUTS = ("plain", TRANSFORMERS_JS)
 RUNTIME = {"onnx": None, "openvino": {"openvino": OPENVINO}}
@@ -49,7 +51,8 @@ class ExportOptions:
         layout: "plain", or "transformers.js" for ONNX files.
         opset: of the ONNX files, at least 20.
         external_above: bytes of weights from which they lie beside a file.
-        min_cosine: the least that a cosine between a vector and its float32 one may be.
+        min_cosine: the least that a cosine between a vector and its float32 one may be; 0 for no bar. None for 0.9999
+            in 8 bits where images and texts are the user's own, and otherwise for no bar.
         min_agreement: the least share of equal nearest neighbours.
         images, texts: of the user's own, to calibrate and judge on; None for some that are drawn.
         evaluate: gives figures of a model and its processor, before and after, for the report; of both towers.
@@ -88,6 +91,8 @@ class ExportOptions:
         ]
         if self.precision == "int8-static" and missing:
             raise ValueError(f"int8-static is calibrated on {' and '.join(missing)} like those of its use: give some")
+        if self.precision.startswith("int8") and not missing and self.min_cosine is None:
+            object.__setattr__(self, "min_cosine", IN_8_BITS)
         if self.evaluate is not None and not {VISION, TEXT} <= set(self.towers):
             raise ValueError("figures on a data set need both towers, a file each")
         check_opset(self.opset)

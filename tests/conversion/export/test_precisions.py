@@ -23,6 +23,15 @@ def test_what_is_refused():
         ExportOptions(format="openvino", layout="transformers.js")
 
 
+def test_8_bits_have_a_bar_on_inputs_of_ones_own():
+    own = {"images": ["a.png"], "texts": ["a cat"]}
+    assert ExportOptions(precision="int8", **own).min_cosine == 0.9999
+    assert ExportOptions(format="openvino", precision="int8", **own).min_cosine == 0.9999
+    assert ExportOptions(precision="int8", min_cosine=0.0, **own).min_cosine == 0
+    for other in (ExportOptions(precision="int8"), ExportOptions(**own), ExportOptions(precision="fp16", **own)):
+        assert other.min_cosine is None
+
+
 @pytest.mark.slow
 def test_below_the_bar_nothing_is_left(tmp_path):
     save_model(tmp_path / "model", "fixed")
