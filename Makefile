@@ -12,7 +12,7 @@ TPU_INSTALLED := $(TPU_VENV)/.installed
 ROOMS := evaluation training conversion serving model_cards
 space := $(subst ,, )
 
-.PHONY: demo demo-siglip2 test test-all fuzz test-tpu test-gpu lint format types bench wheel-test clean
+.PHONY: demo demo-siglip2 test test-long test-all fuzz test-tpu test-gpu lint format types bench wheel-test clean
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,7 +35,10 @@ SAME := PYTHONHASHSEED=0
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
 test: $(INSTALLED)
-	$(SAME) $(PYTEST) -m "not slow"
+	$(SAME) $(PYTEST) -m "not long and not slow"
+
+test-long: $(INSTALLED)
+	$(SAME) $(PYTEST) -m "long and not slow"
 
 test-all: $(INSTALLED)
 	$(SAME) $(PYTEST)

@@ -65,6 +65,7 @@ def interrupted(checkpoints, tmp_path_factory) -> tuple[dict, str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.long
 def test_killed_at_twenty_moments_the_folder_is_absent_or_complete(interrupted):
     whole, *killed = interrupted[0]["killed"]
     assert len(killed) == 20
@@ -78,6 +79,7 @@ def test_killed_at_twenty_moments_the_folder_is_absent_or_complete(interrupted):
             assert one["left"] == 0  # the next run tidies up
 
 
+@pytest.mark.long
 def test_a_file_size_limit_is_reported_and_leaves_nothing(interrupted):
     found, errors = interrupted
     assert found["limited"] == {"status": 2, "files": []}
@@ -93,6 +95,7 @@ def test_what_can_never_fit_is_told_by_its_largest_tensor(checkpoints, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_full_disk_and_one_that_cannot_be_written_are_reported_and_left_empty(checkpoints, tmp_path):
     """File systems of 200 kB and without the right to write, where the machine lets a test mount some."""
     unshare = shutil.which("unshare")

@@ -163,6 +163,7 @@ def test_the_readme_fits_in_the_head():
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 260
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0].rpartition("/")[0] or "top")
 def test_snippets_run(chain, workplace, hub, port):
     """One after the other in one test: later ones read what earlier ones wrote."""

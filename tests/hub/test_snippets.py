@@ -63,6 +63,7 @@ def plain(kind: str, card: str) -> list[str]:
     return found[1:] if kind == "short" else found
 
 
+@pytest.mark.long
 def test_what_is_published_loads_from_a_cold_cache_without_this_package(hub, stand_in, place, monkeypatch):
     """`publish`, then the snippets of the cards as they are on the Hub: Auto classes, pipelines, remote code."""
     for kind in KINDS:

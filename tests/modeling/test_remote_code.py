@@ -45,6 +45,7 @@ def processor() -> SiglipExtProcessor:
     return make_processor(["a red square", "a blue circle"], length=64)
 
 
+@pytest.mark.long
 def test_a_process_without_the_package_loads_saves_and_classifies(processor, tmp_path):
     torch.manual_seed(0)
     text = {**TINY, "vocab_size": 300, "max_position_embeddings": 64, "pooling": "first"}

@@ -66,7 +66,7 @@ def web():
     """A server on this machine, whose address stands for a public one."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.seen = []
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))  # looks so often whether it is to end
     thread.start()
     yield server
     server.shutdown()

@@ -15,6 +15,7 @@ from modeling_siglip_ext import encode_texts
 from support.serving import RunningServer, serving, until
 
 
+pytestmark = pytest.mark.long
 QUEUE = 8
 
 

@@ -73,6 +73,7 @@ def compare(one: Path, several: Path, cases: dict[str, str]) -> None:
         assert max((found[name] - expected[name]).abs().max().item() for name in found) <= 1e-9, case
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path):
     compare(*run(tmp_path, {1: list(QUICK.values()), 2: list(QUICK)}), QUICK)
 

@@ -148,6 +148,7 @@ def test_the_logs_of_a_run_go_down(make):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

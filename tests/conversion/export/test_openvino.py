@@ -22,6 +22,7 @@ def unit(vectors: torch.Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_fixed_images_and_texts(exported):
     folder, out = exported("fixed", form="openvino")

@@ -27,6 +27,7 @@ def images_of(recorded) -> dict[str, np.ndarray]:
     return {"pixel_values": recorded["in/image"].transpose(0, 3, 1, 2)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["siglip2_naflex", *(pytest.param(case, marks=pytest.mark.slow) for case in CASES)])
 def test_an_export_gives_what_the_original_code_gave(converted, checkpoints, tmp_path, case):
     export_model(converted(case), tmp_path / "out", ExportOptions())

@@ -90,6 +90,7 @@ def write(model: SiglipExtModel, name: str, folder, **options):
     return onnx_runtime(write_onnx(tower, folder, limits(model.config), **options).path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("naflex", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_both_towers_in_one_file(tmp_path, naflex):
     vision = TINY_NAFLEX if naflex else TINY_VISION

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from modeling_siglip_ext import (
@@ -349,7 +350,8 @@ def test_report_puts_runs_side_by_side(folder, tmp_path, capsys):
         (["embed", "--images", "https://example.org/a.png"], "takes a folder, not https://example.org/a.png: give a"),
     ],
 )
-def test_mistakes_are_named_in_one_line(folder, tmp_path, capsys, options, message):
+def test_mistakes_are_named_in_one_line(folder, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # without a network it would be asked again and again
     arguments = ["--model", str(folder / "model"), "--output_dir", str(tmp_path)]
     arguments += [] if options[0] == "embed" else ["--dataset", str(folder / "data")]
     assert main([options[0], *arguments, *options[1:]]) == 2

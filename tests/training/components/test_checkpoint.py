@@ -33,6 +33,7 @@ def history(checkpoint: Path) -> list[dict]:
     return [{name: value for name, value in entry.items() if name not in NOT_COMPARED} for entry in entries]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kills", "kinds"),
     [

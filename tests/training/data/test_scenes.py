@@ -50,6 +50,7 @@ def pixel_boxes(scenes: Scenes, row: dict) -> list[tuple[int, ...]]:
     return [tuple(round(side) for side in box) for box in boxes]
 
 
+@pytest.mark.long
 def test_another_process_draws_the_same(capsys):
     exec(DIGEST, {})
     there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True).stdout

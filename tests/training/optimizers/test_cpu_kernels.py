@@ -128,6 +128,7 @@ def test_a_transposed_parameter():
     assert transposed.data_ptr() == storage.data_ptr()
 
 
+@pytest.mark.long
 def test_torch_keeps_its_number_of_threads():
     """Both share OpenMP. In a process of its own, as numba starts its threads once."""
     code = (

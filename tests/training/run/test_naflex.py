@@ -22,6 +22,7 @@ from support.images import noise
 from support.shards import write_tar
 
 
+pytestmark = pytest.mark.long
 TOWER = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2"
 SCRATCH = f"""
 vision_config: {TOWER}, naflex: true, num_patches: 16, patch_size: 4}}

@@ -14,6 +14,7 @@ from modeling_siglip_ext.training.run.prepare import prepare
 from modeling_siglip_ext.training.run.recipe import parse_recipe
 
 
+pytestmark = pytest.mark.long
 RECIPE = """
 vision_config: {image_size: 16, patch_size: 8, hidden_size: 16, intermediate_size: 32,
                 num_hidden_layers: 1, num_attention_heads: 2}
