@@ -1,9 +1,10 @@
 """The engines that run an exported file: each is a function from arrays by name to arrays by name."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -83,6 +84,24 @@ NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64
 OPENVINO = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
+@cache
+def openvino_core() -> Any:
+    """One for the process, for good.
+
+    Its CPU plugin gives the thread that first compiles something another stack for signals. Where the last model was
+    let go of in another thread, as the garbage collector likes to, that stack would be unmapped and still be in use:
+    the next signal ends the process, without a word from any handler (OpenVINO 2026.4).
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise ImportError(EXTRA.format(error=error, extra="openvino")) from error
+    return ov.Core()
+
+
 def openvino(path: Path, *, threads: int | None = None, **hints: str) -> Run:
     """OpenVINO on the CPU, in float32 unless a hint says otherwise; it reads ONNX files too.
 
@@ -90,13 +109,9 @@ def openvino(path: Path, *, threads: int | None = None, **hints: str) -> Run:
         ImportError: it is not installed.
         ValueError: the file is no model that it can run.
     """
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise ImportError(EXTRA.format(error=error, extra="openvino")) from error
     number = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
     try:
-        compiled = ov.Core().compile_model(str(path), "CPU", {**OPENVINO, **number, **hints})
+        compiled = openvino_core().compile_model(str(path), "CPU", {**OPENVINO, **number, **hints})
     except RuntimeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     types = {one.any_name: one.element_type.to_dtype().name for one in compiled.inputs}
