@@ -78,6 +78,11 @@ class SiglipExtTrainingArguments(TrainingArguments):
         "The gradient cache for NaFlex: in place of mini_batch_size as many images at a time as have this many "
         "patches with their padding, so that longer ones cost time and not memory.",
     )
+    halve_batches_at: int | None = option(
+        None,
+        "Of NaFlex: train on a batch whose images have this many patches or more in two halves, with an update after "
+        "each, as SigLIP 2 at 1,024. Either is a contrastive batch of its own; schedule and logs count the whole one.",
+    )
     recompute_activations: bool = option(
         True,
         "Compute the activation of every MLP again in the backward pass instead of keeping it: the same "
@@ -276,6 +281,18 @@ class SiglipExtTrainingArguments(TrainingArguments):
             raise ValueError("mini_batch_size and mini_batch_tokens both say what a chunk is: set one of them")
         if self.in_chunks and self.deepspeed is not None:
             raise ValueError("mini_batch_size and mini_batch_tokens do not work with DeepSpeed: use DDP or FSDP2")
+
+        if self.halve_batches_at is None:
+            return
+        if batch % 2:
+            raise ValueError(f"halve_batches_at needs an even per_device_train_batch_size, got {batch}")
+        if self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "halve_batches_at makes an update after half a batch, gradient_accumulation_steps one after several: "
+                "unset one of them"
+            )
+        if self.deepspeed is not None:
+            raise ValueError("halve_batches_at does not work with DeepSpeed, which makes updates of its own")
 
     def _count_in_examples(self) -> None:
         """Turn lengths in examples into steps of the global batch."""

@@ -23,6 +23,7 @@ from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
 from .components.grad_cache import images_in_chunk, split_batch
+from .components.half_batches import in_halves, is_halved
 from .components.image_inputs import check_images
 from .components.milestones import Milestones
 from .components.monitor import Monitor, examples_seen
@@ -136,6 +137,10 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self._backend.check_launch(
             args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
         )
+        if args.halve_batches_at is not None and self._backend.one_graph:
+            raise ValueError(
+                "halve_batches_at does not work under torch_xla's SPMD, where a step is one graph: unset it"
+            )
         if kwargs.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
             raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
@@ -158,7 +163,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self._contrastive = Contrastive(lambda: core_model(self.model))
         self._texts = TrainedTexts(core, self.processing_class, self.data_collator)
         lengths = getattr(self.train_dataset, "naflex_lengths", None)
-        check_images(core, (self.processing_class, self.data_collator), args.mini_batch_tokens, lengths)
+        check_images(core, (self.processing_class, self.data_collator), args, lengths)
         weights = {name: weight for name, (_, weight) in (objectives or {}).items()}
         self._beside = {name: Weighted(FromForward(name), weight) for name, weight in weights.items()}
         self.loss_name = self._contrastive.name
@@ -231,15 +236,12 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
     def training_step(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Loss of a batch over the number of accumulated batches; in chunks, if they are asked for."""
+        """Loss of a batch over the number of accumulated batches; in chunks or halves, if they are asked for."""
         names = self._data.take(inputs)
         if names:
             self._monitor.batch(self.state.global_step + 1, names)
-        size, tokens = self.args.mini_batch_size, self.args.mini_batch_tokens
-        if tokens is not None:
-            size = images_in_chunk(inputs, tokens)
         if self.curation is not None:
-            at_once = size or self.args.per_device_train_batch_size
+            at_once = self._chunk_size(inputs) or self.args.per_device_train_batch_size
             key = self.args.seed, self.state.global_step + 1
             own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
 
@@ -248,6 +250,27 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
             # in place, as Trainer holds on to this batch
             inputs |= self.curation.choose(inputs, embed, model, self.args.device, at_once, key)
+        if is_halved(inputs, self.args.halve_batches_at):
+            return in_halves(inputs, partial(self._gradients, model), partial(self._update, model))
+        return self._gradients(model, inputs, num_items_in_batch)
+
+    def _chunk_size(self, inputs: dict) -> int | None:
+        """Pairs in a chunk of the gradient cache; None without one."""
+        tokens = self.args.mini_batch_tokens
+        return self.args.mini_batch_size if tokens is None else images_in_chunk(inputs, tokens)
+
+    def _update(self, model: nn.Module) -> None:
+        """One between two of Trainer's own."""
+        if self.args.max_grad_norm > 0:
+            super()._clip_grad_norm(model)
+        assert self.optimizer is not None
+        self.optimizer.step()
+        model.zero_grad()
+
+    def _gradients(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        size = self._chunk_size(inputs)
         if size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()

@@ -27,6 +27,7 @@ LENGTHS = [5, 16, 25]
 CASES = {
     "naflex-plain": {},
     "naflex-cache": {"mini_batch_tokens": 60},  # of 25 patches two images at a time
+    "naflex-halves": {"halve_batches_at": 25, "mini_batch_tokens": 60},
     "naflex-accumulation": {"gradient_accumulation_steps": 2},
     "naflex-accumulation-cache": {"gradient_accumulation_steps": 2, "mini_batch_tokens": 25},
 }

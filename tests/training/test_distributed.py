@@ -21,6 +21,7 @@ QUICK = {
     "distill-late": "distill-late",
     "distill-cache": "distill-plain",
     "naflex-cache": "naflex-plain",
+    "naflex-halves": "naflex-halves",
 }
 MORE = {
     "ours-pairs": "ours-pairs",

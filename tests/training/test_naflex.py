@@ -1,5 +1,6 @@
 """Training of NaFlex models: the stock model's gradients, a drawn length for each batch, and what is refused."""
 
+import copy
 import hashlib
 import random
 from pathlib import Path
@@ -153,7 +154,15 @@ def test_the_logs_of_a_run_go_down(make):
     ("kind", "changes"),
     [
         ("map", {}),
-        ("map", {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "mini_batch_tokens": 60}),
+        (
+            "map",
+            {
+                "dataloader_num_workers": 2,
+                "dataloader_persistent_workers": True,
+                "mini_batch_tokens": 60,
+                "halve_batches_at": 25,
+            },
+        ),
         pytest.param("map", {"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         ("stream", {"dataloader_num_workers": 2}),
         pytest.param("stream", {"gradient_accumulation_steps": 2, "mini_batch_tokens": 30}, marks=pytest.mark.slow),
@@ -177,6 +186,40 @@ def test_a_run_that_ends_at_any_step_goes_on_bit_for_bit(make, model, tmp_path, 
         assert again.batches == [batch for batch in whole.batches if batch[0] >= step]
         found = load_file(tmp_path / f"from {step}" / f"checkpoint-{steps}" / "model.safetensors")
         assert all(torch.equal(found[name], final[name]) for name in final), step
+
+
+@pytest.mark.parametrize("cached", [{}, {"mini_batch_tokens": 60}])
+def test_long_batches_are_trained_on_in_two_halves_with_an_update_each(shapes, naflex, model, make, cached):
+    dataset = ImageTextDataset(shapes, image_processor=naflex.image_processor, naflex_lengths=LENGTHS)
+    lr, most = 0.05, 0.5
+    for length in (16, 25):
+        start = copy.deepcopy(model).double()
+        batch = ImageTextCollator(naflex)(dataset.__getitems__([(row, length) for row in range(8)]))
+        batch["pixel_values"] = batch["pixel_values"].double()
+        trainer = make(
+            trained=copy.deepcopy(start), halve_batches_at=25, optim="sgd", learning_rate=lr, weight_decay=0,
+            max_grad_norm=most, **cached,
+        )  # fmt: skip
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1
+        loss = trainer.training_step(trainer.model, dict(batch))
+        halves = [slice(0, None, 2), slice(1, None, 2)] if length == 25 else [slice(None)]
+        losses = []
+        for number, half in enumerate(halves):
+            if number:
+                torch.nn.utils.clip_grad_norm_(start.parameters(), most)
+                with torch.no_grad():
+                    for parameter in start.parameters():
+                        parameter -= lr * parameter.grad
+                start.zero_grad()
+            inputs = {name: value[half] for name, value in batch.items() if isinstance(value, torch.Tensor)}
+            losses.append(start(**inputs, return_loss=True).loss)
+            losses[-1].backward()
+        torch.testing.assert_close(loss, sum(losses) / len(losses), rtol=0, atol=1e-10, check_dtype=False)
+        found = dict(trainer.model.named_parameters())
+        for name, parameter in start.named_parameters():
+            torch.testing.assert_close(found[name], parameter, rtol=0, atol=1e-10)
+            torch.testing.assert_close(found[name].grad, parameter.grad, rtol=0, atol=1e-10)
 
 
 def test_other_lengths_are_another_run(make, tmp_path):

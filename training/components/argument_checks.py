@@ -70,7 +70,7 @@ TAKE_NO_OPTIM_ARGS = ("adamw_torch", "adamw_torch_fused", "adafactor")
 
 AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "mini_batch_size",
-    "mini_batch_tokens",
+    "mini_batch_tokens", "halve_batches_at",
     "eval_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout",
     "eval_contrastive_batch_size", "group_size", "max_examples", "torch_empty_cache_steps",
 )  # fmt: skip

@@ -22,6 +22,7 @@ SETTINGS = (
     "per_device_train_batch_size",
     "mini_batch_size",
     "mini_batch_tokens",
+    "halve_batches_at",
     "gradient_accumulation_steps",
     "optim",
     "learning_rate",

@@ -83,7 +83,7 @@ def prepare(recipe: Recipe) -> Run:
         texts = [*texts, *written_beside(recipe.objectives, regions)]
     model, processor = build_model(recipe.model, texts, precomputed)
     if not precomputed:
-        check_images(model, [processor], args.mini_batch_tokens, data.naflex_lengths)
+        check_images(model, [processor], args, data.naflex_lengths)
     train, held_out = training_data(recipe, rows, processor.image_processor)
     if not isinstance(train, IterableDataset):
         args.check_samples(len(train), read)

@@ -86,6 +86,8 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
         values["naflex_lengths"] = LENGTHS
     if "mini_batch_tokens" in recipe:
         values["mini_batch_tokens"] = BATCH // 2 * min(LENGTHS)
+    if "halve_batches_at" in recipe:
+        values["halve_batches_at"] = max(LENGTHS)
     starts = [name for name in ("model_name_or_path", "vision_name_or_path") if recipe.get(name) is not None]
     values |= dict.fromkeys(starts, START)
     if "image_size" in recipe:

@@ -172,6 +172,12 @@ def test_a_locked_naflex_tower_trains_a_new_text_tower_from_its_embeddings(image
         (["--mini_batch_tokens", "0"], "mini_batch_tokens must be at least 1"),
         (["--mini_batch_tokens", "15"], "mini_batch_tokens=15 cannot hold one image of 16 patches"),
         (["--mini_batch_tokens", "32", "--mini_batch_size", "2"], "set one of them"),
+        (["--halve_batches_at", "17"], "halve_batches_at=17 has no effect: images have at most 16 patches"),
+        (
+            ["--halve_batches_at", "16", "--per_device_train_batch_size", "3"],
+            "needs an even per_device_train_batch_size",
+        ),
+        (["--halve_batches_at", "16", "--gradient_accumulation_steps", "2"], "unset one of them"),
         (["--objectives", '{"distillation": 0.25}'], "distillation is not for NaFlex towers"),
         (["--objectives", '{"masking": 0.25}'], "masking is not for NaFlex towers"),
         (["--image_size", "32"], "NaFlex takes images of any size"),
@@ -196,3 +202,4 @@ def test_a_fixed_model_has_no_lengths(quick, processor, our_model, tmp_path, ref
     start = [*quick, "--model_name_or_path", str(tmp_path / "fixed")]
     refused([*start, "--naflex_lengths", "16"], "naflex_lengths needs a NaFlex model")
     refused([*start, "--mini_batch_tokens", "16"], "mini_batch_tokens counts patches of NaFlex")
+    refused([*start, "--halve_batches_at", "16"], "halve_batches_at counts patches of NaFlex")

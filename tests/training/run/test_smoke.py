@@ -86,6 +86,7 @@ def test_what_a_smoke_run_keeps(name, tmp_path):
         assert getattr(small.model, field) == getattr(whole.model, field), field
     assert (small.training.mini_batch_size is None) == (whole.training.mini_batch_size is None)
     assert (small.training.mini_batch_tokens is None) == (whole.training.mini_batch_tokens is None)
+    assert (small.training.halve_batches_at is None) == (whole.training.halve_batches_at is None)
     assert (small.data.naflex_lengths is None) == (whole.data.naflex_lengths is None)
     assert small.objectives.weights() == whole.objectives.weights()
     assert small.data.dataset == "emoji"

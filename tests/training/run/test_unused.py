@@ -80,6 +80,7 @@ SITUATIONS = [
     ("regions_key", "url", {"objectives": {"captioning": 1.0}}),
     ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
     *((name, value, CACHED) for name, value in (("naflex_lengths", [16, 64]), ("mini_batch_tokens", 1024))),
+    ("halve_batches_at", 64, CACHED),
     ("group_size", 4, {}),
     ("group_from_epoch", 2, {}),
     ("data_seed", 3, STREAM),
