@@ -16,6 +16,7 @@ ARMS = {
     "SigLIP's initial values": replace(BASE, initial=SIGLIP),
     "one emoji a scene at first": replace(BASE, one_object=0.3),
     "boxes weigh 3/5": replace(BASE, task_weights=BOXES_FIRST),
+    "one at first, boxes 3/5": replace(BASE, one_object=0.3, task_weights=BOXES_FIRST),
     "two decoder layers": replace(BASE, decoder_layers=2),
     "all three": replace(BASE, one_object=0.3, task_weights=BOXES_FIRST, decoder_layers=2),
     "no sigmoid loss": replace(BASE, contrastive=0.0),
