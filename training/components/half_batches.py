@@ -15,8 +15,7 @@ from .grad_cache import has_rows, split_batch
 
 def is_halved(inputs: dict, length: int | None) -> bool:
     """Whether a batch has images of at least so many patches, padding counted."""
-    pixels = inputs["pixel_values"]
-    return length is not None and pixels.ndim == 3 and pixels.shape[1] >= length
+    return length is not None and inputs["pixel_values"].shape[1] >= length
 
 
 def in_halves(inputs: dict, train: Callable[[dict], torch.Tensor], update: Callable[[], None]) -> torch.Tensor:
