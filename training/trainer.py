@@ -22,8 +22,8 @@ from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
-from .components.grad_cache import images_in_chunk, split_batch
-from .components.half_batches import in_halves, is_halved
+from .components.grad_cache import chunk_size, split_batch
+from .components.half_batches import in_halves, is_halved, update
 from .components.image_inputs import check_images
 from .components.milestones import Milestones
 from .components.monitor import Monitor, examples_seen
@@ -241,7 +241,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if names:
             self._monitor.batch(self.state.global_step + 1, names)
         if self.curation is not None:
-            at_once = self._chunk_size(inputs) or self.args.per_device_train_batch_size
+            at_once = chunk_size(self.args, inputs) or self.args.per_device_train_batch_size
             key = self.args.seed, self.state.global_step + 1
             own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
 
@@ -250,59 +250,49 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
             # in place, as Trainer holds on to this batch
             inputs |= self.curation.choose(inputs, embed, model, self.args.device, at_once, key)
+        whole = super().training_step
+
+        def gradients(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            size = chunk_size(self.args, batch)
+            if size is None:
+                return whole(model, batch, num_items_in_batch)
+            model.train()
+            if callable(prepare_for_training := getattr(self.optimizer, "train", None)):
+                prepare_for_training()  # of schedule-free optimisers
+
+            def prepare(chunk: dict) -> dict:
+                # in one graph XLA would find a chunk's two forwards the same, and keep activations
+                self._backend.sync()
+                return self._forward_inputs(self._prepare_inputs(chunk))
+
+            kept = {name: value for name, value in batch.items() if name not in ("return_loss", PAIRS)}
+            pair_ids = self._prepare_inputs({PAIRS: batch[PAIRS]})[PAIRS] if PAIRS in batch else None
+            beside = self.active_parts
+            for tower in self._locked:
+                tower.eval()  # model.train() was called
+            with self.compute_loss_context_manager():
+                step = self._contrastive.in_chunks(
+                    model,
+                    split_batch(kept, size),
+                    pair_ids=pair_ids,
+                    prepare=prepare,
+                    backward=self.accelerator.backward,
+                    weight=1 / self.current_gradient_accumulation_steps,
+                    sync=self.accelerator.sync_gradients,
+                    beside=self._beside_loss if beside else None,
+                    beside_options={"objectives": True} if beside else {},
+                )
+            # Trainer holds on to this batch until it has the next one.
+            images = [name for name, value in batch.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
+            batch |= {name: batch[name].new_empty(0) for name in images}
+            self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss, pair_ids)
+            return step.loss / self.current_gradient_accumulation_steps
+
         if is_halved(inputs, self.args.halve_batches_at):
-            return in_halves(inputs, partial(self._gradients, model), partial(self._update, model))
-        return self._gradients(model, inputs, num_items_in_batch)
-
-    def _chunk_size(self, inputs: dict) -> int | None:
-        """Pairs in a chunk of the gradient cache; None without one."""
-        tokens = self.args.mini_batch_tokens
-        return self.args.mini_batch_size if tokens is None else images_in_chunk(inputs, tokens)
-
-    def _update(self, model: nn.Module) -> None:
-        """One between two of Trainer's own."""
-        if self.args.max_grad_norm > 0:
-            super()._clip_grad_norm(model)
-        assert self.optimizer is not None
-        self.optimizer.step()
-        model.zero_grad()
-
-    def _gradients(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        size = self._chunk_size(inputs)
-        if size is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        if callable(prepare_for_training := getattr(self.optimizer, "train", None)):
-            prepare_for_training()  # of schedule-free optimisers
-
-        def prepare(chunk: dict) -> dict:
-            self._backend.sync()  # in one graph XLA would find a chunk's two forwards the same, and keep activations
-            return self._forward_inputs(self._prepare_inputs(chunk))
-
-        kept = {name: value for name, value in inputs.items() if name not in ("return_loss", PAIRS)}
-        pair_ids = self._prepare_inputs({PAIRS: inputs[PAIRS]})[PAIRS] if PAIRS in inputs else None
-        beside = self.active_parts
-        for tower in self._locked:
-            tower.eval()  # model.train() was called
-        with self.compute_loss_context_manager():
-            step = self._contrastive.in_chunks(
-                model,
-                split_batch(kept, size),
-                pair_ids=pair_ids,
-                prepare=prepare,
-                backward=self.accelerator.backward,
-                weight=1 / self.current_gradient_accumulation_steps,
-                sync=self.accelerator.sync_gradients,
-                beside=self._beside_loss if beside else None,
-                beside_options={"objectives": True} if beside else {},
-            )
-        # Trainer holds on to this batch until it has the next one.
-        images = [name for name, value in inputs.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
-        inputs |= {name: inputs[name].new_empty(0) for name in images}
-        self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss, pair_ids)
-        return step.loss / self.current_gradient_accumulation_steps
+            clip, optimizer = super()._clip_grad_norm, self.optimizer
+            assert optimizer is not None
+            return in_halves(inputs, gradients, partial(update, model, optimizer, clip, self.args))
+        return gradients(inputs)
 
     def _beside_loss(self, outputs: ModelOutput, inputs: dict) -> torch.Tensor:
         """The weighted sum of the objectives beside the contrastive one, for a batch or a chunk of it."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..arguments import SiglipExtTrainingArguments
 from ..data.lengths import check_holds
 from .devices import backend_for
 from .towers import loss_head, whole
@@ -61,6 +62,13 @@ def split_batch(inputs: dict, size: int) -> list[dict]:
 def has_rows(value: Any, rows: int) -> bool:
     """Whether it is a tensor or a list with so many rows."""
     return isinstance(value, (torch.Tensor, list)) and getattr(value, "ndim", 1) > 0 and len(value) == rows
+
+
+def chunk_size(args: SiglipExtTrainingArguments, inputs: dict) -> int | None:
+    """Pairs in a chunk of a batch; None without a gradient cache."""
+    if args.mini_batch_tokens is None:
+        return args.mini_batch_size
+    return images_in_chunk(inputs, args.mini_batch_tokens)
 
 
 def images_in_chunk(inputs: dict, mini_batch_tokens: int) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
+from ..arguments import SiglipExtTrainingArguments
 from .grad_cache import has_rows, split_batch
 
 
@@ -34,3 +36,16 @@ def in_order(value: Any, order: list[int]) -> Any:
     if not has_rows(value, len(order)):
         return value
     return value[order] if isinstance(value, torch.Tensor) else [value[place] for place in order]
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    clip: Callable[[nn.Module], Any],
+    args: SiglipExtTrainingArguments,
+) -> None:
+    """One between two of Trainer's own."""
+    if args.max_grad_norm > 0:
+        clip(model)
+    optimizer.step()
+    model.zero_grad()
