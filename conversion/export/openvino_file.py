@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch._dynamo.exc import UserError
 
+from siglip_ext_runtime.backends import openvino_core
+
 from ..errors import CheckpointError
 from .layers import LONG_TABLE, Product, choose, in_model, layer_of
 from .onnx_file import TowerFile, dimensions_of, quiet
@@ -98,7 +100,7 @@ def quantize_openvino(
     import nncf
     import openvino as ov
 
-    model = ov.Core().read_model(source)
+    model = openvino_core().read_model(source)
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() in WITH_WEIGHTS]
     chosen = choose([product for node in nodes if (product := product_of(node, long_table))], in_float=in_float)
     taken = {product.node for product in chosen}

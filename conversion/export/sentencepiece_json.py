@@ -33,7 +33,7 @@ def tokenizer_json(vocabulary: Path) -> Tokenizer:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ImportError(f"{error}: reading {vocabulary} needs `pip install siglip-ext[sentencepiece]`") from error
-    found = getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009  (made while it is imported)
+    found = getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009 - made on import: no checker knows it
     try:
         found.ParseFromString(vocabulary.read_bytes())
     except DecodeError as error:
