@@ -3,13 +3,17 @@
     python benchmarks/naflex_emoji.py                       # three seeds, some forty minutes on two cores
     python benchmarks/naflex_emoji.py --seeds 0             # one of them; the others keep their lines
     python benchmarks/naflex_emoji.py --validation --learning_rate 1e-3    # choose settings; printed only
+    python benchmarks/naflex_emoji.py --validation --enlarge               # with small images enlarged, as by default
 
 Three models a seed. `fixed` is the emoji recipe, from scratch, 64 x 64 pixels. `naflex` goes on from it at the lengths
 below with emoji and compositions; `still fixed` goes on with the same examples for as many steps, but as it was: every
-image squashed to 64 x 64. A composition has one to three emoji of the same split on a white strip; the ratio of its
-sides is drawn evenly in its logarithm from 1 to 200, lying or standing; the caption is their names in order. Held out
-are the emoji set's held-out pictures, and compositions of those. Bar: at its best length the adapted model is at least
-as good as the fixed one on the emoji, at every seed. `--validation` trains and judges on parts of the training images.
+image squashed to 64 x 64. Images of fewer patches than a length keep their own (`upscale: false`): emoji have 64 x 64
+pixels, and so 16 patches at every length from 16 on.
+
+A composition has one to three emoji of the same split on a white strip; the ratio of its sides is drawn evenly in its
+logarithm from 1 to 200, lying or standing; the caption is their names in order. Held out are the emoji set's held-out
+pictures, and compositions of those. Bar: at its best length the adapted model is at least as good as the fixed one on
+the emoji, at every seed. `--validation` trains and judges on parts of the training images.
 
 Results are kept in results/naflex_emoji.json; table and plot beside it are drawn from that.
 """
@@ -85,23 +89,26 @@ def train_recipe(name: str, fields: Mapping[str, Any]) -> None:
     train(prepare(parse_recipe(name, words)))
 
 
-def recall(folder: str, data: Dataset, length: int | None) -> float:
+def recall(folder: str, data: Dataset, length: int | None, upscale: bool) -> float:
     """recall@1 of retrieval, the mean of both ways."""
     model, processor = SiglipExtModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     images = [image.convert("RGB") for image in data["image"]]
     selected = EvaluationData(images=images, captions=[[caption] for caption in data["caption"]])
-    metrics = evaluate(model.eval(), processor, selected, max_num_patches=length, progress=False).metrics
+    sizes = {"max_num_patches": length, "upscale": upscale, "progress": False}
+    metrics = evaluate(model.eval(), processor, selected, **sizes).metrics
     return (metrics["image_to_text_recall@1"] + metrics["text_to_image_recall@1"]) / 2
 
 
-def judge(folder: str, parts: Mapping[str, Dataset], lengths: tuple[int | None, ...]) -> dict[str, Figures]:
+def judge(
+    folder: str, parts: Mapping[str, Dataset], lengths: tuple[int | None, ...] = (None,), upscale: bool = True
+) -> dict[str, Figures]:
     return {
-        name: {str(length): round(recall(folder, data, length), 5) for length in lengths}
+        name: {str(length): round(recall(folder, data, length, upscale), 5) for length in lengths}
         for name, data in parts.items()
     }
 
 
-def measure(seed: int, steps: int, learning_rate: float) -> dict:
+def measure(seed: int, steps: int, learning_rate: float, enlarge: bool) -> dict:
     """Train the three models of a seed, and judge them."""
     emoji = {split: rows.load_emoji(split, "en") for split in COMPOSITIONS}
     made = {split: compositions(emoji[split], count, seed) for split, count in COMPOSITIONS.items()}
@@ -113,7 +120,7 @@ def measure(seed: int, steps: int, learning_rate: float) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         fixed, mixed = f"{folder}/fixed", f"{folder}/mixed"
         train_recipe("emoji", {"output_dir": fixed, "seed": seed, "max_seconds": 1e9})
-        found["fixed"] = judge(fixed, parts, (None,))
+        found["fixed"] = judge(fixed, parts)
         examples = concatenate_datasets([emoji_rows(emoji["train"]), made["train"]])
         examples.select_columns(["image", "caption"]).to_parquet(f"{mixed}/train.parquet")
         common = {
@@ -122,11 +129,11 @@ def measure(seed: int, steps: int, learning_rate: float) -> dict:
             "eval_fraction": 0, "eval_strategy": "no", "save_strategy": "no", "dataloader_pin_memory": "false",
         }  # fmt: skip
         train_recipe("finetune", {**common, "output_dir": f"{folder}/still"})
-        found["still fixed"] = judge(f"{folder}/still", parts, (None,))
-        own = {"naflex": "true", "naflex_lengths": LENGTHS, "output_dir": f"{folder}/naflex"}
-        train_recipe("finetune", {**common, **own})
-        found["naflex"] = judge(f"{folder}/naflex", parts, JUDGED_AT)
-    return {"steps": steps, "learning_rate": learning_rate, "recall@1": found}
+        found["still fixed"] = judge(f"{folder}/still", parts)
+        own = {"naflex": "true", "naflex_lengths": LENGTHS, "upscale": str(enlarge).lower()}
+        train_recipe("finetune", {**common, **own, "output_dir": f"{folder}/naflex"})
+        found["naflex"] = judge(f"{folder}/naflex", parts, JUDGED_AT, enlarge)
+    return {"steps": steps, "learning_rate": learning_rate, "enlarged": enlarge, "recall@1": found}
 
 
 def best(figures: Figures) -> float:
@@ -191,6 +198,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning_rate", type=float, default=4e-4)
+    parser.add_argument("--enlarge", action="store_true", help="small images to the length of the batch")
     parser.add_argument("--validation", action="store_true", help="judge on a part of the training images; print only")
     parser.add_argument("--render", action="store_true", help="only draw what is stored")
     arguments = parser.parse_args()
@@ -198,7 +206,7 @@ def main() -> None:
         rows.load_emoji = validation_emoji
     kept = RESULTS / "naflex_emoji.json"
     for seed in [] if arguments.render else arguments.seeds:
-        measured = measure(seed, arguments.steps, arguments.learning_rate)
+        measured = measure(seed, arguments.steps, arguments.learning_rate, arguments.enlarge)
         print(json.dumps(measured, indent=1), flush=True)
         if not arguments.validation:
             store(kept, {**stored(kept), f"{seed}": measured})

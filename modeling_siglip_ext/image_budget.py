@@ -58,15 +58,19 @@ class ImageBudget:
         """The most patches that an image can have."""
         return image_processor.max_num_patches if self.max_num_patches is None else self.max_num_patches
 
+    def most_patches(self, image_processor: Any, image: Image.Image) -> int:
+        """The most patches that this image can have."""
+        longest = self.longest(image_processor)
+        if self.upscale:
+            return longest
+        rows, columns = (-(-side // image_processor.patch_size) for side in (image.height, image.width))
+        return min(longest, rows * columns)  # the largest size within as many patches as it has is its own grid
+
     def prepare(self, image_processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
         """The model's inputs of one image, (1, ...); patches are padded to what an image may have at most here."""
         options: dict[str, Any] = {}
-        if self.max_num_patches is not None or not self.upscale:
-            options["max_num_patches"] = self.longest(image_processor)
-        if not self.upscale:
-            rows, columns = (-(-side // image_processor.patch_size) for side in (image.height, image.width))
-            # the largest size within as many patches as the image has is its own grid
-            options["max_num_patches"] = min(options["max_num_patches"], rows * columns)
+        if self != ImageBudget():
+            options["max_num_patches"] = self.most_patches(image_processor, image)
         return dict(image_processor(images=[image], return_tensors="pt", **options))
 
 

@@ -59,6 +59,7 @@ def run_identity(
         identity[name] = getattr(value, "value", value)
     lengths = getattr(data, "naflex_lengths", None)
     identity |= {} if lengths is None else {"naflex_lengths": list(lengths)}
+    identity |= {} if getattr(data, "upscale", True) else {"upscale": False}
     identity |= {} if args.halve_batches_at is None else {"halve_batches_at": args.halve_batches_at}
     identity |= _data_identity(data, args) | _pairs(data, collator) | _tokens(data, tokenizer)
     # The first difference is told, and a new tokenizer and its embeddings follow from other data.

@@ -126,6 +126,7 @@ class ImageTextDataset(CaptionedRows):
         image_processor: if given, images are resized by it to uint8, once if all of them fit `cache_gib`.
         naflex_lengths: with a NaFlex image processor: patches of an image at most, one of these numbers for each batch
             (`lengths.py`); by default the image processor's.
+        upscale: with a NaFlex image processor: False leaves an image of fewer patches its own instead of enlarging it.
         cache_gib: limit of that cache in GiB; 0 turns it off.
         seed: of the caption draw and of `shuffle_captions`.
         shuffle_captions: give every image the captions of another one. A control: nothing can be learnt from it.
@@ -152,6 +153,7 @@ class ImageTextDataset(CaptionedRows):
         *,
         image_processor: BaseImageProcessor | None = None,
         naflex_lengths: Sequence[int] | None = None,
+        upscale: bool = True,
         cache_gib: float = 2.0,
         seed: int = 0,
         shuffle_captions: bool = False,
@@ -165,7 +167,7 @@ class ImageTextDataset(CaptionedRows):
     ):
         check_map_style(dataset)
         check_columns(dataset.column_names, "image_column", [image_column])
-        check_takes_lengths(naflex_lengths, image_processor)
+        check_takes_lengths(naflex_lengths, image_processor, upscale)
         if shuffle_captions and pair_column is not None:
             raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
@@ -181,9 +183,9 @@ class ImageTextDataset(CaptionedRows):
         if shuffle_captions:
             self.captions = _deranged(self.captions, seed)
         self.groups: list | None = None
-        self.naflex_lengths = naflex_lengths
+        self.naflex_lengths, self.upscale = naflex_lengths, upscale
         self._image_processor = None if sample_shape(image_processor) is None else image_processor
-        self.cache = new_cache(len(self.captions), self._image_processor, cache_gib, naflex_lengths)
+        self.cache = new_cache(len(self.captions), self._image_processor, cache_gib, naflex_lengths, upscale)
         if self.cache is not None:
             self._fill(self.cache)
         if group_column is not None:
@@ -266,7 +268,7 @@ class ImageTextDataset(CaptionedRows):
         for step in range(len(self)):
             candidate = (index + step) % len(self)
             try:
-                image = resized_sample(self._image(candidate), self._image_processor, length)
+                image = resized_sample(self._image(candidate), self._image_processor, length, self.upscale)
                 return self._item(candidate, image, skipped)
             except BAD_SAMPLE as error:
                 if self._every_image_is_good:

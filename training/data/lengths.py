@@ -47,15 +47,16 @@ def check_holds(mini_batch_tokens: int, length: int) -> None:
         )
 
 
-def check_takes_lengths(lengths: Sequence[int] | None, image_processor: Any) -> None:
+def check_takes_lengths(lengths: Sequence[int] | None, image_processor: Any, upscale: bool = True) -> None:
     """
     Raises:
-        ValueError: lengths for images that an image processor does not cut into patches.
+        ValueError: lengths, or `upscale=False`, for images that an image processor does not cut into patches.
     """
     check_lengths(lengths)
-    if lengths is not None and not is_naflex(image_processor):
+    if (lengths is not None or not upscale) and not is_naflex(image_processor):
+        setting = "upscale=False" if lengths is None else "naflex_lengths"
         what = "no image processor" if image_processor is None else "one that makes images of one size"
-        raise ValueError(f"naflex_lengths needs a NaFlex model and its image processor, and there is {what}")
+        raise ValueError(f"{setting} needs a NaFlex model and its image processor, and there is {what}")
 
 
 def drawn_length(lengths: Sequence[int], seed: int, place: str) -> int:

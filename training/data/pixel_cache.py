@@ -46,10 +46,12 @@ class PatchCache:
         count: most images that are put.
         image_processor: resizes and cuts them.
         lengths: values of `max_num_patches`.
+        upscale: whether an image of fewer patches is enlarged.
     """
 
-    def __init__(self, count: int, image_processor: BaseImageProcessor, lengths: Sequence[int]):
+    def __init__(self, count: int, image_processor: BaseImageProcessor, lengths: Sequence[int], upscale: bool = True):
         self.image_processor, self.lengths = image_processor, tuple(dict.fromkeys(lengths))
+        self.upscale = upscale
         shapes = [sample_shape(image_processor, length) for length in self.lengths]
         patches, values = sum(shape[0] for shape in shapes if shape), shapes[0][-1] if shapes[0] else 0
         self.patches = torch.empty(count * patches, values, dtype=torch.uint8)  # what is not written takes no memory
@@ -60,7 +62,7 @@ class PatchCache:
     def put(self, place: int, image: Image) -> None:
         """Places are filled in order."""
         for number, length in enumerate(self.lengths):
-            sample = resized_sample(image, self.image_processor, length)
+            sample = resized_sample(image, self.image_processor, length, self.upscale)
             count = int(sample["spatial_shape"].prod())
             self.patches[self.end : self.end + count] = sample["pixels"][:count]
             self.starts[place, number], self.spatial_shapes[place, number] = self.end, sample["spatial_shape"]
@@ -82,13 +84,17 @@ Cache = FixedCache | PatchCache
 
 
 def new_cache(
-    count: int, image_processor: BaseImageProcessor | None, cache_gib: float, lengths: Sequence[int] | None = None
+    count: int,
+    image_processor: BaseImageProcessor | None,
+    cache_gib: float,
+    lengths: Sequence[int] | None = None,
+    upscale: bool = True,
 ) -> Cache | None:
     """A cache for so many images, if it stays within so many GiB; see `fits_cache`."""
     if image_processor is None or not fits_cache(count, image_processor, cache_gib, lengths):
         return None
     if is_naflex(image_processor):
-        return PatchCache(count, image_processor, lengths or [_longest(image_processor)])
+        return PatchCache(count, image_processor, lengths or [_longest(image_processor)], upscale)
     return FixedCache(count, image_processor)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from transformers import BaseImageProcessor
 
-from modeling_siglip_ext.image_budget import is_naflex
+from modeling_siglip_ext.image_budget import ImageBudget, is_naflex, with_length
 from modeling_siglip_ext.naflex import valid_patches
 
 
@@ -51,12 +51,24 @@ def resized_uint8(
 
 
 def resized_sample(
-    image: Image, image_processor: BaseImageProcessor | None, max_num_patches: int | None = None
+    image: Image,
+    image_processor: BaseImageProcessor | None,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
 ) -> dict[str, Any]:
-    """What a sample has of its image: `pixels` and for NaFlex `spatial_shape`, or `image` where nothing resizes it."""
+    """What a sample has of its image: `pixels` and for NaFlex `spatial_shape`, or `image` where nothing resizes it.
+
+    Args:
+        max_num_patches, upscale: of NaFlex, see `ImageBudget`. Patches are padded to that many for any image.
+    """
     if image_processor is None:
         return {"image": image}
-    inputs = resized_uint8([image], image_processor, max_num_patches)
+    if not upscale:
+        budget = ImageBudget(max_num_patches, upscale)
+        inputs = resized_uint8([image], image_processor, budget.most_patches(image_processor, image))
+        inputs = with_length(inputs, budget.longest(image_processor))
+    else:
+        inputs = resized_uint8([image], image_processor, max_num_patches)
     sample = {"pixels": inputs["pixel_values"][0]}
     return sample | ({"spatial_shape": inputs["spatial_shapes"][0]} if "spatial_shapes" in inputs else {})
 

@@ -65,7 +65,7 @@ class ImageTextStream(IterableDataset):
         image_column: name of the image in a row: encoded bytes, a `datasets` image, or a PIL image.
         caption_column: name of the captions, or several names; values as for `ImageTextDataset`.
         image_processor: resizes images in the worker, to uint8.
-        naflex_lengths: as for `ImageTextDataset`.
+        naflex_lengths, upscale: as for `ImageTextDataset`.
         shuffle_buffer: rows of the buffer, undecoded; 1 keeps the order of the source.
         seed: of buffer and captions.
         pair_column, region_column: names of pair ids and of regions in a row; see `ImageTextDataset`.
@@ -85,6 +85,7 @@ class ImageTextStream(IterableDataset):
         *,
         image_processor: BaseImageProcessor | None = None,
         naflex_lengths: Sequence[int] | None = None,
+        upscale: bool = True,
         shuffle_buffer: int = 1000,
         seed: int = 0,
         pair_column: str | None = None,
@@ -103,8 +104,8 @@ class ImageTextStream(IterableDataset):
             )
         self.image_column = image_column
         self.caption_columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
-        check_takes_lengths(naflex_lengths, image_processor)
-        self.naflex_lengths = naflex_lengths
+        check_takes_lengths(naflex_lengths, image_processor, upscale)
+        self.naflex_lengths, self.upscale = naflex_lengths, upscale
         self.image_processor = image_processor if sample_shape(image_processor) else None
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
@@ -139,7 +140,7 @@ class ImageTextStream(IterableDataset):
             yield [self._resized(next(samples), length) for _ in range(self.batch_size)]
 
     def _resized(self, sample: dict, length: int | None) -> dict:
-        image = resized_sample(sample["image"], self.image_processor, length)
+        image = resized_sample(sample["image"], self.image_processor, length, self.upscale)
         return {**image, **{name: value for name, value in sample.items() if name != "image"}}
 
     def _samples(self, worker: int, part: int, parts: int) -> Iterator[dict]:

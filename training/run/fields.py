@@ -171,6 +171,11 @@ class DataArguments:
             "was trained with 128 256 576 784 1024. Without it: the image processor's max_num_patches."
         },
     )
+    upscale: bool = option(
+        True,
+        "Of a NaFlex model: enlarge an image of fewer patches to as many as it may have, as SigLIP 2 does. Without, "
+        "it keeps its own.",
+    )
     region_column: str | None = option(
         None, "Column of regions for captioning: lists of {box, text, score}, boxes in shares of width and height."
     )

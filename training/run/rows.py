@@ -247,6 +247,7 @@ def training_data(
         return ImageTextDataset(
             part,
             data.image_column,
+            upscale=data.upscale,
             skips=skips,
             numbers=places,
             pair_column=data.pair_column,
@@ -274,6 +275,7 @@ def training_data(
             captions,
             image_processor=image_processor,
             naflex_lengths=lengths,
+            upscale=data.upscale,
             shuffle_buffer=data.shuffle_buffer,
             seed=args.seed,
             pair_column=data.pair_column,

@@ -166,7 +166,7 @@ RULES = (
         "with a stream, shards or image_embeddings",
     ),
     Unused(
-        "naflex_lengths mini_batch_tokens halve_batches_at",
+        "naflex_lengths upscale mini_batch_tokens halve_batches_at",
         given("image_embeddings"),
         "image_embeddings",
         "with image_embeddings, where no image is cut into patches",

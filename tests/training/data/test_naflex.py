@@ -93,6 +93,23 @@ def test_batches_equal_the_stock_processor(shapes, naflex, cache_gib, length):
     )
 
 
+@pytest.mark.parametrize("cache_gib", [0, 1])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_small_images_keep_their_patches(shapes, naflex, cache_gib, length):
+    settings = {"image_processor": naflex.image_processor, "naflex_lengths": LENGTHS, "cache_gib": cache_gib}
+    dataset = ImageTextDataset(shapes, upscale=False, **settings)
+    batch = ImageTextCollator(naflex)(dataset.__getitems__([(index, length) for index in range(len(SIZES))]))
+    assert batch["pixel_values"].shape[:2] == (len(SIZES), length)
+    for row, (width, height) in enumerate(SIZES):
+        own = min(length, -(-width // PATCH) * -(-height // PATCH))
+        stock = expected(own, [(width, height)])
+        assert batch["spatial_shapes"][row].tolist() == stock["spatial_shapes"][0].tolist()
+        torch.testing.assert_close(batch["pixel_values"][row, :own], stock["pixel_values"][0], rtol=0, atol=1e-6)
+        assert not batch["pixel_values"][row, own:].any()
+        assert batch["pixel_attention_mask"][row, :own].tolist() == stock["pixel_attention_mask"][0].tolist()
+        assert not batch["pixel_attention_mask"][row, own:].any()
+
+
 @pytest.mark.parametrize("uint8", [False, True])
 def test_without_lengths_the_processor_says_how_many(shapes, naflex, uint8):
     collator = ImageTextCollator(naflex, uint8=uint8)
@@ -146,6 +163,8 @@ def test_lengths_need_a_naflex_processor(shapes, processor):
     for images in (None, processor.image_processor):
         with pytest.raises(ValueError, match="naflex_lengths needs a NaFlex model"):
             ImageTextDataset(shapes, image_processor=images, naflex_lengths=[16])
+        with pytest.raises(ValueError, match="upscale=False needs a NaFlex model"):
+            ImageTextDataset(shapes, image_processor=images, upscale=False)
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [16, 2.5], [True]])

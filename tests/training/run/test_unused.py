@@ -81,6 +81,7 @@ SITUATIONS = [
     ("self_distillation", {"starts_at": 0.8}, {"objectives": {"captioning": 1.0}}),
     *((name, value, CACHED) for name, value in (("naflex_lengths", [16, 64]), ("mini_batch_tokens", 1024))),
     ("halve_batches_at", 64, CACHED),
+    ("upscale", False, CACHED),
     ("group_size", 4, {}),
     ("group_from_epoch", 2, {}),
     ("data_seed", 3, STREAM),

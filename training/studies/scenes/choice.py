@@ -1,6 +1,7 @@
 """Wrong captions, and the choice of examples by a reference that was trained on right ones."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -75,7 +76,20 @@ def judge(model: SiglipExtModel, batch: dict[str, torch.Tensor]) -> Judged:
 
 def trained_reference(settings: SceneRun, device: torch.device) -> SiglipExtModel:
     """Towers of another seed, trained as long on right captions alone."""
-    own = replace(settings, seed=settings.seed + OTHER_SEED, steps=settings.reference_steps, shuffled=0.0, score=None)
+    own = replace(
+        settings,
+        seed=settings.seed + OTHER_SEED,
+        steps=settings.reference_steps,
+        shuffled=0.0,
+        score=None,
+        reference_steps=0,
+        quarters=False,
+    )
+    return _trained_once(own, device)
+
+
+@lru_cache(maxsize=1)  # scores and shares of wrong captions have the same
+def _trained_once(own: SceneRun, device: torch.device) -> SiglipExtModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(own.seed)
         model = build_model(own).to(device)
