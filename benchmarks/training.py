@@ -1,6 +1,6 @@
 """What training costs: a step against stock Trainer and a plain loop, the gradient cache, LiT from embeddings.
 
-    python benchmarks/training.py                     # everything, some fifteen minutes on two cores
+    python benchmarks/training.py                     # everything, some twenty minutes on two cores
     python benchmarks/training.py stock cache         # parts of it; the others keep their lines in the table
 
 Times are medians of 20 alternating pairs with 95 % intervals (`timing.py`). A step of a Trainer is all that happens
@@ -21,19 +21,37 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from datasets import Dataset as Rows
+from PIL import Image
 from report import RESULTS, publish, store, stored, table, versions
 from timing import Ratio, alternate
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, SiglipModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BaseImageProcessor,
+    PrinterCallback,
+    SiglipModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from modeling_siglip_ext import SiglipExtConfig, SiglipExtImageProcessor, SiglipExtModel, native_config, sigmoid_loss
-from modeling_siglip_ext.training import SiglipExtTrainer, SiglipExtTrainingArguments
+from modeling_siglip_ext import (
+    SiglipExtConfig,
+    SiglipExtImageProcessor,
+    SiglipExtModel,
+    SiglipExtNaflexImageProcessor,
+    native_config,
+    sigmoid_loss,
+)
+from modeling_siglip_ext.training import ImageTextDataset, SiglipExtTrainer, SiglipExtTrainingArguments
 from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
 from modeling_siglip_ext.training.components.grad_cache import cached_backward, split_batch
+from modeling_siglip_ext.training.data.pixels import batch_of_samples
 
 
-PAIRS = {"step": 2, "cache": 64, "lit": 256, "step memory": 8, "memory": 32_768}
+PAIRS = {"step": 2, "length": 4, "cache": 64, "lit": 256, "step memory": 8, "memory": 32_768}
 
 
 class RandomPairs(Dataset):
@@ -105,11 +123,19 @@ class StepByStep(TrainerCallback):
 class Uint8:
     """A collator that has nothing to do, and knows how the Trainer normalises images."""
 
-    def __init__(self, image_processor: SiglipExtImageProcessor):
+    def __init__(self, image_processor: BaseImageProcessor):
         self.processor = SimpleNamespace(image_processor=image_processor)
 
     def __call__(self, batch: dict) -> dict:
         return batch
+
+
+class Resized(Uint8):
+    """Of samples of images, with random texts."""
+
+    def __call__(self, batch: list[dict]) -> dict:
+        texts = torch.randint(SiglipExtConfig().text_config.vocab_size, (len(batch), 64))
+        return batch_of_samples(batch) | {"input_ids": texts, "return_loss": True}
 
 
 def identity(batch: dict) -> dict:
@@ -157,6 +183,36 @@ def measure_loop(folder: str) -> dict[str, Ratio]:
     ratio = alternate(ours, plain_loop(batch), warmup=1)
     ours.stop()
     return {f"step, B/16-224, batch {batch}, against a plain loop": ratio}
+
+
+def measure_length(folder: str) -> dict[str, Ratio]:
+    """A step of NaFlex at one drawn length against one of fixed resolution with as many patches."""
+    batch, draw = PAIRS["length"], np.random.default_rng(0)
+    found = {}
+    for shapes, spread in (("square", 0.0), ("of 1:2 to 2:1", 1.0)):
+        sides = [(round(256 * 2**half), round(256 / 2**half)) for half in draw.uniform(-spread / 2, spread / 2, 64)]
+        pictures = [Image.fromarray(draw.integers(256, size=(*side, 3), dtype=np.uint8)) for side in sides]
+        rows = Rows.from_dict({"image": pictures, "caption": ["a picture"] * len(pictures)})
+
+        def trainer(naflex: bool, rows: Rows = rows) -> StepByStep:
+            images: BaseImageProcessor = SiglipExtImageProcessor(size={"height": 256, "width": 256})
+            lengths = {}
+            if naflex:
+                images, lengths = SiglipExtNaflexImageProcessor(patch_size=16), {"naflex_lengths": [256]}
+            config = SiglipExtConfig(vision_config={"naflex": True} if naflex else {"image_size": 256})
+            args = training_arguments(SiglipExtTrainingArguments, batch, folder)
+            data = ImageTextDataset(rows, image_processor=images, **lengths)
+            model = SiglipExtModel(config)
+            return StepByStep(
+                SiglipExtTrainer(model=model, args=args, train_dataset=data, data_collator=Resized(images))
+            )
+
+        naflex, fixed = trainer(True), trainer(False)
+        name = f"step, B/16, batch {batch}, NaFlex, {shapes}, at 256 patches, against 256 x 256 pixels"
+        found[name] = alternate(naflex, fixed, rounds=12, warmup=1)
+        naflex.stop()
+        fixed.stop()
+    return found
 
 
 def measure_cache(folder: str) -> dict[str, Ratio]:
@@ -303,6 +359,7 @@ def measure_memory(folder: str) -> dict[str, dict[str, float]]:
 MEASURES = {
     "stock": measure_stock,
     "loop": measure_loop,
+    "length": measure_length,
     "cache": measure_cache,
     "lit": measure_lit,
     "memory": measure_memory,
@@ -314,8 +371,8 @@ def render(results: dict[str, dict]) -> list[str]:
     lines = [
         "# Training",
         "",
-        f"{versions(f'{torch.get_num_threads()} threads', 'float32')}. Ratios are ours / the other, medians of 20 "
-        "alternating pairs with 95 % intervals.",
+        f"{versions(f'{torch.get_num_threads()} threads', 'float32')}. Ratios are ours / the other, medians of 12 or "
+        "20 alternating pairs with 95 % intervals.",
         "",
         *table(
             ("what", "ours, s", "other, s", "ratio"),
