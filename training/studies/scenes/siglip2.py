@@ -11,6 +11,7 @@ from .settings import SceneRun
 
 # With all objectives fifteen minutes on one core.
 STEPS = 1200
+FEWER = 600
 SIGMOID = SceneRun(steps=STEPS)
 # Weights of distillation and masking, and the share of training after which they join.
 CANDIDATES = (
@@ -103,6 +104,14 @@ def siglip2(plan: Plan) -> list[Chart]:
         ALL: None if views is None else replace(views, captioning=1.0),
     }
     points = {name: one and replace(one, probe_steps=PROBE_STEPS) for name, one in points.items()}
+    lengths = {
+        name: {
+            f"{steps:,}": plan.figures(replace(one, steps=steps, probe_steps=probed), "held_out_sigmoid_loss", 1.0)
+            for steps, probed in ((FEWER, 0), (STEPS, PROBE_STEPS))
+        }
+        for name, one in ((ALONE, SIGMOID), (CAPTIONS, with_captions))
+    }
+    by_steps = Chart("Sigmoid loss on held-out scenes, by steps", "steps", lengths, y_label="batches of 50", digits=3)
     note = f"Weights of distillation and masking, chosen on validation by mIoU: {label}." if label else ""
     return [
         chart_of(
@@ -120,4 +129,4 @@ def siglip2(plan: Plan) -> list[Chart]:
             paper=shown.paper or None,
         )
         for shown in SHOWN
-    ]
+    ] + [by_steps]

@@ -61,6 +61,14 @@ def test_one_emoji_a_scene_at_first():
     assert [(data.objects, steps) for data, steps in settings.phases] == [((1, 1), 1), ((2, 3), 3)]
 
 
+def test_a_reference_is_trained_once_for_all_scores_and_shares():
+    one = replace(QUICK, score="learnability", reference_steps=2, quarters=True)
+    other = replace(one, score="easy_reference", shuffled=0.4)
+    first, second = (Choice(settings, torch.device("cpu")).reference for settings in (one, other))
+    assert first is second
+    assert Choice(replace(one, seed=1), torch.device("cpu")).reference is not first
+
+
 @pytest.mark.slow
 def test_figures_of_a_run():
     settings = replace(QUICK, captioning=1.0, probe_steps=2)
