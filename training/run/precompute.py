@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -80,8 +80,8 @@ def precompute(
     image_processor = AutoImageProcessor.from_pretrained(model)
     budget = budget or ImageBudget()
     budget.check(image_processor)
-    settings = fingerprint(model, pooling, image_processor, rows, image_column, budget) | {"dtype": str(dtype)}
-    encoder: Any
+    settings: dict[str, Any] = {"dtype": str(dtype)}
+    settings |= fingerprint(model, pooling, image_processor, rows, image_column, budget)
     if caption_column is None:
         encoder, processor, texts = ImageEncoder(model, pooling), image_processor, []
     else:
@@ -105,7 +105,7 @@ def precompute(
             first += len(batch.embeds)
             yield batch
         some = texts[max(0, first - len(images)) : max(0, last - len(images))]
-        yield from stream_texts(encoder, processor, some, batch_size=batch_size)
+        yield from stream_texts(cast(Any, encoder), processor, some, batch_size=batch_size)
 
     store.compute(
         Path(folder),
