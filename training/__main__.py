@@ -28,6 +28,11 @@ EXAMPLES = """examples:
   siglip-ext-train precompute --vision_name_or_path facebook/dinov2-base --dataset my-images --output_dir embeddings
   siglip-ext-train siglit --dataset my-images --image_embeddings embeddings --output_dir my-lit
 
+  # choose what to train on by a reference model, which runs once
+  siglip-ext-train precompute --reference_name_or_path google/siglip2-so400m-patch16-256 --dataset my-images \
+      --output_dir my-reference
+  siglip-ext-train finetune --dataset my-images --curation.reference_embeddings my-reference --output_dir my-siglip
+
   # try any recipe on the bundled emoji in a minute: a tiny model and few steps, with the recipe's optimiser and loss
   siglip-ext-train siglip_b16 --smoke --output_dir smoke-output
 

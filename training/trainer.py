@@ -37,6 +37,7 @@ from .data.grouped_sampler import GroupedSampler
 from .data.loaders import Epochs, one_batch_at_a_time, stream_loader
 from .data.pixels import normalized
 from .data.progress import DataProgress
+from .data.reference_embeddings import REFERENCE
 from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
 from .objectives import FromForward, Weighted, trained_beside, weighted_sum
@@ -173,7 +174,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         self.curation = curation
         if curation is not None:
             curation.check(args.per_device_train_batch_size, self.loss_name, self._backend.one_graph)
-            if curation.reference is not None:
+            if isinstance(curation.reference, nn.Module):
                 curation.reference.to(args.device)
             self.further_identity = curation.identity()
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in core.modules())
@@ -302,7 +303,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
 
     def _forward_inputs(self, inputs: dict) -> dict:
         """What the model's forward takes, with uint8 images normalized on their device."""
-        inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples")}
+        inputs = {name: value for name, value in inputs.items() if name not in ("return_loss", "samples", REFERENCE)}
         inputs = self._texts.inputs(inputs)
         raw = [name for name, value in inputs.items() if getattr(value, "dtype", None) == torch.uint8]
         if raw:

@@ -61,6 +61,8 @@ SMALL = {
     "--smoke --output_dir smoke-naflex": "--smoke --output_dir smoke-naflex --max_steps 3",
     "--smoke --output_dir smoke-output": "--smoke --output_dir smoke-output --max_steps 3",
     "--smoke --output_dir smoke-siglip2": "--smoke --output_dir smoke-siglip2 --max_steps 3",
+    "--reference_name_or_path google/siglip2-so400m-patch16-256": f"--reference_name_or_path {RELEASED}",
+    "--output_dir my-curated": f"--output_dir my-curated {QUICK}",
     "--output_dir my-locca": f"--output_dir my-locca {QUICK}",
     "--output_dir my-scenes": "--output_dir my-scenes --max_steps 2 --scenes.count 128 --scenes.held_out 16",
     "--output_dir my-four-losses": f"--output_dir my-four-losses {QUICK} --self_distillation.prototypes 64",

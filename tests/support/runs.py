@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from PIL import Image
 
@@ -16,6 +17,7 @@ from modeling_siglip_ext.training import (
 )
 from modeling_siglip_ext.training.data.collator import ExtendedCollator
 from modeling_siglip_ext.training.data.locca import CaptioningCollator, CaptionTargets, CaptionTasks
+from modeling_siglip_ext.training.data.reference_embeddings import ReferenceEmbeddings
 from modeling_siglip_ext.training.objectives.captioning import Captioning
 from modeling_siglip_ext.training.objectives.curation import CurationSettings
 from modeling_siglip_ext.training.objectives.masks import MaskSettings, PatchMasks
@@ -45,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "self_distillation": {"beside": "self_distillation"},
     "self_distillation in chunks": {"beside": "self_distillation", **CHUNKS, "collator": {"uint8": True}},
     "curation": {"curated": True},
+    "curation by embeddings": {"curated": "by embeddings"},
 }
 """Settings of `SiglipExtTrainingArguments`, but for those that `make_run` knows."""
 
@@ -87,12 +90,16 @@ def make_run(kind: str, folder: Path, **changes: Any) -> SiglipExtTrainer:
         **settings,
         **changes,
     }
-    curation = Curation(CurationSettings(chunks=2), make_model(processor)) if curated else None
+    embeds = torch.nn.functional.normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)))
+    recalled = ReferenceEmbeddings(embeds, range(32, 64), {}, 2.3, -10.0, "") if curated == "by embeddings" else None
+    curation = Curation(CurationSettings(chunks=2), recalled or make_model(processor)) if curated else None
     return SiglipExtTrainer(
         model=model,
         args=SiglipExtTrainingArguments(**arguments),
         train_dataset=ImageTextDataset(
-            Dataset.from_dict({"image": images, "caption": captions}), image_processor=processor.image_processor
+            Dataset.from_dict({"image": images, "caption": captions}),
+            image_processor=processor.image_processor,
+            reference=recalled,
         ),
         data_collator=collator,
         processing_class=processor,

@@ -18,6 +18,7 @@ from transformers import SiglipConfig, SiglipModel
 
 from modeling_siglip_ext.configuration_siglip_ext import SiglipExtConfig
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.training.data.reference_embeddings import REFERENCE, ReferenceEmbeddings
 from modeling_siglip_ext.training.objectives.curation import CurationSettings
 from modeling_siglip_ext.training.objectives.model import TrainedObjective
 from modeling_siglip_ext.training.objectives.super_batch import Curation
@@ -43,6 +44,8 @@ CASES = {
     "ours-objective-cache": ("ours", "zero_bias", {"mini_batch_size": 1}),
     "ours-curation": ("ours", "zero_bias", {}),
     "ours-curation-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
+    "ours-curation-recalled": ("ours", "zero_bias", {}),
+    "ours-curation-recalled-cache": ("ours", "zero_bias", {"mini_batch_size": 2}),
     "ours-curation-accumulation": ("ours", "zero_bias", {"gradient_accumulation_steps": 2}),
     "stock-curation-pairs": ("stock", "zero_bias", {}),
     "ours-accumulation-cache": ("ours", "zero_bias", {"gradient_accumulation_steps": 2, "mini_batch_size": 1}),
@@ -77,6 +80,17 @@ def build(kind: str, init: str, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+@torch.no_grad()
+def recalled(reference: torch.nn.Module, data: list[dict]) -> ReferenceEmbeddings:
+    """The reference's embeddings in place of the model; each example gets its own."""
+    inputs = {name: torch.stack([row[name] for row in data]) for name in ("input_ids", "pixel_values")}
+    found = reference.eval()(**inputs)
+    for row, image, text in zip(data, found.image_embeds, found.text_embeds):
+        row[REFERENCE] = torch.stack([image, text])
+    head = reference.logit_scale.item(), reference.logit_bias.item()
+    return ReferenceEmbeddings(torch.empty(0), (), {}, *head, identity="")
+
+
 class Brightness(TrainedObjective):
     """The squared error of a linear map from the patches' mean to the image's mean."""
 
@@ -96,13 +110,17 @@ def train(name: str, global_batch: int, output: Path) -> SiglipExtTrainer:
     model = build(kind, init)
     # 43 = 5 global batches of 8 and a remainder that must be dropped alike.
     pairs = "pairs" in name
+    data = examples(43, pairs)
+    reference = build(kind, "default", 1) if "curation" in name else None
+    if "recalled" in name:
+        reference = recalled(reference, data)
     trainer = SiglipExtTrainer(
         model=model,
         args=quick_arguments(output / "run", global_batch, max_steps=STEPS, warmup_steps=2, **changes),
-        train_dataset=examples(43, pairs),
+        train_dataset=data,
         data_collator=collate,
         objectives={"brightness": (Brightness(), 0.5)} if "objective" in name else {},
-        curation=Curation(CurationSettings(chunks=3), build(kind, "default", 1)) if "curation" in name else None,
+        curation=None if reference is None else Curation(CurationSettings(chunks=3), reference),
     )
     trainer.train()
     # 21 pairs: evaluation batches of 8 and 2 x 8 both end in a partial batch, which is padded with repeated samples.

@@ -19,10 +19,17 @@ from modeling_siglip_ext import (
     native_config,
 )
 from modeling_siglip_ext.captioning import CaptionDecoder, CaptionDecoderConfig
-from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, ImageTextStream, SiglipExtTrainer
+from modeling_siglip_ext.training import (
+    ImageTextCollator,
+    ImageTextDataset,
+    ImageTextStream,
+    SiglipExtTrainer,
+    precompute,
+)
 from modeling_siglip_ext.training.components.grad_cache import images_in_chunk
 from modeling_siglip_ext.training.data.lengths import drawn_length
 from modeling_siglip_ext.training.data.locca import CaptioningCollator, CaptionTargets, CaptionTasks
+from modeling_siglip_ext.training.data.reference_embeddings import load_reference_embeddings
 from modeling_siglip_ext.training.objectives.captioning import Captioning
 from modeling_siglip_ext.training.objectives.curation import CurationSettings
 from modeling_siglip_ext.training.objectives.super_batch import Curation
@@ -82,8 +89,9 @@ class Recorder(SiglipExtTrainer):
 def make(shapes, naflex, model, arguments):
     """Builds a Trainer of the model, or of another."""
 
-    def build(kind: str = "map", trained=None, lengths=LENGTHS, **changes) -> Recorder:
+    def build(kind: str = "map", trained=None, lengths=LENGTHS, reference=None, **changes) -> Recorder:
         settings = {"image_processor": naflex.image_processor, "naflex_lengths": lengths}
+        settings |= {} if reference is None else {"reference": reference}
         data = ImageTextStream(Rows(shapes), **settings) if kind == "stream" else ImageTextDataset(shapes, **settings)
         beside = {name: changes.pop(name) for name in ("objectives", "curation", "data_collator") if name in changes}
         return Recorder(
@@ -280,6 +288,30 @@ def test_curation_chooses_among_images_of_any_shape(make, model, changes):
     trainer = make(curation=Curation(CurationSettings(chunks=2), reference), max_steps=3, **changes)
     trainer.train()
     assert trainer.state.log_history[-2]["curation_score_chosen"] > trainer.state.log_history[-2]["curation_score"]
+
+
+def test_a_reference_that_was_computed_before_sees_its_own_number_of_patches(make, model, naflex, shapes, tmp_path):
+    """With batches of that one length the choice is the live reference's; with others it is made all the same."""
+    torch.manual_seed(2)
+    model.save_pretrained(tmp_path / "start")
+    live = SiglipExtModel(model.config)
+    live.save_pretrained(tmp_path / "model")
+    naflex.save_pretrained(str(tmp_path / "model"))
+    precompute(str(tmp_path / "model"), shapes, tmp_path / "reference", caption_column="caption")
+    recalled = load_reference_embeddings(tmp_path / "reference", shapes)
+
+    def weights(curated, **changes) -> torch.Tensor:
+        start = SiglipExtModel.from_pretrained(tmp_path / "start")
+        trainer = make(trained=start, curation=Curation(CurationSettings(chunks=2), curated), max_steps=3, **changes)
+        trainer.train()
+        scores = [entry["curation_score_chosen"] for entry in trainer.state.log_history if "loss" in entry]
+        return torch.cat([*(parameter.detach().flatten() for parameter in start.parameters()), torch.tensor(scores)])
+
+    for changes in ({}, {"mini_batch_tokens": 60}):
+        torch.testing.assert_close(
+            weights(recalled, reference=recalled, lengths=[16], **changes), weights(live, lengths=[16], **changes)
+        )
+        assert weights(recalled, reference=recalled, **changes).isfinite().all()
 
 
 def test_the_saved_folder_has_the_processors_settings(make, tmp_path):

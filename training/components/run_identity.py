@@ -95,6 +95,7 @@ DIGESTS = {
     "shards": "its shards",
     "tokens": "its tokens of the captions",
     "reference": "the parameters of its reference model",
+    "reference embeddings": "the embeddings of its reference model",
 }
 
 

@@ -13,6 +13,7 @@ from modeling_siglip_ext.texts import NO_LENGTH
 from .folder import check_columns
 from .pair_ids import ids_of_texts, ids_of_values
 from .pixels import IMAGE_INPUTS, batch_of_samples, normalized, resized_uint8
+from .reference_embeddings import REFERENCE
 from .samples import as_captions
 
 
@@ -61,8 +62,8 @@ class ImageTextCollator:
 
     def __call__(self, examples: list[dict]) -> dict:
         """Returns pixel_values float32 or uint8 (B, 3, H, W), or for NaFlex (B, L, p·p·3) with pixel_attention_mask
-        (B, L) and spatial_shapes (B, 2); input_ids int64 (B, max_length), return_loss True, and pair_ids int64 (B,)
-        where rows can belong together."""
+        (B, L) and spatial_shapes (B, 2); input_ids int64 (B, max_length), return_loss True, pair_ids int64 (B,)
+        where rows can belong together, and reference_embeds float32 (B, 2, D) where a reference has judged them."""
         captions = [self._caption(example) for example in examples]
         batch = dict(
             self.processor.tokenizer(
@@ -78,6 +79,8 @@ class ImageTextCollator:
         elif self.pair_column is not None or "pair" in examples[0]:
             values = [self._column(example, "pair", "pair_column", self.pair_column or "pair") for example in examples]
             batch["pair_ids"] = ids_of_values(values)
+        if REFERENCE in examples[0]:
+            batch[REFERENCE] = torch.stack([example[REFERENCE] for example in examples])
         batch["return_loss"] = True
         return batch
 

@@ -22,6 +22,7 @@ from .folder import check_columns, check_map_style
 from .lengths import Index, check_takes_lengths
 from .pixel_cache import Cache, new_cache
 from .pixels import resized_sample, sample_shape
+from .reference_embeddings import REFERENCE, ReferenceEmbeddings
 from .regions import as_regions
 from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
@@ -34,7 +35,7 @@ class CaptionedRows(torch.utils.data.Dataset):
         unusable: rows that are left out whatever their captions, and why.
         called: what a row is called where it is left out, before its number.
         numbers: for each row its number there; its place by default.
-        pair_column, region_column: as for `ImageTextDataset`.
+        pair_column, region_column, reference: as for `ImageTextDataset`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CaptionedRows(torch.utils.data.Dataset):
         numbers: Sequence[int] | None = None,
         pair_column: str | None = None,
         region_column: str | None = None,
+        reference: ReferenceEmbeddings | None = None,
     ):
         columns = [caption_column] if isinstance(caption_column, str) else list(caption_column)
         check_columns(dataset.column_names, "caption_column", columns)
@@ -57,7 +59,11 @@ class CaptionedRows(torch.utils.data.Dataset):
         self._pairs = None if pair_column is None else dataset[pair_column]
         self._regions = None if region_column is None else dataset[region_column]
         self.seed = seed
-        self._called, self._numbers = called, numbers
+        self._called, self._numbers = called, range(len(dataset)) if numbers is None else list(numbers)
+        self.reference = reference
+        if reference is not None:
+            lacking = (row for row, number in enumerate(self._numbers) if number in reference.unreadable)
+            unusable = {**(unusable or {}), **dict.fromkeys(lacking, "its image could not be read for the reference")}
         self.captions: list[list[str]] = []
         self.rows: list[int] = []
         """For each index the row of `dataset`."""
@@ -72,6 +78,8 @@ class CaptionedRows(torch.utils.data.Dataset):
                 self.rows.append(row)
             except UnusableRowError as error:
                 self.left_out.append((self._name(row), f"{error}{self._of(row)}"))
+        self.owners = self.rows
+        """For each index the row of `dataset` that has its captions."""
         # In shared memory, so that persistent dataloader workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -84,7 +92,7 @@ class CaptionedRows(torch.utils.data.Dataset):
         self._epoch.fill_(epoch)
 
     def _name(self, row: int) -> str:
-        return f"{self._called} {row if self._numbers is None else self._numbers[row]}"
+        return f"{self._called} {self._numbers[row]}"
 
     def first_left_out(self) -> str:
         """The first row that is left out and why, for the end of a message; nothing where there is none."""
@@ -102,9 +110,15 @@ class CaptionedRows(torch.utils.data.Dataset):
         return drawn(self.captions[index], self.key(index))
 
     def further(self, index: int) -> dict:
-        """`pair` and `regions`, the values of their columns, where there are such columns."""
+        """`pair` and `regions`, the values of their columns, where there are such columns; and what the reference, if
+        there is one, makes of image and caption."""
         columns = {"pair": self._pairs, "regions": self._regions}
-        return {name: column[self.rows[index]] for name, column in columns.items() if column is not None}
+        found = {name: column[self.rows[index]] for name, column in columns.items() if column is not None}
+        if self.reference is not None:
+            image, owner = (self._numbers[rows[index]] for rows in (self.rows, self.owners))
+            caption = drawn(range(len(self.captions[index])), self.key(index))
+            found[REFERENCE] = self.reference.of(image, owner, caption)
+        return found
 
 
 class ImageTextDataset(CaptionedRows):
@@ -134,6 +148,8 @@ class ImageTextDataset(CaptionedRows):
             and `SiglipExtTrainer` puts variants into one batch.
         region_column: column of lists of {box, text, score}, what a captioning decoder learns besides captions.
         pair_column: column of pair ids: images and texts of examples with equal values belong together, as positives.
+        reference: what a reference model makes of all images and captions, for `Curation`. Examples whose image it
+            could not see are left out.
         max_bad_fraction: largest share of examples that may be left out here. 0 makes any bad example an error, also
             later on.
         skips: counts what is left out, in place of a counter of its own: of several parts of one dataset.
@@ -160,6 +176,7 @@ class ImageTextDataset(CaptionedRows):
         group_column: str | None = None,
         pair_column: str | None = None,
         region_column: str | None = None,
+        reference: ReferenceEmbeddings | None = None,
         max_bad_fraction: float = 0.01,
         skips: SkipCounter | None = None,
         called: str = "example",
@@ -172,7 +189,7 @@ class ImageTextDataset(CaptionedRows):
             raise ValueError("shuffle_captions gives images the captions of others, to which no pair_column applies")
         self.images = undecoded(dataset.select_columns([image_column]), image_column)
         self.image_column = image_column
-        super().__init__(dataset, caption_column, seed, None, called, numbers, pair_column, region_column)
+        super().__init__(dataset, caption_column, seed, None, called, numbers, pair_column, region_column, reference)
         if group_column is not None:
             check_columns(dataset.column_names, "group_column", [group_column])
         self.skips = skips or SkipCounter(max_bad_fraction, grace=len(dataset))
@@ -181,7 +198,7 @@ class ImageTextDataset(CaptionedRows):
         if self.left_out:
             self.images = self.images.select(self.rows)
         if shuffle_captions:
-            self.captions = _deranged(self.captions, seed)
+            self.captions, self.owners = (_deranged(values, seed) for values in (self.captions, self.rows))
         self.groups: list | None = None
         self.naflex_lengths, self.upscale = naflex_lengths, upscale
         self._image_processor = None if sample_shape(image_processor) is None else image_processor
@@ -236,7 +253,7 @@ class ImageTextDataset(CaptionedRows):
         self.skips.add(0, names)
         self.images = self.images.select(kept)
         self.captions = [self.captions[index] for index in kept]
-        self.rows = [self.rows[index] for index in kept]
+        self.rows, self.owners = ([rows[index] for index in kept] for rows in (self.rows, self.owners))
         if self.groups is not None:
             self.groups = [self.groups[index] for index in kept]
 
@@ -256,7 +273,7 @@ class ImageTextDataset(CaptionedRows):
 
     def __getitem__(self, index: Index) -> dict:
         """`caption`; `pixels` (uint8, (3, H, W)) or `image` (PIL); `key`, of its draws; `sample`, a note on what was
-        skipped for it; `pair` and `regions` with a column of them.
+        skipped for it; `pair` and `regions` with a column of them; `reference_embeds` (2, D) with a reference.
 
         With a NaFlex image processor `pixels` are patches (L, p·p·3), padded, and `spatial_shape` is there; L is the
         image processor's, or comes with the index.
@@ -309,10 +326,10 @@ def _unreadable(image: object) -> str | None:
     return None
 
 
-def _deranged(captions: list[list[str]], seed: int) -> list[list[str]]:
-    """Captions moved so that none stays with its image: along one random cycle through all of them."""
-    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed)).tolist()
-    moved = list(captions)
+def _deranged(values: list, seed: int) -> list:
+    """Values moved so that none stays in its place: along one random cycle through all of them."""
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed)).tolist()
+    moved = list(values)
     for here, there in zip(order, order[1:] + order[:1]):
-        moved[here] = captions[there]
+        moved[here] = values[there]
     return moved

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -53,13 +53,17 @@ def _preprocessing(image_processor: BaseImageProcessor) -> dict:
     return {name: value for name, value in values.items() if not name.endswith(("_type", "_class"))}
 
 
-def weights_digest(model: str) -> str:
+def weights_digest(model: str, part: str = "vision_model.") -> str:
     """A hash of the image tower's tensors, read from the safetensors files of a model one by one.
+
+    Args:
+        model: folder or Hub name.
+        part: of the names of the tensors; where none has it, all are the tower's.
 
     Raises:
         FileNotFoundError: the model has no safetensors file.
     """
-    return _digest(_tower_bytes(_weight_files(model)))
+    return _digest(_tower_bytes(_weight_files(model), part))
 
 
 def _weight_files(model: str) -> list[str]:
@@ -74,17 +78,22 @@ def _weight_files(model: str) -> list[str]:
     return [file for name in sorted(names) if (file := cached_file(model, name)) is not None]  # or it raises
 
 
-def _tower_bytes(files: list[str]) -> Iterable[bytes]:
+def _tower_bytes(files: list[str], part: str) -> Iterable[bytes]:
     places = {}
     for file in files:
         with safe_open(file, framework="pt") as archive:
             places |= dict.fromkeys(archive.keys(), file)
-    tower = [key for key in places if "vision_model." in key] or list(places)
+    tower = [key for key in places if part in key] or list(places)
     for key in sorted(tower):
         with safe_open(places[key], framework="pt") as archive:
             tensor = archive.get_tensor(key)
         yield f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode()
         yield tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def values_digest(values: Iterable[Sequence[str | int]]) -> str:
+    """A hash of lists: of the captions of each row, or of tokens."""
+    return _digest(json.dumps(value).encode() for value in values)
 
 
 def images_digest(rows: Dataset, image_column: str) -> str:

@@ -16,6 +16,7 @@ from modeling_siglip_ext.image_budget import ImageBudget
 
 from .dataset import CaptionedRows
 from .fingerprint import fingerprint
+from .reference_embeddings import ReferenceEmbeddings
 from .samples import SkipCounter
 
 
@@ -63,7 +64,7 @@ class EmbeddingTextDataset(CaptionedRows):
         rows: the dataset; only its captions are read.
         embeddings: (M, D), and `valid` (M,) whether an image could be read.
         indices: for each of `rows` its row of `embeddings`; the same number by default.
-        caption_column, seed, pair_column, max_bad_fraction, skips, called: as for `ImageTextDataset`.
+        caption_column, seed, pair_column, reference, max_bad_fraction, skips, called: as for `ImageTextDataset`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class EmbeddingTextDataset(CaptionedRows):
         caption_column: str | Sequence[str] = "caption",
         seed: int = 0,
         pair_column: str | None = None,
+        reference: ReferenceEmbeddings | None = None,
         max_bad_fraction: float = 0.01,
         skips: SkipCounter | None = None,
         called: str = "example",
@@ -83,7 +85,7 @@ class EmbeddingTextDataset(CaptionedRows):
         places = range(len(rows)) if indices is None else indices
         unreadable = [row for row, place in enumerate(places) if not valid[place]]
         reasons = dict.fromkeys(unreadable, "its image could not be read by precompute")
-        super().__init__(rows, caption_column, seed, reasons, called, places, pair_column)
+        super().__init__(rows, caption_column, seed, reasons, called, places, pair_column, reference=reference)
         (skips or SkipCounter(max_bad_fraction, grace=len(rows))).add(len(rows), self.left_out)
         self.embeddings = embeddings
         self.places = [places[row] for row in self.rows]

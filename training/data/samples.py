@@ -18,7 +18,7 @@ __all__ = [
     "TooManyBadSamples",
     "UnusableRowError",
 ]
-__all__ += ["as_captions", "drawn"]
+__all__ += ["as_captions", "captions_if_any", "drawn"]
 logger = logging.getLogger(__name__)
 Choice = TypeVar("Choice")
 
@@ -92,6 +92,14 @@ def as_captions(values: Any) -> list[str]:
     if not captions:
         raise UnusableRowError(f"no caption (got {values!r})")
     return captions
+
+
+def captions_if_any(values: Any) -> list[str]:
+    """The same; none of a row that training leaves out, or counts."""
+    try:
+        return as_captions(values)
+    except UnusableRowError:
+        return []
 
 
 def _texts(value: Any) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..components.grad_cache import has_rows, split_batch
 from ..components.towers import core_model, loss_head, whole
+from ..data.reference_embeddings import REFERENCE, ReferenceEmbeddings
 from ..data.samples import key_number
 from .contrastive import PAIRS
 from .curation import SIGNS, CurationSettings, Judged, PairScores, select
@@ -31,24 +32,20 @@ class Curation:
     Args:
         settings: of the choice.
         reference: a trained dual model with the sigmoid loss, for the same images and tokens as the learner. It is
-            frozen, and a whole copy of it is in every process. None with the score hard_learner, which needs none.
+            frozen, and a whole copy of it is in every process. Or what such a model, then of any kind, has made of
+            the data, which the dataset puts into each batch. None with the score hard_learner, which needs none.
 
     Raises:
         ValueError: a score without the reference it needs, or with one that it does not read; a reference that was
             not trained with the sigmoid loss.
     """
 
-    def __init__(self, settings: CurationSettings, reference: nn.Module | None = None):
+    def __init__(self, settings: CurationSettings, reference: nn.Module | ReferenceEmbeddings | None = None):
         if settings.reads_reference != (reference is not None):
             what = "needs a reference model" if reference is None else "reads no reference model: leave it out"
             raise ValueError(f"curation.score={settings.score} {what}")
-        if reference is not None:
-            bias, loss = (
-                getattr(reference, "logit_bias", None),
-                getattr(getattr(reference, "config", None), "loss_type", "sigmoid"),
-            )
-            if bias is None or loss != "sigmoid":
-                raise ValueError("curation: the reference was not trained with the sigmoid loss; take one that was")
+        if isinstance(reference, nn.Module):
+            check_reference(reference)
             reference.requires_grad_(False).eval()
         self.settings, self.reference = settings, reference
         self.step, self.number = -1, 0
@@ -69,12 +66,19 @@ class Curation:
             device: where the models are.
             size: examples in a chunk.
             key: seed, and step of the optimizer.
+
+        Raises:
+            ValueError: the inputs lack the embeddings of the reference that were computed before.
         """
         rows = len(inputs["input_ids"])
         chunks = split_batch({name: value for name, value in inputs.items() if name != PAIRS}, size)
         pairs = inputs.get(PAIRS)
         models = zip(SIGNS[self.settings.score], (learner, self.reference))
-        judged = [(sign, judge(model, chunks, forward)) for sign, model in models if sign and model is not None]
+        judged = [
+            (sign, judge(model, chunks, forward) if isinstance(model, nn.Module) else recalled(model, inputs, device))
+            for sign, model in models
+            if sign and model is not None
+        ]
         scores = PairScores(judged, None if pairs is None else gather(pairs.to(device, non_blocking=True)))
         count = round(len(scores) * (1 - self.settings.ratio))
         chosen = select(scores, count, self.settings, self._generator(*key)).sort().values
@@ -106,6 +110,8 @@ class Curation:
         named = {f"curation.{name}": value for name, value in asdict(self.settings).items()}
         if self.reference is None:
             return named
+        if not isinstance(self.reference, nn.Module):
+            return named | {"reference embeddings": self.reference.identity}
         # The first number of each parameter tells one training from another.
         firsts = [f"{name} {value.detach().flatten()[0].item()}" for name, value in self.reference.named_parameters()]
         return named | {"reference": hashlib.blake2b("\n".join(firsts).encode(), digest_size=16).hexdigest()}
@@ -130,6 +136,16 @@ def read_for(curation: Curation | None, batch: int) -> int:
     return batch if curation is None else curation.settings.super_batch(batch)
 
 
+def check_reference(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: the model was not trained with the sigmoid loss.
+    """
+    loss = getattr(getattr(model, "config", None), "loss_type", "sigmoid")
+    if getattr(model, "logit_bias", None) is None or loss != "sigmoid":
+        raise ValueError("curation: the reference was not trained with the sigmoid loss; take one that was")
+
+
 @torch.no_grad()
 def judge(model: nn.Module, chunks: list[dict], forward: Forward) -> Judged:
     """What a model, left in eval mode, makes of the super-batches of all processes, in float32 or better."""
@@ -138,6 +154,17 @@ def judge(model: nn.Module, chunks: list[dict], forward: Forward) -> Judged:
     wide = torch.promote_types(embeds[0].dtype, torch.float32)
     scale, bias = (whole(value.detach()).to(wide) for value in loss_head(core_model(model)) if value is not None)
     images, texts = (gather(rows.to(wide)) for rows in embeds)
+    return Judged(images, texts, scale, bias)
+
+
+def recalled(reference: ReferenceEmbeddings, inputs: Mapping[str, Any], device: torch.device) -> Judged:
+    """What the reference made of the super-batches of all processes, when its embeddings were computed."""
+    if REFERENCE not in inputs:
+        raise ValueError(
+            f"curation: the batch has no {REFERENCE}: give them to the dataset, ImageTextDataset(reference=...)"
+        )
+    images, texts = gather(inputs[REFERENCE].to(device, non_blocking=True)).unbind(1)
+    scale, bias = (images.new_full((), value) for value in (reference.scale, reference.bias))
     return Judged(images, texts, scale, bias)
 
 

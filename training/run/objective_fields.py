@@ -21,7 +21,7 @@ DECODER = ("num_hidden_layers", "max_length", "dropout")
 STARTS_AT, BOX_SCALE = "starts_at", "box_scale"
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", type(None): "none"}
 PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
-REFERENCE = "reference_name_or_path"
+REFERENCE, REFERENCE_EMBEDDINGS = "reference_name_or_path", "reference_embeddings"
 
 
 def names_of(*kinds: Any) -> list[str]:
@@ -41,7 +41,7 @@ SETTINGS = {
     | {name: DECODER_TYPES[name] for name in DECODER}
     | types_of(CaptionTasks, CaptionLossSettings),
     "self_distillation": {STARTS_AT: float} | types_of(MatchingSettings, ViewSettings, MaskSettings),
-    "curation": {REFERENCE: str} | types_of(CurationSettings),
+    "curation": {REFERENCE: str, REFERENCE_EMBEDDINGS: str} | types_of(CurationSettings),
 }
 
 
@@ -84,7 +84,8 @@ class ObjectiveArguments:
         default=None,
         metadata={
             "help": "Choose the examples of each batch out of more: ratio (share that is not trained on), score "
-            "(learnability, easy_reference, hard_learner), reference_name_or_path, chunks, first_chunk, temperature."
+            "(learnability, easy_reference, hard_learner), reference_name_or_path or reference_embeddings (a folder "
+            "of `siglip-ext-train precompute`), chunks, first_chunk, temperature."
         },
     )
 

@@ -22,7 +22,7 @@ from ..data.dataset import CaptionedRows
 from ..data.facts import Task
 from ..data.lengths import check_lengths
 from ..trainer import SiglipExtTrainer
-from .curation import build_curation, curation_settings
+from .curation import build_curation, curation_settings, recalled_reference
 from .fields import BUNDLED
 from .held_out import HeldOutMetrics, metric_names
 from .models import build_model, text_length
@@ -71,12 +71,13 @@ def prepare(recipe: Recipe) -> Run:
         raise ValueError("a stream has no length: set max_steps or max_examples")
     check_folder(recipe)
     check_sources(recipe.model)
-    curation = curation_settings(recipe.objectives)
+    curation = curation_settings(recipe.objectives, data)
     read = args.train_batch_size if curation is None else curation.super_batch(args.train_batch_size)
     check_lengths(data.naflex_lengths, args.mini_batch_tokens)
     set_seed(args.seed)
     rows = load_rows(data, args.seed)
     check_rows(recipe, rows, read)
+    reference = recalled_reference(recipe.objectives, data)
     precomputed = data.image_embeddings is not None
     texts, regions = rows.captions(data.caption_column), data.region_column is not None
     if texts is not None:
@@ -84,7 +85,7 @@ def prepare(recipe: Recipe) -> Run:
     model, processor = build_model(recipe.model, texts, precomputed)
     if not precomputed:
         check_images(model, [processor], args, data.naflex_lengths)
-    train, held_out = training_data(recipe, rows, processor.image_processor)
+    train, held_out = training_data(recipe, rows, processor.image_processor, reference)
     if not isinstance(train, IterableDataset):
         args.check_samples(len(train), read)
         tell_left_out("training", train)
@@ -107,7 +108,9 @@ def prepare(recipe: Recipe) -> Run:
         eval_dataset=held_out,
         data_collator=beside.collator,
         objectives=beside.objectives,
-        curation=build_curation(recipe.objectives, curation, model, processor, recipe.model.attn_implementation),
+        curation=build_curation(
+            recipe.objectives, curation, model, processor, recipe.model.attn_implementation, reference
+        ),
         processing_class=processor,
         compute_metrics=None if held_out is None else HeldOutMetrics(model, processor, tasks),
     )

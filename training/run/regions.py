@@ -22,7 +22,7 @@ from modeling_siglip_ext.inputs import undecoded
 
 from ..data.detection import DetectionSettings, Detector
 from ..data.folder import check_columns
-from ..data.samples import SkipCounter, UnusableRowError, as_captions
+from ..data.samples import SkipCounter, captions_if_any
 from .fields import DataArguments
 from .rows import every_row
 
@@ -116,20 +116,13 @@ def _regions(
         row = rows[place]
         try:
             images[place] = load_image(row[image_column])
-            queries[place] = settings.queries(_captions([row[name] for name in caption_column]))
+            queries[place] = settings.queries(captions_if_any([row[name] for name in caption_column]))
         except UnreadableImageError as error:
             bad.append((f"example {place}", str(error)))
     skips.add(len(places), bad)
     found = detector(list(images.values()), [queries[place] for place in images], settings) if images else []
     of_place = dict(zip(images, found))
     return [of_place.get(place, []) for place in places]
-
-
-def _captions(values: list[Any]) -> list[str]:
-    try:
-        return as_captions(values)
-    except UnusableRowError:  # training leaves such a row out, or counts it
-        return []
 
 
 def register(commands: command_line.Subparsers) -> None:

@@ -24,7 +24,7 @@ from modeling_siglip_ext.images import load_image
 from ..components.card import LIMITS, training_text
 from ..data.dataset import CaptionedRows
 from ..data.facts import Task
-from .objective_fields import REFERENCE
+from .objective_fields import REFERENCE, REFERENCE_EMBEDDINGS
 from .prepare import Run
 from .recipe import Recipe
 
@@ -172,8 +172,8 @@ def text_of_recipe(recipe: Recipe) -> str:
     for name in ("dataset", "model_name_or_path", "vision_name_or_path", "text_name_or_path", "image_embeddings"):
         if shown.get(name) is not None:
             shown[name] = _shown(shown[name])
-    if REFERENCE in (shown.get("curation") or {}):
-        shown["curation"] = {**shown["curation"], REFERENCE: _shown(shown["curation"][REFERENCE])}
+    for name in {REFERENCE, REFERENCE_EMBEDDINGS} & (shown.get("curation") or {}).keys():
+        shown["curation"] = {**shown["curation"], name: _shown(shown["curation"][name])}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip()
 
 

@@ -24,6 +24,7 @@ from ..data.facts import DatasetFacts
 from ..data.folder import check_captions, check_columns
 from ..data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
 from ..data.pixel_cache import fits_cache
+from ..data.reference_embeddings import ReferenceEmbeddings
 from ..data.region_table import with_regions
 from ..data.samples import GRACE, SkipCounter
 from ..data.scenes.about import ABOUT as ABOUT_SCENES
@@ -221,11 +222,14 @@ def _from_hub(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset |
 
 
 def training_data(
-    recipe: Recipe, rows: Rows, image_processor: BaseImageProcessor
+    recipe: Recipe, rows: Rows, image_processor: BaseImageProcessor, reference: ReferenceEmbeddings | None = None
 ) -> tuple[CaptionedRows | ImageTextStream, CaptionedRows | None]:
     """The training and the evaluation dataset; the latter has only rows that can be read.
 
     Bad rows are counted over both, so that it does not depend on the split, and its seed, how many there may be.
+
+    Args:
+        reference: what a reference makes of the rows, which training examples then bring along.
 
     Raises:
         FileNotFoundError, ValueError: settings that do not fit the rows, too many bad examples, embeddings of
@@ -234,7 +238,7 @@ def training_data(
     data, args = recipe.data, recipe.training
     skips = SkipCounter(args.max_bad_fraction, rows.count())
     if data.image_embeddings is not None:
-        return _embedded(recipe, rows, skips, image_processor)
+        return _embedded(recipe, rows, skips, image_processor, reference)
     lengths = data.naflex_lengths
     if not isinstance(rows.train, Dataset) or not fits_cache(
         len(rows.train), image_processor, data.cache_gib, lengths
@@ -288,12 +292,13 @@ def training_data(
         naflex_lengths=lengths,
         shuffle_captions=data.shuffle_captions,
         group_column=data.group_column,
+        reference=reference,
     )
     return train, for_evaluation()
 
 
 def _embedded(
-    recipe: Recipe, rows: Rows, skips: SkipCounter, image_processor: Any
+    recipe: Recipe, rows: Rows, skips: SkipCounter, image_processor: Any, reference: ReferenceEmbeddings | None
 ) -> tuple[EmbeddingTextDataset, EmbeddingTextDataset | None]:
     data, model, seed = recipe.data, recipe.model, recipe.training.seed
     if data.image_embeddings is None or model.vision_name_or_path is None or not isinstance(rows.train, Dataset):
@@ -308,7 +313,9 @@ def _embedded(
     if is_naflex(image_processor):  # it is saved with the model that is trained on images seen so
         image_processor.max_num_patches = budget_of(data.image_embeddings).longest(image_processor)
 
-    def part(rows: Dataset, columns: list[str], called: str) -> EmbeddingTextDataset:
+    def part(
+        rows: Dataset, columns: list[str], called: str, reference: ReferenceEmbeddings | None = None
+    ) -> EmbeddingTextDataset:
         places = rows[PLACE]
         return EmbeddingTextDataset(
             rows,
@@ -318,11 +325,12 @@ def _embedded(
             caption_column=columns,
             seed=seed,
             pair_column=data.pair_column,
+            reference=reference,
             skips=skips,
             called=called,
         )
 
-    train = part(rows.train, data.caption_column, "example")
+    train = part(rows.train, data.caption_column, "example", reference)
     held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], "held-out example")
     return train, held_out
 

@@ -23,7 +23,7 @@ from modeling_siglip_ext import (
 from ..components.card import output_folder
 from ..data.emoji.loader import load_emoji
 from .fields import EMOJI
-from .objective_fields import REFERENCE
+from .objective_fields import REFERENCE, REFERENCE_EMBEDDINGS
 from .recipe import Recipe
 
 
@@ -78,8 +78,9 @@ def shrunk(recipe: dict[str, Any]) -> dict[str, Any]:
     if "self_distillation" in recipe:
         values["self_distillation"] = {**recipe["self_distillation"], **_SMALL_HEADS}
     if "curation" in recipe:
-        start = {REFERENCE: REFERENCE_START} if REFERENCE in recipe["curation"] else {}
-        values["curation"] = {**recipe["curation"], **start}
+        kept = {name: value for name, value in recipe["curation"].items() if name != REFERENCE_EMBEDDINGS}
+        read = {REFERENCE, REFERENCE_EMBEDDINGS} & recipe["curation"].keys()
+        values["curation"] = {**kept, **({REFERENCE: REFERENCE_START} if read else {})}
     if "mini_batch_size" in recipe:
         values["mini_batch_size"] = BATCH // 2
     if "naflex_lengths" in recipe:

@@ -13,8 +13,8 @@ from typing import Any
 from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..optimizers import OPTIMIZERS, takes_betas
-from .fields import BUNDLED, EMOJI, SCENES, DataArguments
-from .objective_fields import as_weights
+from .fields import BUNDLED, EMOJI, SCENES, DataArguments, as_mapping
+from .objective_fields import REFERENCE_EMBEDDINGS, as_weights
 
 
 OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")
@@ -208,7 +208,11 @@ RULES = (
         "with max_seconds, where nobody knows which step is the last",
     ),
     Unused(
-        "curation", given("image_embeddings"), "image_embeddings", "with image_embeddings, where no image is at hand"
+        "curation",
+        lambda n: n.image_embeddings and REFERENCE_EMBEDDINGS not in (as_mapping("curation", n.curation) or {}),
+        "image_embeddings",
+        "with image_embeddings, where no image is at hand for a reference model "
+        f"(curation.{REFERENCE_EMBEDDINGS} need none)",
     ),
     # the length of the run and its schedule
     Unused(

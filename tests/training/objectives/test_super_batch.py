@@ -8,6 +8,7 @@ from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.training.data.collator import ImageTextCollator
 from modeling_siglip_ext.training.data.dataset import ImageTextDataset
 from modeling_siglip_ext.training.data.pixels import normalized
+from modeling_siglip_ext.training.data.reference_embeddings import ReferenceEmbeddings
 from modeling_siglip_ext.training.data.samples import key_number
 from modeling_siglip_ext.training.objectives.curation import CurationSettings, Judged, PairScores, select
 from modeling_siglip_ext.training.objectives.super_batch import Curation
@@ -117,6 +118,14 @@ def test_a_score_needs_its_reference(build, score):
     with pytest.raises(ValueError, match="hard_learner reads no reference model: leave it out"):
         build(CurationSettings(score="hard_learner"))
     build(CurationSettings(score="hard_learner"), reference=False, max_steps=1).train()
+
+
+def test_embeddings_of_the_reference_come_with_the_batch(build):
+    trainer = build(max_steps=1)
+    trainer.curation = Curation(CurationSettings(), ReferenceEmbeddings(torch.empty(0), (), {}, 1.0, 0.0, "its hash"))
+    assert trainer.curation.identity()["reference embeddings"] == "its hash"
+    with pytest.raises(ValueError, match=r"the batch has no reference_embeds: .* ImageTextDataset\(reference="):
+        trainer.train()
 
 
 def test_what_is_refused(build):

@@ -168,6 +168,11 @@ def test_each_rule_has_a_situation():
     assert met == {id(rule) for rule in RULES}
 
 
+def test_embeddings_of_a_reference_go_with_those_of_a_tower():
+    for value in ({"reference_embeddings": "there"}, '{"reference_embeddings": "there"}'):
+        assert not find_unused(SimpleNamespace(**{**DEFAULTS, **CACHED, "curation": value}), ["curation"], DEFAULTS)
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     def write(**fields) -> str:
