@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_siglip_ext.command_line import Parser, Run, Subparsers, Switch, add_command, refuse_unused
-from modeling_siglip_ext.files import check_output_dir, read_json
+from modeling_siglip_ext.files import check_output_dir
 from siglip_ext_runtime.backends import BACKENDS
 
 from ..data import EvaluationData, select
@@ -113,20 +113,6 @@ def open_session(arguments: argparse.Namespace) -> Session:
     if hasattr(arguments, "cache_dir"):  # a command with a result
         check_same_model(result_path(arguments), session)
     return session
-
-
-def check_same_weights(path: Path, weights: dict[str, str]) -> None:
-    """
-    Args:
-        weights: fingerprints of what made a file, as it holds them under "weights".
-
-    Raises:
-        FileExistsError: the file of a model or decoder with other weights is there, and would be lost.
-    """
-    if not path.is_file():
-        return
-    if read_json(path, "choose another --output_dir").get("weights") != weights:
-        raise FileExistsError(f"{path} is of another model or decoder: choose another --output_dir")
 
 
 def check_same_model(path: Path, session: Session) -> None:
