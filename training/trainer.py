@@ -22,7 +22,7 @@ from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
-from .components.grad_cache import chunk_size, split_batch
+from .components.grad_cache import begin_step, chunk_size, let_go_of_images
 from .components.half_batches import in_halves, is_halved, update
 from .components.image_inputs import check_images
 from .components.milestones import Milestones
@@ -252,40 +252,34 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             inputs |= self.curation.choose(inputs, embed, model, self.args.device, at_once, key)
         whole = super().training_step
 
+        def prepare(chunk: dict) -> dict:
+            # in one graph XLA would find a chunk's two forwards the same, and keep activations
+            self._backend.sync()
+            return self._forward_inputs(self._prepare_inputs(chunk))
+
         def gradients(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             size = chunk_size(self.args, batch)
             if size is None:
                 return whole(model, batch, num_items_in_batch)
-            model.train()
-            if callable(prepare_for_training := getattr(self.optimizer, "train", None)):
-                prepare_for_training()  # of schedule-free optimisers
-
-            def prepare(chunk: dict) -> dict:
-                # in one graph XLA would find a chunk's two forwards the same, and keep activations
-                self._backend.sync()
-                return self._forward_inputs(self._prepare_inputs(chunk))
-
-            kept = {name: value for name, value in batch.items() if name not in ("return_loss", PAIRS)}
-            pair_ids = self._prepare_inputs({PAIRS: batch[PAIRS]})[PAIRS] if PAIRS in batch else None
-            beside = self.active_parts
-            for tower in self._locked:
-                tower.eval()  # model.train() was called
+            begin_step(model, self.optimizer, self._locked)
+            if PAIRS in batch:
+                batch |= self._prepare_inputs({PAIRS: batch[PAIRS]})
+            beside = self._beside_loss if self.active_parts else None
             with self.compute_loss_context_manager():
                 step = self._contrastive.in_chunks(
                     model,
-                    split_batch(kept, size),
-                    pair_ids=pair_ids,
+                    batch,
+                    size,
                     prepare=prepare,
                     backward=self.accelerator.backward,
                     weight=1 / self.current_gradient_accumulation_steps,
                     sync=self.accelerator.sync_gradients,
-                    beside=self._beside_loss if beside else None,
+                    beside=beside,
                     beside_options={"objectives": True} if beside else {},
                 )
-            # Trainer holds on to this batch until it has the next one.
-            images = [name for name, value in batch.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
-            batch |= {name: batch[name].new_empty(0) for name in images}
-            self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss, pair_ids)
+            let_go_of_images(batch)
+            embeds = step.image_embeds, step.text_embeds
+            self._monitor.pairs(self.state.global_step + 1, *embeds, step.loss, batch.get(PAIRS))
             return step.loss / self.current_gradient_accumulation_steps
 
         if is_halved(inputs, self.args.halve_batches_at):
