@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, has_length
 
 from .arguments import SiglipExtTrainingArguments
 from .components.adapters import prepare_adapter
+from .components.checked_run import check_construction
 from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
@@ -126,23 +127,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
                 "the image and caption columns and pad the last batch with repeated samples"
             )
         self._backend = backend_for(args.device)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process mean nn.DataParallel, which computes the loss on each GPU's slice "
-                "only. Start one process per GPU (`torchrun --nproc-per-node N` or `accelerate launch`), or show this "
-                "process a single GPU."
-            )
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func is not supported: override `compute_loss` in a subclass instead")
-        self._backend.check_launch(
-            args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
-        )
-        if args.halve_batches_at is not None and self._backend.one_graph:
-            raise ValueError(
-                "halve_batches_at does not work under torch_xla's SPMD, where a step is one graph: unset it"
-            )
-        if kwargs.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
-            raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
+        check_construction(args, self._backend, kwargs)
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
