@@ -11,7 +11,7 @@ from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import files_below
 
-from .decoders import add_decoder, open_decoder
+from .arguments import add_decoder, open_decoder
 
 
 def register(commands: Subparsers) -> None:

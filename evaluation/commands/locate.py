@@ -8,7 +8,7 @@ from modeling_siglip_ext.command_line import Subparsers, add_command
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import load_image
 
-from .decoders import add_decoder, open_decoder
+from .arguments import add_decoder, open_decoder
 
 
 def register(commands: Subparsers) -> None:
