@@ -21,6 +21,7 @@ from report import RESULTS, machine, publish, store, stored, table
 
 from modeling_siglip_ext import embedding_store
 from modeling_siglip_ext.embedding_blocks import StoredBlocks, open_blocks
+from modeling_siglip_ext.embedding_parts import write_part
 from modeling_siglip_ext.evaluation import find_duplicates
 from modeling_siglip_ext.evaluation.metrics.duplicates import HELD
 from modeling_siglip_ext.files import write_json
@@ -68,7 +69,7 @@ def write(folder: Path, rows: int, copies: int) -> None:
         vectors = torch.randn(min(PART, rows - first), WIDTH)
         vectors[torch.randperm(len(vectors))[: copies * len(vectors) // rows]] = one
         vectors = torch.nn.functional.normalize(vectors, dim=1).half()
-        embedding_store.write_parquet(folder / f"part-{part:05d}.parquet", first, vectors, {}, None)
+        write_part(folder / f"part-{part:05d}.parquet", first, vectors)
 
 
 def memory() -> float:

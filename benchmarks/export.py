@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, fit_processor, train_tokenizer
 from modeling_siglip_ext.conversion.export.export import load_part
 from modeling_siglip_ext.conversion.export.measure import cpu_time_ratio
-from modeling_siglip_ext.conversion.export.samples import batch, drawn_captions, take_samples
+from modeling_siglip_ext.conversion.export.samples import drawn_captions, take_samples
 from modeling_siglip_ext.conversion.export.towers import TEXT, VISION, vision_of
 from modeling_siglip_ext.conversion.export.vectors import by_file, by_torch, inputs_of
 from modeling_siglip_ext.conversion.model_folder.folder import open_folder
+from modeling_siglip_ext.image_budget import collate
 from modeling_siglip_ext.image_processing_siglip_ext import image_processor_for
 from modeling_siglip_ext.processing_siglip_ext import SiglipExtProcessor
 from siglip_ext_runtime import ExportedModel
@@ -107,7 +108,7 @@ def speeds(folder: Path, out: Path) -> dict[str, float]:
         inputs = inputs_of(samples, name)
         for size in (1, 16):
             rounds = 7 if size == 1 else 3
-            found[f"{name} {size}"] = cpu_time_ratio(embed, file, batch(inputs[:size]), rounds=rounds)
+            found[f"{name} {size}"] = cpu_time_ratio(embed, file, collate(inputs[:size]), rounds=rounds)
     return found
 
 

@@ -5,15 +5,14 @@ import sys
 from modeling_siglip_ext import command_line
 
 from .commands import (
+    export,
     from_jax,
     from_open_clip,
     inspect_checkpoint,
     list_catalogue,
     publish,
     to_jax,
-    to_onnx,
     to_open_clip,
-    to_openvino,
     verify,
 )
 from .errors import VerificationError
@@ -27,8 +26,7 @@ COMMANDS = (
     to_jax,
     from_open_clip,
     to_open_clip,
-    to_onnx,
-    to_openvino,
+    export,
     verify,
     publish,
 )

@@ -1,12 +1,14 @@
 """What happens to every array of a checkpoint: where it goes, how it changes, what is left out. No data are read."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtTextConfig, SiglipExtVisionConfig
+from modeling_siglip_ext.loading import some
 from modeling_siglip_ext.naflex_form import fields_of_form
 
 from .containers.arrays import Arrays
@@ -121,11 +123,13 @@ def constants_for(source: AnyConfig, config: AnyConfig) -> dict[str, torch.Tenso
     return constants
 
 
-def check_complete(params: Arrays, table: list[Rule]) -> None:
-    """Every array that a rule takes is there, and a stack holds exactly the tower's layers."""
-    missing = dict.fromkeys(slot.name for rule in table for slot in rule.slots if slot.name not in params)
+def check_complete(params: Arrays, table: list[Rule], unknown: Collection[str]) -> None:
+    """No array is unknown, every array that a rule takes is there, and a stack holds exactly the tower's layers."""
+    if unknown:
+        raise CheckpointError(f"nothing here understands {some(unknown, 5)}")
+    missing = {slot.name for rule in table for slot in rule.slots if slot.name not in params}
     if missing:
-        raise CheckpointError(f"the checkpoint has no {', '.join([*missing][:5])}")
+        raise CheckpointError(f"the checkpoint has no {some(missing, 5)}")
     layers: dict[str, int] = {}
     for rule in table:
         for slot in rule.slots:

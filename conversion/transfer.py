@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from tqdm.auto import tqdm
 
+from modeling_siglip_ext.loading import some
+
 from .containers.arrays import CHUNK, Arrays, all_finite
 from .containers.safetensors_files import SafetensorsWriter
 from .errors import CheckpointError, VerificationError
@@ -29,11 +31,12 @@ def write_tensors(
     for name, tensor in plan.constants.items():
         writer.write(name, tensor)
     if nonfinite and not allow_nonfinite:
-        shown = ", ".join(nonfinite[:5]) + (f" and {len(nonfinite) - 5} more" if len(nonfinite) > 5 else "")
-        raise CheckpointError(
-            f"NaN or infinite values in {shown} as {writer.dtype}; --allow_nonfinite converts them as they are"
-        )
+        raise not_finite(f"{some(nonfinite, 5)} as {writer.dtype}")
     return nonfinite
+
+
+def not_finite(what: str) -> CheckpointError:
+    return CheckpointError(f"NaN or infinite values in {what}; --allow_nonfinite converts them as they are")
 
 
 def write_pieces(plan: Plan, pieces: list[Piece], array: torch.Tensor, writer: SafetensorsWriter) -> list[str]:
@@ -129,9 +132,7 @@ def mapped_back(tensors: Arrays, pieces: list[Piece], *, allow_nonfinite: bool =
     for piece in pieces:
         block = piece.from_torch(tensors[piece.rule.torch_name].load())
         if not allow_nonfinite and not all_finite(block):
-            raise CheckpointError(
-                f"NaN or infinite values in {piece.rule.torch_name}; --allow_nonfinite converts them as they are"
-            )
+            raise not_finite(piece.rule.torch_name)
         yield block
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
 
-from modeling_siglip_ext.encoding import collect, encode_texts, stream_images
+from modeling_siglip_ext.encoding import collect, encode_texts, stream_images, warn_of_unreadable
 from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.inputs import inputs_of
 
@@ -22,7 +21,7 @@ from .prompts import canonicalize as canonical
 from .results import Counts, EvaluatedModel, Result
 
 
-logger = logging.get_logger(__name__)
+NOT_COUNTED = "they do not count"  # images that cannot be read
 Embed = Callable[[list[str]], torch.Tensor]
 Embeds = torch.Tensor | np.ndarray
 
@@ -175,16 +174,9 @@ def embed_images(
         raise ValueError("the data have no images: give image_embeds")
     found = inputs_of(data.images, data.image_column)
     batches = stream_images(model, processor, found.items, **options)
-    embeds, errors, _ = collect(batches, found.count, "images", "report", progress, model)
-    warn_of_unreadable(errors, len(embeds))
-    return embeds, errors
-
-
-def warn_of_unreadable(errors: Mapping[int, str], count: int) -> None:
-    """One warning for all images that cannot be read."""
-    if errors:
-        shown = "; ".join(f"{row}: {message}" for row, message in list(errors.items())[:10])
-        logger.warning("%d of %d images cannot be read and do not count: %s", len(errors), count, shown)
+    encoded = collect(batches, found.count, "images", "report", progress, model)
+    warn_of_unreadable(encoded.errors, len(encoded.embeds), NOT_COUNTED)
+    return encoded.embeds, encoded.errors
 
 
 def pairs(

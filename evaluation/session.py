@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
 from modeling_siglip_ext.embedded_files import Changes, update
-from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
+from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts, warn_of_unreadable
 from modeling_siglip_ext.file_encoding import encode_image_files, encode_video_files
 from modeling_siglip_ext.image_budget import is_naflex
 from modeling_siglip_ext.video_frames import Sampling
 
 from .data import Classes, EvaluationData
-from .evaluate import embed_classes, evaluate, text_embedder, warn_of_unreadable
+from .evaluate import NOT_COUNTED, embed_classes, evaluate, text_embedder
 from .results import EvaluatedModel, Result, write_result
 
 
@@ -219,7 +219,7 @@ class Session:
         if not self.first:  # it computes no figures
             return torch.empty(0), {}
         embeds, errors, _ = store.read(folder)
-        warn_of_unreadable(errors, len(embeds))
+        warn_of_unreadable(errors, len(embeds), NOT_COUNTED)
         return embeds, errors
 
     def embed_images(self, data: EvaluationData) -> tuple[torch.Tensor, dict[int, str]]:

@@ -19,8 +19,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import embedding_store as store
-from .embedding_blocks import Notes, read_notes
-from .encoding import ahead, evaluating
+from .embedding_parts import Notes, read_embeds, read_notes, write_part
+from .encoding import ahead, evaluating, progress_bar
 from .files import new_file, read_json, remove_abandoned, write_json
 
 
@@ -50,7 +50,7 @@ class EncodedFile:
     """The embeddings (rows, D) float32 of a file, one row of NaN where it cannot be read, and what is known of them.
 
     Args:
-        columns: further values of each row, by the names of `embedding_store.COLUMN_TYPES`.
+        columns: further values of each row, by the names of `embedding_parts.COLUMN_TYPES`.
     """
 
     file: File
@@ -142,7 +142,7 @@ def update(
     plan = read_json(folder / store.PLAN, AGAIN)
     mine = list(plan["parts"].items())[rank::world]
     total = sum(len(files) for _, files in mine)
-    with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
+    with evaluating(model), progress_bar(total, what) as bar:
         for name, files in mine:
             extend(folder / name, encode(files), bar)
     store.wait_for_all()
@@ -234,7 +234,7 @@ def extend(path: Path, encoded: Iterable[EncodedFile], bar: tqdm) -> None:
 
 def rows_of(path: Path, notes: Notes) -> dict[str, EncodedFile]:
     """The files of a part with their rows."""
-    embeds, errors, _ = store.read_part(path)
+    embeds = read_embeds(path)
     places: defaultdict[str, list[int]] = defaultdict(list)
     for place, name in enumerate(notes.names):
         places[str(name)].append(place)
@@ -243,7 +243,7 @@ def rows_of(path: Path, notes: Notes) -> dict[str, EncodedFile]:
         name: EncodedFile(
             file,
             embeds[places[name]],
-            errors.get(places[name][0]),
+            notes.errors.get(places[name][0]),
             {column: [values[place] for place in places[name]] for column, values in further.items()},
         )
         for name, file in files_of(notes).items()
@@ -261,6 +261,6 @@ def write(path: Path, files: Sequence[EncodedFile]) -> None:
     }
     for column in files[0].columns:
         columns[column] = [value for one in files for value in one.columns[column]]
-    names = [one.file.name for one in rows]
+    notes = Notes(errors, [one.file.name for one in rows], columns)
     with new_file(path, replace=True) as draft:
-        store.WRITERS[path.suffix[1:]](draft, 0, torch.cat([one.embeds for one in files]), errors, names, columns)
+        write_part(draft, 0, torch.cat([one.embeds for one in files]), notes)

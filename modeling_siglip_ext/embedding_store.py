@@ -10,21 +10,17 @@ import atexit
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .encoding import EncodedBatch, evaluating
+from .embedding_parts import FORMS, MISSING, Notes, read_embeds, read_notes, write_part
+from .encoding import EncodedBatch, evaluating, joined, progress_bar
 from .files import new_file, read_json, write_json
 
 
@@ -35,7 +31,6 @@ SETTINGS = "_settings.json"
 PLAN = "_plan.json"
 # Settings that say how the embeddings are kept and what people call their model, not what they are.
 NOT_CONTENT = ("part_rows", "part_files", "model")
-MISSING = "run the command that writes them; it continues where it stopped"
 
 
 def processes() -> tuple[int, int]:
@@ -70,60 +65,6 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def fingerprint(settings: Mapping) -> str:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-Names = Sequence[str] | None
-Columns = Mapping[str, Sequence] | None
-
-
-def write_safetensors(
-    path: Path,
-    first: int,
-    embeds: torch.Tensor,
-    errors: Mapping[int, str],
-    names: Names = None,
-    columns: Columns = None,
-) -> None:
-    rows = torch.arange(first, first + len(embeds))
-    metadata = {"errors": json.dumps(errors, ensure_ascii=False)}
-    if names is not None:
-        metadata["names"] = json.dumps(names, ensure_ascii=False)
-    if columns is not None:
-        metadata["columns"] = json.dumps({name: list(values) for name, values in columns.items()})
-    save_file({"embeds": embeds.contiguous(), "rows": rows}, path, metadata=metadata)
-
-
-def write_parquet(
-    path: Path,
-    first: int,
-    embeds: torch.Tensor,
-    errors: Mapping[int, str],
-    names: Names = None,
-    columns: Columns = None,
-) -> None:
-    flat = pa.array(embeds.reshape(-1).numpy())
-    table = {
-        "row": pa.array(range(first, first + len(embeds)), pa.int64()),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, embeds.shape[1]),
-        "error": pa.array([errors.get(first + place) for place in range(len(embeds))], pa.string()),
-    }
-    if names is not None:
-        table["name"] = pa.array(names, pa.string())
-    if columns is not None:
-        del table["row"]  # a part that grows has no fixed place among the others
-        table |= {name: pa.array(values, COLUMN_TYPES[name]) for name, values in columns.items()}
-    pyarrow.parquet.write_table(pa.table(table), path)
-
-
-# of what is known of a row besides its name: about its file, and for videos the seconds it is of
-COLUMN_TYPES = {
-    "size": pa.int64(),
-    "changed": pa.int64(),
-    "content": pa.string(),
-    "start": pa.float64(),
-    "end": pa.float64(),
-}
-WRITERS = {"safetensors": write_safetensors, "parquet": write_parquet}
 
 
 def compute(
@@ -162,18 +103,13 @@ def compute(
     parts = [(path, first, min(count, first + rows)) for path, first in zip(part_paths(folder, settings), firsts)]
     missing = [part for part in parts[rank::world] if not part[0].exists()]
     total = sum(last - first for _, first, last in missing)
-    with evaluating(model), tqdm(total=total, desc=what, unit=f" {what}", disable=None) as bar:
+    with evaluating(model), progress_bar(total, what) as bar:
         for path, first, last in missing:
-            embeds, errors, place = [], {}, first
-            for batch in encode(first, last):
-                errors |= {place + index: message for index, message in batch.errors.items()}
-                embeds.append(batch.embeds)
-                place += len(batch.embeds)
-                bar.update(len(batch.embeds))
-            if place != last:
-                raise RuntimeError(f"{place - first} embeddings came for the {last - first} {what} of {path.name}")
+            found = joined(encode(first, last), bar)
+            if (count := len(found.embeds)) != last - first:
+                raise RuntimeError(f"{count} embeddings came for the {last - first} {what} of {path.name}")
             with new_file(path, replace=True) as draft:
-                WRITERS[form](draft, first, torch.cat(embeds), errors)
+                write_part(draft, first, found.embeds, Notes(found.errors))
     wait_for_all()
 
 
@@ -213,7 +149,7 @@ def read_settings(folder: Path, missing: str) -> dict[str, Any]:
     settings = read_json(folder / SETTINGS, f"delete {folder}, then {missing}" if there else missing)
     sizes = ("part_files",) if grows(settings) else ("rows", "part_rows")
     whole = all(isinstance(settings.get(name), int) for name in sizes) and settings[sizes[-1]] > 0
-    if not whole or settings.get("form") not in READERS:
+    if not whole or settings.get("form") not in FORMS:
         raise ValueError(f"{folder / SETTINGS} is damaged: delete {folder}, then {missing}")
     return settings
 
@@ -258,10 +194,6 @@ def check_settings(folder: str | Path, expected: Mapping[str, Any], remedy: str,
         raise ValueError(f"{folder} holds embeddings with other {changes}: {remedy}")
 
 
-def damaged(path: Path, error: Exception, missing: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({error}): delete it, then {missing}")
-
-
 def located(folder: Path, missing: str) -> tuple[dict[str, Any], list[Path]]:
     """The settings of a folder and its parts, which are all there; raises as `read`."""
     settings = read_settings(folder, missing)
@@ -293,13 +225,10 @@ def read(folder: str | Path, *, missing: str = MISSING) -> tuple[torch.Tensor, d
     settings, paths = located(Path(folder), missing)
     embeds, errors, names = [], {}, []
     for path in paths:
-        try:
-            part_embeds, part_errors, part_names = read_part(path)
-        except (SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
-            raise damaged(path, error, missing) from error
-        errors |= {len(names) + place: message for place, message in part_errors.items()}
-        embeds.append(part_embeds)
-        names += part_names or [None] * len(part_embeds)
+        notes = read_notes(path, missing)
+        errors |= {len(names) + place: message for place, message in notes.errors.items()}
+        names += notes.names
+        embeds.append(read_embeds(path, missing))
     check_rows(folder, len(names), settings, missing)
     return embeds[0] if len(embeds) == 1 else torch.cat(embeds), errors, names
 
@@ -308,27 +237,3 @@ def check_rows(folder: str | Path, found: int, settings: Mapping[str, Any], miss
     """Raises ValueError where the parts of a folder hold another number of rows than it was begun for."""
     if found != settings.get("rows", found) or not found:
         raise ValueError(f"{folder} holds {found} of {settings.get('rows', 0)} rows: delete it, then {missing}")
-
-
-def read_part(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
-    """Embeddings (rows, D) of a part, why some are missing, by place in it, and names."""
-    return READERS[path.suffix[1:]](path)
-
-
-def read_safetensors(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
-    with safe_open(path, "pt") as file:
-        metadata, first = file.metadata(), int(file.get_tensor("rows")[0])
-        errors = {int(row) - first: message for row, message in json.loads(metadata["errors"]).items()}
-        return file.get_tensor("embeds"), errors, json.loads(metadata["names"]) if "names" in metadata else None
-
-
-def read_parquet(path: Path) -> tuple[torch.Tensor, dict[int, str], list | None]:
-    table = pyarrow.parquet.read_table(path)
-    column = table["embedding"].combine_chunks()
-    embeds = torch.from_numpy(column.flatten().to_numpy().copy()).reshape(len(table), -1)
-    errors = enumerate(table["error"].to_pylist())
-    names = table["name"].to_pylist() if "name" in table.column_names else None
-    return embeds, {place: message for place, message in errors if message is not None}, names
-
-
-READERS = {"safetensors": read_safetensors, "parquet": read_parquet}

@@ -62,15 +62,19 @@ def evaluating(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def embed(model: nn.Module, kind: str, inputs: Mapping[str, torch.Tensor], *, normalize: bool = True) -> torch.Tensor:
-    """(B, D) float32 on the CPU: what the "image" or "text" tower gives for prepared inputs."""
+def moved(inputs: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Prepared inputs where the model is, and in its precision."""
     first = next(model.parameters())
     # weights on the meta device are offloaded, and accelerate moves the inputs
     device = "cpu" if first.device.type == "meta" else first.device
-    moved = {
+    return {
         name: tensor.to(device, first.dtype if tensor.is_floating_point() else None) for name, tensor in inputs.items()
     }
-    pooled = getattr(model, f"get_{kind}_features")(**moved).pooler_output.float()
+
+
+def embed(model: nn.Module, kind: str, inputs: Mapping[str, torch.Tensor], *, normalize: bool = True) -> torch.Tensor:
+    """(B, D) float32 on the CPU: what the "image" or "text" tower gives for prepared inputs."""
+    pooled = getattr(model, f"get_{kind}_features")(**moved(inputs, model)).pooler_output.float()
     return (F.normalize(pooled, dim=-1) if normalize else pooled).cpu()
 
 
@@ -177,24 +181,64 @@ def stream_texts(
         start += len(batch)
 
 
-def collect(
-    batches: Iterator[EncodedBatch], count: int | None, what: str, errors: str, progress: bool | None, model: nn.Module
-) -> tuple[torch.Tensor, dict[int, str], list[str]]:
-    rows, failed, cut, start = [], {}, [], 0
-    disable = None if progress is None else not progress  # None: a bar on terminals only
-    with evaluating(model), tqdm(total=count, desc=what, unit=f" {what}", disable=disable) as bar:
-        for batch in batches:
-            failed |= {start + place: message for place, message in batch.errors.items()}
-            if failed and errors == "raise":
-                index = min(failed)
-                raise UnreadableImageError(f"image {index}: {failed[index]}")
-            rows.append(batch.embeds)
-            cut += batch.cut
-            start += len(batch.embeds)
+def progress_bar(count: int | None, what: str, progress: bool | None = None) -> tqdm:
+    """A bar of so many inputs; on terminals only unless `progress` says otherwise."""
+    return tqdm(total=count, desc=what, unit=f" {what}", disable=None if progress is None else not progress)
+
+
+def joined(batches: Iterable[EncodedBatch], bar: tqdm | None = None, *, strict: bool = False) -> EncodedBatch:
+    """One batch of several, (0, 0) of none.
+
+    Args:
+        bar: moved on with each of them.
+        strict: end at the first image that cannot be read.
+
+    Raises:
+        UnreadableImageError: there is such an image; only if `strict`.
+    """
+    embeds: list[torch.Tensor] = []
+    errors: dict[int, str] = {}
+    cut: list[str] = []
+    start = 0
+    for batch in batches:
+        errors |= {start + place: message for place, message in batch.errors.items()}
+        if errors and strict:
+            index = min(errors)
+            raise UnreadableImageError(f"image {index}: {errors[index]}")
+        embeds.append(batch.embeds)
+        cut += batch.cut
+        start += len(batch.embeds)
+        if bar is not None:
             bar.update(len(batch.embeds))
-    if not rows:
+    return EncodedBatch(torch.cat(embeds) if embeds else torch.empty(0, 0), errors, cut)
+
+
+def collect(
+    batches: Iterable[EncodedBatch], count: int | None, what: str, errors: str, progress: bool | None, model: nn.Module
+) -> EncodedBatch:
+    """All that a model gives, with a bar.
+
+    Raises:
+        ValueError: it was given nothing, or with errors="raise" an image that cannot be read.
+    """
+    with evaluating(model), progress_bar(count, what, progress) as bar:
+        found = joined(batches, bar, strict=errors == "raise")
+    if not len(found.embeds):
         raise ValueError(f"nothing to encode: there are no {what}")
-    return torch.cat(rows), failed, cut
+    return found
+
+
+def warn_of_unreadable(errors: Mapping[int, str], count: int, fate: str, what: str = "images") -> None:
+    """One warning for all inputs that cannot be read.
+
+    Args:
+        errors: why, by the place among `count` inputs.
+        fate: what becomes of them: "they do not count".
+    """
+    if errors:
+        shown = "; ".join(f"{index}: {message}" for index, message in itertools.islice(errors.items(), 10))
+        more = f"; and {len(errors) - 10} more: {list(errors)[10:]}" if len(errors) > 10 else ""
+        logger.warning("%d of %d %s cannot be read, %s: %s%s", len(errors), count, what, fate, shown, more)
 
 
 def check_choices(errors: str, return_tensors: str) -> None:
@@ -294,14 +338,9 @@ def encode_images(
     found = inputs_of(images, column, "image")
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "normalize": normalize}
     batches = stream_images(model, processor, found.items, timeout=timeout, budget=budget, **options)
-    embeds, failed, _ = collect(batches, found.count, "images", errors, progress, model)
-    if failed:
-        shown = "; ".join(f"{index}: {message}" for index, message in itertools.islice(failed.items(), 10))
-        more = f"; and {len(failed) - 10} more: {list(failed)[10:]}" if len(failed) > 10 else ""
-        logger.warning(
-            "%d of %d images cannot be read, their rows are NaN: %s%s", len(failed), len(embeds), shown, more
-        )
-    return embeds if return_tensors == "pt" else embeds.numpy()
+    encoded = collect(batches, found.count, "images", errors, progress, model)
+    warn_of_unreadable(encoded.errors, len(encoded.embeds), "their rows are NaN")
+    return encoded.embeds if return_tensors == "pt" else encoded.embeds.numpy()
 
 
 def encode_texts(
@@ -336,6 +375,6 @@ def encode_texts(
     check_parts(model, processor, "text")
     found = inputs_of(texts, column, "text")
     batches = stream_texts(model, processor, found.items, batch_size=batch_size, normalize=normalize)
-    embeds, _, cut = collect(batches, found.count, "texts", "raise", progress, model)
-    warn_of_cut(cut, text_config(model).max_position_embeddings)
-    return embeds if return_tensors == "pt" else embeds.numpy()
+    encoded = collect(batches, found.count, "texts", "raise", progress, model)
+    warn_of_cut(encoded.cut, text_config(model).max_position_embeddings)
+    return encoded.embeds if return_tensors == "pt" else encoded.embeds.numpy()

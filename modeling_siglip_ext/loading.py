@@ -129,5 +129,6 @@ def all_of_head(missing: Iterable[str]) -> bool:
 
 
 def some(keys: Iterable[str], shown: int = 3) -> str:
+    """The first of some names, and how many there are beside them."""
     ordered = sorted(keys)
-    return ", ".join(ordered[:shown]) + (", …" if len(ordered) > shown else "")
+    return ", ".join(ordered[:shown]) + (f" and {len(ordered) - shown} more" if len(ordered) > shown else "")

@@ -18,7 +18,8 @@ import pyarrow.parquet
 from torch import nn
 
 from .embedding_blocks import StoredBlocks, open_blocks
-from .embedding_store import COLUMN_TYPES, weights_fingerprint
+from .embedding_parts import COLUMN_TYPES
+from .embedding_store import weights_fingerprint
 from .files import new_file, read_json, write_json
 
 

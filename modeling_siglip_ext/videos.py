@@ -1,6 +1,5 @@
 """Embeddings of videos: the image tower's vectors of frames at regular times, averaged by interval and over all."""
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,17 +10,20 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
 
-from .encoding import check_choices, check_parts, evaluating, image_width, stream_images
+from .encoding import (
+    check_choices,
+    check_parts,
+    evaluating,
+    image_width,
+    progress_bar,
+    stream_images,
+    warn_of_unreadable,
+)
 from .image_budget import ImageBudget
 from .inputs import inputs_of
 from .video_frames import Frame, Sampling, UnreadableVideoError, read_frames
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,7 @@ def encode_videos(
     found = inputs_of(videos, column, "video")
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "budget": budget}
     results: list[EncodedVideo] = []
-    disable = None if progress is None else not progress
-    with evaluating(model), tqdm(total=found.count, desc="videos", unit=" videos", disable=disable) as bar:
+    with evaluating(model), progress_bar(found.count, "videos", progress) as bar:
         for video in stream_videos(model, processor, found.items, sampling, normalize=normalize, **options):
             if video.error is not None and errors == "raise":
                 raise UnreadableVideoError(f"video {len(results)}: {video.error}")
@@ -175,8 +176,6 @@ def encode_videos(
             bar.update()
     if not results:
         raise ValueError("nothing to encode: there are no videos")
-    failed = [f"{place}: {video.error}" for place, video in enumerate(results) if video.error is not None]
-    if failed:
-        shown = "; ".join(itertools.islice(failed, 10)) + ("; ..." if len(failed) > 10 else "")
-        logger.warning("%d of %d videos cannot be read, their vectors are NaN: %s", len(failed), len(results), shown)
+    failed = {place: video.error for place, video in enumerate(results) if video.error is not None}
+    warn_of_unreadable(failed, len(results), "their vectors are NaN", "videos")
     return results

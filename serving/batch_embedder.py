@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
-from modeling_siglip_ext.encoding import EncodedBatch, evaluating, stream_images, stream_texts
+from modeling_siglip_ext.encoding import EncodedBatch, evaluating, joined, stream_images, stream_texts
 
 
 @dataclass
@@ -112,13 +112,3 @@ class BatchEmbedder:
                 encoded.embeds[place] = torch.nan
                 encoded.errors[place] = "there is no text" if text is None else f"a {type(text).__name__} is no text"
         return encoded
-
-
-def joined(batches: Any) -> EncodedBatch:
-    """One batch of several."""
-    embeds, errors, start = [], {}, 0
-    for batch in batches:
-        errors |= {start + place: message for place, message in batch.errors.items()}
-        embeds.append(batch.embeds)
-        start += len(batch.embeds)
-    return EncodedBatch(torch.cat(embeds), errors)

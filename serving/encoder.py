@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from modeling_siglip_ext.dual_models import load_dual_model
-from modeling_siglip_ext.encoding import evaluating, stream_images, stream_texts
+from modeling_siglip_ext.encoding import evaluating, joined, stream_images, stream_texts
 from modeling_siglip_ext.image_budget import is_naflex
 
 from .settings import EncoderSettings
@@ -90,19 +90,14 @@ class Encoder:
         else:
             batches = stream_texts(self.model, self.processor, cast(Sequence[str], items), batch_size=len(items))
         with evaluating(self.model):
-            parts = list(batches)
-        embeds = torch.cat([part.embeds for part in parts]).numpy()
-        errors: dict[int, str] = {}
-        start = 0
-        for part in parts:
-            errors |= {start + place: message for place, message in part.errors.items()}
-            start += len(part.embeds)
+            found = joined(batches)
+        embeds, errors = found.embeds.numpy(), found.errors
         for place in np.flatnonzero(~np.isfinite(embeds).all(axis=1)).tolist():
             errors.setdefault(place, "the model gives numbers that are not finite")
         if kind == "image":
             return Encoded(embeds, errors, [self.patches] * len(items))
         tokens = self.tokenizer(list(items), verbose=False)["input_ids"]
-        cut = {text for part in parts for text in part.cut}
+        cut = set(found.cut)
         places = frozenset(place for place, text in enumerate(items) if text in cut)
         return Encoded(embeds, errors, [len(ids) for ids in tokens], places)
 

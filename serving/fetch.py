@@ -146,16 +146,14 @@ class Connection(http.client.HTTPConnection):
         self.sock = self.fetcher.connect(self.host, self.port, self.deadline)
 
 
-class SecureConnection(http.client.HTTPSConnection):
+class SecureConnection(Connection):
     """The same; the certificate is checked against the name in the URL."""
 
-    def __init__(self, host: str, *, fetcher: Fetcher, deadline: float, **options: Any):
-        super().__init__(host, **options)
-        self.fetcher, self.deadline = fetcher, deadline
+    default_port = http.client.HTTPS_PORT
 
     def connect(self) -> None:
-        connection = self.fetcher.connect(self.host, self.port, self.deadline)
-        self.sock = ssl.create_default_context().wrap_socket(connection, server_hostname=self.host)
+        super().connect()
+        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
 
 class Handler(urllib.request.AbstractHTTPHandler):

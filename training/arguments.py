@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .components.argument_checks import check_environment, check_optimizer, check_package, check_shares, check_values
-from .components.schedule import DECAYS
+from .components.schedule import check_budgeted
 from .components.towers import check_towers
 from .optimizers import OPTIMIZERS, optimizer_class, takes_betas
 from .optimizers.parameter_groups import CONVENTIONS, GroupSettings
@@ -205,11 +205,7 @@ class SiglipExtTrainingArguments(TrainingArguments):
                 "max_seconds works in one process only, as clocks differ between processes; set max_steps or "
                 "num_train_epochs instead"
             )
-        kind = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
-        if kind not in DECAYS:
-            raise ValueError(
-                f"lr_scheduler_type={kind!r} cannot be combined with max_seconds; choose one of {sorted(DECAYS)}"
-            )
+        check_budgeted(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
 
     @property
     def in_chunks(self) -> bool:

@@ -18,11 +18,12 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, has_length
 
 from .arguments import SiglipExtTrainingArguments
 from .components.adapters import prepare_adapter
+from .components.checked_run import check_construction
 from .components.checkpoint import LossSums
 from .components.devices import backend_for
 from .components.ema import WeightAverage
 from .components.evaluation_loss import blockwise_loss
-from .components.grad_cache import chunk_size, split_batch
+from .components.grad_cache import begin_step, chunk_size, let_go_of_images
 from .components.half_batches import in_halves, is_halved, update
 from .components.image_inputs import check_images
 from .components.milestones import Milestones
@@ -127,23 +128,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
                 "the image and caption columns and pad the last batch with repeated samples"
             )
         self._backend = backend_for(args.device)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process mean nn.DataParallel, which computes the loss on each GPU's slice "
-                "only. Start one process per GPU (`torchrun --nproc-per-node N` or `accelerate launch`), or show this "
-                "process a single GPU."
-            )
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func is not supported: override `compute_loss` in a subclass instead")
-        self._backend.check_launch(
-            args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
-        )
-        if args.halve_batches_at is not None and self._backend.one_graph:
-            raise ValueError(
-                "halve_batches_at does not work under torch_xla's SPMD, where a step is one graph: unset it"
-            )
-        if kwargs.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
-            raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
+        check_construction(args, self._backend, kwargs)
         if isinstance(kwargs.get("train_dataset"), IterableDataset):
             # Otherwise accelerate reads every batch on process 0 and sends it around.
             cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
@@ -253,40 +238,34 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             inputs |= self.curation.choose(inputs, embed, model, self.args.device, at_once, key)
         whole = super().training_step
 
+        def prepare(chunk: dict) -> dict:
+            # in one graph XLA would find a chunk's two forwards the same, and keep activations
+            self._backend.sync()
+            return self._forward_inputs(self._prepare_inputs(chunk))
+
         def gradients(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             size = chunk_size(self.args, batch)
             if size is None:
                 return whole(model, batch, num_items_in_batch)
-            model.train()
-            if callable(prepare_for_training := getattr(self.optimizer, "train", None)):
-                prepare_for_training()  # of schedule-free optimisers
-
-            def prepare(chunk: dict) -> dict:
-                # in one graph XLA would find a chunk's two forwards the same, and keep activations
-                self._backend.sync()
-                return self._forward_inputs(self._prepare_inputs(chunk))
-
-            kept = {name: value for name, value in batch.items() if name not in ("return_loss", PAIRS)}
-            pair_ids = self._prepare_inputs({PAIRS: batch[PAIRS]})[PAIRS] if PAIRS in batch else None
-            beside = self.active_parts
-            for tower in self._locked:
-                tower.eval()  # model.train() was called
+            begin_step(model, self.optimizer, self._locked)
+            if PAIRS in batch:
+                batch |= self._prepare_inputs({PAIRS: batch[PAIRS]})
+            beside = self._beside_loss if self.active_parts else None
             with self.compute_loss_context_manager():
                 step = self._contrastive.in_chunks(
                     model,
-                    split_batch(kept, size),
-                    pair_ids=pair_ids,
+                    batch,
+                    size,
                     prepare=prepare,
                     backward=self.accelerator.backward,
                     weight=1 / self.current_gradient_accumulation_steps,
                     sync=self.accelerator.sync_gradients,
-                    beside=self._beside_loss if beside else None,
+                    beside=beside,
                     beside_options={"objectives": True} if beside else {},
                 )
-            # Trainer holds on to this batch until it has the next one.
-            images = [name for name, value in batch.items() if name == "pixel_values" or getattr(value, "ndim", 0) > 3]
-            batch |= {name: batch[name].new_empty(0) for name in images}
-            self._monitor.pairs(self.state.global_step + 1, step.image_embeds, step.text_embeds, step.loss, pair_ids)
+            let_go_of_images(batch)
+            embeds = step.image_embeds, step.text_embeds
+            self._monitor.pairs(self.state.global_step + 1, *embeds, step.loss, batch.get(PAIRS))
             return step.loss / self.current_gradient_accumulation_steps
 
         if is_halved(inputs, self.args.halve_batches_at):

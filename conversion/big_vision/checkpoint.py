@@ -47,10 +47,7 @@ def plan_big_vision(params: Arrays, source: AnyConfig, config: AnyConfig) -> Pla
         what = LEFT_OUT.get("llm/" if name.startswith("llm/") else name, "unknown")
         left_out[what].append(name)
     unknown = left_out.pop("unknown", [])
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise CheckpointError(f"nothing here understands {shown}")
-    check_complete(params, table)
+    check_complete(params, table, unknown)
     return Plan(config, table, changes_between(source, config), constants_for(source, config), dict(left_out))
 
 

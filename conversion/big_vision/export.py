@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from modeling_siglip_ext import SiglipExtTextConfig
 from modeling_siglip_ext.files import new_file
+from modeling_siglip_ext.loading import some
 
 from ..containers.arrays import DTYPES
 from ..containers.npz import NpzWriter, read_npz
@@ -60,9 +61,9 @@ def check_tensors(folder: ModelFolder, table: list[Rule], added: set[str]) -> No
     expected = {rule.torch_name for rule in table}
     missing, left_over = expected - set(folder.tensors), set(folder.tensors) - expected - added
     if missing:
-        raise CheckpointError(f"{folder.path} has no {', '.join(sorted(missing)[:5])}")
+        raise CheckpointError(f"{folder.path} has no {some(missing, 5)}")
     if left_over:
-        raise CheckpointError(f"{folder.path}: big_vision has no place for {', '.join(sorted(left_over)[:5])}")
+        raise CheckpointError(f"{folder.path}: big_vision has no place for {some(left_over, 5)}")
 
 
 def to_jax(folder: ModelFolder, out: str | Path, *, dtype: str | None = None, allow_nonfinite: bool = False) -> int:

@@ -1,13 +1,12 @@
 """The model card of an export: how to run it, and what was kept."""
 
-from importlib import metadata
 from math import exp
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from modeling_siglip_ext.files import write_text
-from modeling_siglip_ext.hub.card import CARD, NOTHING_MEASURED, check_card, template, tidy
+from modeling_siglip_ext.hub.card import CARD, NOTHING_MEASURED, mark, template, with_metadata
 from modeling_siglip_ext.hub.facts import Example, facts_of
 from siglip_ext_runtime.settings import ExportSettings
 
@@ -50,7 +49,7 @@ def write_export_card(
     name = f"{source.resolve().name}-{backend}"
     facts, bias = facts_of(folder), settings.logit_bias
     body = template("export").render(
-        mark=f"siglip-ext {metadata.version('siglip-ext')} wrote this card and can rewrite its marked parts",
+        mark=mark(),
         name=name,
         source=source.resolve().name,
         engine=ENGINES[backend],
@@ -69,9 +68,7 @@ def write_export_card(
     data = ModelCardData(
         library_name=backend, pipeline_tag=facts.task, tags=["siglip", "siglip-ext", backend], **inherited(source)
     )
-    text = f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{tidy(body)}"
-    check_card(text)
-    write_text(folder / CARD, text)
+    write_text(folder / CARD, with_metadata(body, data))
 
 
 def inherited(source: Path) -> dict:

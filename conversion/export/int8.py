@@ -18,10 +18,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from .layers import LONG_TABLE, Product, choose, in_model, layer_of
-from .onnx_file import EXTERNAL_ABOVE, EXTERNAL_SUFFIX
+from .onnx_file import EXTERNAL_ABOVE, EXTERNAL_SUFFIX, SCOPES
 
-
-SCOPES = "pkg.torch.onnx.name_scopes"
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -148,10 +146,7 @@ class Rewrite:
         weight, scales = self.weight(product.weight)
         x, y = product.activation, node.output[0]
         made = self.dynamic if self.ranges is None else self.static
-        for new in made(x, weight, scales, y):
-            new.name = f"{new.output[0]}.node"
-            new.metadata_props.extend(node.metadata_props)
-            yield new
+        return in_place_of(node, made(x, weight, scales, y))
 
     def dynamic(self, x: str, weight: str, scales: str, y: str) -> Iterator[onnx.NodeProto]:
         """ONNX Runtime makes one kernel of these."""
@@ -183,7 +178,7 @@ class Rewrite:
         scale, zero = affine(*self.ranges[x])
         return self.constant(f"{x}.scale", scale), self.constant(f"{x}.zero", zero)
 
-    def table(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def table(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """Rows of int8 and their scales, looked up and multiplied."""
         name, y = node.input[0], node.output[0]
         if name not in self.done:
@@ -198,10 +193,15 @@ class Rewrite:
             helper.make_node("Cast", [f"{y}.int8"], [f"{y}.float"], to=onnx.TensorProto.FLOAT),
             helper.make_node("Mul", [f"{y}.float", f"{y}.scales"], [y]),
         ]
-        for new in made:
-            new.name = f"{new.output[0]}.node"
-            new.metadata_props.extend(node.metadata_props)
-        return made
+        return in_place_of(node, made)
+
+
+def in_place_of(node: onnx.NodeProto, made: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes with names, and the notes of the one that they replace."""
+    for new in made:
+        new.name = f"{new.output[0]}.node"
+        new.metadata_props.extend(node.metadata_props)
+        yield new
 
 
 def affine(low: float, high: float) -> tuple[np.float32, np.uint8]:

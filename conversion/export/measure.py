@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from modeling_siglip_ext.image_budget import collate
 from siglip_ext_runtime.memory import STATUS
 
-from .samples import Inputs, batch
+from .samples import Inputs
 from .vectors import Embed
 
 
@@ -49,7 +50,7 @@ def peak_memory(path: Path, inputs: Inputs, backend: str = "onnx") -> int | None
         return None
     with TemporaryDirectory() as folder:
         arrays = Path(folder) / "inputs.npz"
-        np.savez(arrays, **{name: tensor.numpy() for name, tensor in batch([inputs]).items()})
+        np.savez(arrays, **{name: tensor.numpy() for name, tensor in collate([inputs]).items()})
         command = [sys.executable, "-m", "siglip_ext_runtime.memory", str(path), str(arrays), backend]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(result.stdout)

@@ -8,11 +8,13 @@ from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedModel
 
+from modeling_siglip_ext.image_budget import collate
+
 from ..resize import AnyConfig
 from .onnx_file import TowerFile, write_onnx
 from .openvino_file import quantize_openvino, write_openvino
 from .parity import Judgement
-from .samples import Inputs, Samples, batch
+from .samples import Inputs, Samples
 from .search import Bars, give_back
 from .smoothquant import smooth
 from .towers import build_tower, limits
@@ -123,7 +125,7 @@ def write_openvino_int8(job: Job) -> TowerFile:
 def calibration(job: Job) -> list[Inputs]:
     """Every second input, in batches. What is judged are all of them, so that the least of all is also of new ones."""
     inputs = inputs_of(job.samples, job.name)[::2]
-    return [batch(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
+    return [collate(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
 
 
 FORMATS: dict[str, dict[str, Callable[[Job], TowerFile]]] = {

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
-from modeling_siglip_ext.image_budget import ImageBudget, collate
+from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.texts import tokenize
 
@@ -46,11 +46,6 @@ class Samples:
     images: Sequence[Inputs]
     texts: Sequence[Inputs]
     source: str
-
-
-def batch(inputs: Sequence[Inputs]) -> Inputs:
-    """Some inputs as one batch, NaFlex images padded to the longest."""
-    return collate(inputs)
 
 
 def drawn_image(place: int) -> Image.Image:

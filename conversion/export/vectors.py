@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from modeling_siglip_ext.image_budget import collate
 from siglip_ext_runtime.backends import BACKENDS
 
-from .samples import Inputs, Samples, batch
+from .samples import Inputs, Samples
 from .towers import DUAL, MODULES, OUTPUTS, TEXT, VISION
 
 
@@ -56,4 +57,4 @@ def by_file(path: Path, name: str, backend: str = "onnx", *, threads: int | None
 
 def embed_all(embed: Embed, inputs: Sequence[Inputs], size: int) -> torch.Tensor:
     """(N, D) of prepared inputs, `size` at once."""
-    return torch.cat([embed(batch(inputs[start : start + size])) for start in range(0, len(inputs), size)])
+    return torch.cat([embed(collate(inputs[start : start + size])) for start in range(0, len(inputs), size)])

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from modeling_siglip_ext import SiglipExtVisionConfig, native_config
 from modeling_siglip_ext.hub.facts import CONFIGS
+from modeling_siglip_ext.loading import some
 from modeling_siglip_ext.stock import stock_family
 
 from ..containers.arrays import Arrays, LazyArray
@@ -132,5 +133,5 @@ def verify_folder(folder: Path, plan: Plan, arrays: Arrays) -> tuple[dict[str, f
     wrong = {key for key in {*shapes, *results} if key not in shapes or key not in results}
     wrong |= {key for key in {*shapes} - wrong if shapes[key] != results[key].shape}
     if wrong:
-        raise VerificationError(f"{name} has other tensors than the folder: {', '.join(sorted(wrong)[:5])}")
+        raise VerificationError(f"{name} has other tensors than the folder: {some(wrong, 5)}")
     return compare_tensors(plan, arrays, results), name

@@ -26,10 +26,7 @@ class OpenClipCheckpoint(Checkpoint):
 
     def plan(self, config: AnyConfig) -> Plan:
         table = open_clip_rules(self.config)
-        unknown = unclaimed(self.arrays, table)
-        if unknown:
-            raise CheckpointError(f"nothing here understands {', '.join(unknown[:5])}")
-        check_complete(self.arrays, table)
+        check_complete(self.arrays, table, unclaimed(self.arrays, table))
         return Plan(config, table, changes_between(self.config, config), constants_for(self.config, config))
 
     def lines(self) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_siglip_ext.files import new_folder, write_json
+from modeling_siglip_ext.loading import some
 
 from ..containers.arrays import DTYPES
 from ..containers.damage import read_mapping
@@ -76,7 +77,7 @@ def write_weights(
     table = open_clip_rules(folder.config)
     names = {rule.torch_name for rule in table}
     if names != set(folder.tensors):
-        raise CheckpointError(f"{folder.path}: no place for {', '.join(sorted(names ^ set(folder.tensors))[:5])}")
+        raise CheckpointError(f"{folder.path}: no place for {some(names ^ set(folder.tensors), 5)}")
     shapes = array_shapes(table, {name: folder.tensors[name].shape for name in names})
     pieces = pieces_by_array(table)
     stored = DTYPES[dtype] if dtype else next(iter(folder.tensors.values())).dtype

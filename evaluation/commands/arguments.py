@@ -8,7 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from modeling_siglip_ext.captioning import CaptionDecoder, load_decoder
 from modeling_siglip_ext.command_line import Parser, Run, Subparsers, Switch, add_command, refuse_unused
+from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.files import check_output_dir, read_json
 from siglip_ext_runtime.backends import BACKENDS
 
@@ -74,6 +76,12 @@ def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False)
     group.add_argument("--batch_tokens", **patches, help="NaFlex: patches in one forward pass, for --batch_size")
 
 
+def add_decoder(parser: Parser) -> None:
+    """The options of a model, and of a decoder beside it."""
+    add_model(parser, embeddings=False)
+    parser.add_argument("--decoder", required=True, metavar="FOLDER", help="written by save_decoder")
+
+
 def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", help="name on the Hub, file, URL or folder; with --benchmark, where its copy is")
@@ -115,18 +123,19 @@ def open_session(arguments: argparse.Namespace) -> Session:
     return session
 
 
-def check_same_weights(path: Path, weights: dict[str, str]) -> None:
-    """
-    Args:
-        weights: fingerprints of what made a file, as it holds them under "weights".
+def open_decoder(arguments: argparse.Namespace, file: str) -> tuple[Session, CaptionDecoder, Path, dict[str, str]]:
+    """A model and a decoder beside it; the path of a file in the output folder, and the weights that it is to name.
 
     Raises:
-        FileExistsError: the file of a model or decoder with other weights is there, and would be lost.
+        OSError, ValueError: as `load_decoder` and `open_session`.
+        FileExistsError: the file is there and of other weights, and would be lost.
     """
-    if not path.is_file():
-        return
-    if read_json(path, "choose another --output_dir").get("weights") != weights:
+    decoder, session = load_decoder(arguments.decoder), open_session(arguments)
+    path = Path(arguments.output_dir) / file
+    weights = {"model": session.weights, "decoder": weights_fingerprint(decoder)}
+    if path.is_file() and read_json(path, "choose another --output_dir").get("weights") != weights:
         raise FileExistsError(f"{path} is of another model or decoder: choose another --output_dir")
+    return session, decoder.to(session.model.device, session.model.dtype), path, weights
 
 
 def check_same_model(path: Path, session: Session) -> None:

@@ -5,22 +5,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from modeling_siglip_ext.captioning import Sampling, caption, load_decoder
+from modeling_siglip_ext.captioning import Sampling, caption
 from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unused
-from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import files_below
 
-from .arguments import add_model, check_same_weights, open_session
+from .arguments import add_decoder, open_decoder
 
 
 def register(commands: Subparsers) -> None:
     summary = "Captions of images by a decoder that was trained on the model's image tower."
     parser = add_command(commands, "caption", run, summary=summary)
     parser.usage = "%(prog)s --model MODEL --decoder FOLDER --images PATH [PATH ...] [options]"
-    add_model(parser, embeddings=False)
-    parser.add_argument("--decoder", required=True, metavar="FOLDER", help="written by save_decoder")
+    add_decoder(parser)
     parser.add_argument(
         "--images", required=True, nargs="+", metavar="PATH", help="images, their URLs, and folders of them"
     )
@@ -43,13 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.shown < 0:
         raise ValueError(f"--shown must not be negative, got {arguments.shown}; 0 draws no sheet")
     names, images, unreadable = readable([path for name in arguments.images for path in paths_in(name)])
-    decoder, session = load_decoder(arguments.decoder), open_session(arguments)
+    session, decoder, path, weights = open_decoder(arguments, "captions.json")
     if not session.first:
         return
-    folder = Path(arguments.output_dir)
-    path, weights = folder / "captions.json", {"model": session.weights, "decoder": weights_fingerprint(decoder)}
-    check_same_weights(path, weights)
-    decoder.to(session.model.device, session.model.dtype)
     found = caption(
         session.model, decoder, session.processor, images, batch_size=arguments.batch_size, sampling=sampling
     )
@@ -57,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(path, {"weights": weights, "captions": [*rows, *unreadable]})
     if arguments.shown > 0:
         shown = images[: arguments.shown]
-        box_sheet(folder / "captions.png", shown, found[: len(shown)], [[]] * len(shown), title="Captions")
+        box_sheet(path.with_suffix(".png"), shown, found[: len(shown)], [[]] * len(shown), title="Captions")
     for name, text in zip(names, found):
         print(f"{name}: {text}")
     for row in unreadable:

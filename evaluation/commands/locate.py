@@ -3,21 +3,19 @@
 import argparse
 from pathlib import Path
 
-from modeling_siglip_ext.captioning import load_decoder, locate_all
+from modeling_siglip_ext.captioning import locate_all
 from modeling_siglip_ext.command_line import Subparsers, add_command
-from modeling_siglip_ext.embedding_store import weights_fingerprint
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import load_image
 
-from .arguments import add_model, check_same_weights, open_session
+from .arguments import add_decoder, open_decoder
 
 
 def register(commands: Subparsers) -> None:
     summary = "The box of what each phrase refers to in an image, by a decoder trained on the model's image tower."
     parser = add_command(commands, "locate", run, summary=summary)
     parser.usage = "%(prog)s --model MODEL --decoder FOLDER --image FILE --phrases TEXT [TEXT ...] [options]"
-    add_model(parser, embeddings=False)
-    parser.add_argument("--decoder", required=True, metavar="FOLDER", help="written by save_decoder")
+    add_decoder(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="an image")
     parser.add_argument("--phrases", required=True, nargs="+", metavar="TEXT", help="what to find")
     parser.add_argument("--output_dir", default="boxes", metavar="FOLDER", help="for boxes.json and boxes.png")
@@ -27,19 +25,15 @@ def run(arguments: argparse.Namespace) -> None:
     from ..pictures.boxes import DrawnBox, box_sheet
 
     image = load_image(arguments.image)
-    decoder, session = load_decoder(arguments.decoder), open_session(arguments)
+    session, decoder, path, weights = open_decoder(arguments, "boxes.json")
     if not session.first:
         return
-    folder = Path(arguments.output_dir)
-    path, weights = folder / "boxes.json", {"model": session.weights, "decoder": weights_fingerprint(decoder)}
-    check_same_weights(path, weights)
-    decoder.to(session.model.device, session.model.dtype)
     images, phrases = [image] * len(arguments.phrases), arguments.phrases
     found = locate_all(session.model, decoder, session.processor, images, phrases, batch_size=arguments.batch_size)
     rows = [{"phrase": phrase, "box": box} for phrase, box in zip(phrases, found)]
     write_json(path, {"weights": weights, "image": arguments.image, "size": image.size, "boxes": rows})
     drawn = [DrawnBox(box, phrase) for phrase, box in zip(phrases, found) if box is not None]
-    box_sheet(folder / "boxes.png", [image], [Path(arguments.image).name], [drawn], title="Boxes")
+    box_sheet(path.with_suffix(".png"), [image], [Path(arguments.image).name], [drawn], title="Boxes")
     for phrase, box in zip(phrases, found):
         place = "no box" if box is None else ", ".join(f"{side:.0f}" for side in box)
         print(f"{phrase}: {place}")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..files import new_folder, read_json, write_json
+from ..loading import some
 from .configuration import CaptionDecoderConfig
 from .decoder import CaptionDecoder
 from .texts import TextFormat
@@ -56,13 +57,10 @@ def load_decoder(folder: str | Path) -> CaptionDecoder:
     with torch.device("meta"):
         decoder = CaptionDecoder(config)
     expected = {name: tensor.shape for name, tensor in decoder.state_dict().items()}
-    wrong = sorted(
-        name
-        for name in expected.keys() | tensors.keys()
-        if name not in expected or name not in tensors or tensors[name].shape != expected[name]
-    )
+    wrong = {name for name in expected.keys() & tensors.keys() if tensors[name].shape != expected[name]}
+    wrong |= expected.keys() ^ tensors.keys()
     if wrong:
-        raise ValueError(f"{path} does not fit {CONFIG}: {', '.join(wrong[:5])}; {REMEDY}")
+        raise ValueError(f"{path} does not fit {CONFIG}: {some(wrong, 5)}; {REMEDY}")
     decoder.load_state_dict(tensors, assign=True)
     return decoder.eval()
 

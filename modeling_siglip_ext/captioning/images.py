@@ -1,6 +1,7 @@
 """Captions of images, and the places of phrases in them."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..encoding import batches_of, evaluating
+from ..encoding import batches_of, evaluating, moved
 from ..images import load_image
 from ..inputs import inputs_of
 from .decoder import CaptionDecoder
@@ -27,13 +28,9 @@ def image_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tup
     Returns:
         The tokens, and for NaFlex which of them are the image's, (B, N) bool.
     """
-    first = next(model.parameters())
-    moved = {
-        name: tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
-        for name, tensor in inputs.items()
-    }
-    outputs = getattr(model, "get_image_features", model)(**moved)
-    mask = moved.get("pixel_attention_mask")
+    inputs = moved(inputs, model)
+    outputs = getattr(model, "get_image_features", model)(**inputs)
+    mask = inputs.get("pixel_attention_mask")
     return outputs.last_hidden_state, None if mask is None else mask.bool()
 
 
@@ -79,14 +76,8 @@ def caption(
     with evaluating(model), evaluating(decoder):
         for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
             prompts = [writer.prefixes["caption"]] * len(tokens)
-            texts = generate(
-                decoder,
-                tokens,
-                prompts,
-                encoded_mask=mask,
-                max_length=max_length,
-                sampling=_moved(sampling, len(found)),
-            )
+            own = _seeded(sampling, len(found))
+            texts = generate(decoder, tokens, prompts, encoded_mask=mask, max_length=max_length, sampling=own)
             found += [_text(writer.tokenizer, ids) for ids in texts]
     return found
 
@@ -198,10 +189,6 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return text.strip()
 
 
-def _moved(sampling: Sampling | None, start: int) -> Sampling | None:
+def _seeded(sampling: Sampling | None, start: int) -> Sampling | None:
     """Other draws for each batch."""
-    return (
-        None
-        if sampling is None
-        else Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed + start)
-    )
+    return None if sampling is None else replace(sampling, seed=sampling.seed + start)

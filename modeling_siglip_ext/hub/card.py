@@ -103,15 +103,25 @@ def render(card: Card) -> str:
     )
     body = template("card").render(
         card=card,
-        mark=f"siglip-ext {metadata.version('siglip-ext')} wrote this card and can rewrite its marked parts",
+        mark=mark(),
         use=use_section(card.facts, card.example, card.location),
         blocks=[results_block(one) for one in card.measured],
         nothing_measured=NOTHING_MEASURED,
         citation="\n".join(citations()[key].strip() for key in card.citations),
     )
+    return with_metadata(body, data)
+
+
+def with_metadata(body: str, data: ModelCardData) -> str:
+    """The whole text of a card from its Markdown and its metadata; raises as `check_card`."""
     text = f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{tidy(body)}"
     check_card(text)
     return text
+
+
+def mark() -> str:
+    """How a card says that this package wrote it."""
+    return f"siglip-ext {metadata.version('siglip-ext')} wrote this card and can rewrite its marked parts"
 
 
 def write_card(folder: str | Path, card: Card) -> Path:

@@ -1,6 +1,7 @@
 """A folder appears complete or not at all: after an error, after SIGKILL, on a full disk."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from modeling_siglip_ext.conversion.__main__ import main
 from modeling_siglip_ext.files import new_file, new_folder
+from support.processes import TESTS
 
 
 WORKER = Path(__file__).with_name("worker_interrupted.py")
@@ -61,7 +63,8 @@ def interrupted(checkpoints, tmp_path_factory) -> tuple[dict, str]:
     """What interrupted conversions left behind, and what they said."""
     source = checkpoints / "siglip1_mu16" / "checkpoint.npz"
     command = [sys.executable, str(WORKER), str(source), str(tmp_path_factory.mktemp("interrupted"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    paths = os.environ | {"PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 

@@ -8,39 +8,25 @@ A process of its own, so that one import serves all children.
 import json
 import os
 import resource
-import signal
 import sys
 from pathlib import Path
 
 import torch
 
 from modeling_siglip_ext.conversion.__main__ import main
+from support.killing import count_events
 
 
 def start(checkpoint: str, out: Path, limit: int | None = None, last: int | None = None) -> int:
-    """A child that converts, kills itself as it comes to its event number `last`, and says how many it came to.
-
-    Python's audit events are what it asks of the system: files to open, to rename, to remove, folders to make. Killed
-    before one of them, it leaves behind what a process leaves that is killed at any moment since the one before, and
-    what that is does not depend on how busy the machine is.
-    """
+    """A child that converts, kills itself as it comes to its event number `last`, and says how many it came to."""
     child = os.fork()
     if child:
         return child
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    events = 0
-
-    def count(event: str, _: tuple) -> None:
-        nonlocal events
-        if event.startswith(("open", "os.", "shutil.", "tempfile.")):
-            events += 1
-            if events == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    events = count_events(last)
     code = main(["from-jax", checkpoint, str(out)])
-    (out.parent / f"{out.name}.events").write_text(str(events))
+    (out.parent / f"{out.name}.events").write_text(str(events()))
     os._exit(code)
 
 

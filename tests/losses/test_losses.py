@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import eager, sigmoid_loss, softmax_loss, tiles
 from modeling_siglip_ext.losses.tiled_sigmoid import softplus_sum_
-from support.losses import CASES, HEADS, LOSSES, assert_big_vision, assert_close, batch, naive, value_and_gradients
+from support.losses import (
+    CASES,
+    HEADS,
+    LOSSES,
+    assert_any_subset,
+    assert_big_vision,
+    assert_close,
+    assert_definition,
+    batch,
+    value_and_gradients,
+)
 
 
 @pytest.fixture
@@ -22,11 +32,7 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_definition(loss, implementation, with_ids, small_tiles):
-    ids = torch.tensor([3, 1, 3, 7, 5, 1, 3, 2, 9, 1, 11]) if with_ids else None
-    arguments = batch(11, temperature=2.3, bias=0.4)
-    expected = value_and_gradients(lambda *arguments: naive(loss, arguments, ids), arguments)
-    got = value_and_gradients(loss, arguments, implementation=implementation, pair_ids=ids)
-    assert_close(got, expected, 1e-12)
+    assert_definition(loss, with_ids, 1e-12, implementation=implementation)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "tiled"])
@@ -130,14 +136,7 @@ def test_autocast_leaves_logits_in_float32(loss, dtype):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_any_subset_of_gradients(loss, small_tiles):
-    arguments = batch(20)
-    everything = value_and_gradients(loss, arguments, implementation="tiled")
-    for mask in range(1, 16):
-        needs = [bool(mask >> bit & 1) for bit in range(4)]
-        got = value_and_gradients(loss, arguments, needs, implementation="tiled")
-        for gradient, need, expected in zip(got[1:], needs, everything[1:]):
-            assert (gradient is not None) == need
-            assert not need or torch.allclose(gradient, expected, rtol=1e-12, atol=1e-14)
+    assert_any_subset(loss, batch(20), rtol=1e-12, atol=1e-14, implementation="tiled")
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_siglip_ext.losses import sigmoid_loss, tiles
-from support.losses import CASES, HEADS, LOSSES, assert_big_vision, assert_close, batch, naive, value_and_gradients
+from support.losses import (
+    CASES,
+    HEADS,
+    LOSSES,
+    assert_any_subset,
+    assert_big_vision,
+    assert_close,
+    assert_definition,
+    batch,
+    value_and_gradients,
+)
 
 
 pytest.importorskip("triton")
@@ -44,11 +54,7 @@ def single(arguments):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_definition(loss, with_ids, small_kernels):
-    ids = torch.tensor([3, 1, 3, 7, 5, 1, 3, 2, 9, 1, 11]) if with_ids else None
-    arguments = batch(11, temperature=2.3, bias=0.4)
-    expected = value_and_gradients(lambda *arguments: naive(loss, arguments, ids), arguments)
-    got = value_and_gradients(loss, single(arguments), implementation="triton", pair_ids=ids)
-    assert_close(got, expected, 1e-5)
+    assert_definition(loss, with_ids, 1e-5, dtype=torch.float32, implementation="triton")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -116,14 +122,7 @@ def test_half_precision(loss, dtype, head, small_kernels, monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_any_subset_of_gradients(loss, small_kernels):
-    arguments = single(batch(20))
-    everything = value_and_gradients(loss, arguments, implementation="triton")
-    for mask in range(1, 16):
-        needs = [bool(mask >> bit & 1) for bit in range(4)]
-        got = value_and_gradients(loss, arguments, needs, implementation="triton")
-        for gradient, need, expected in zip(got[1:], needs, everything[1:]):
-            assert (gradient is not None) == need
-            assert not need or torch.allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+    assert_any_subset(loss, single(batch(20)), rtol=1e-6, atol=1e-9, implementation="triton")
 
 
 def test_float64_is_refused():

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext import search_index
+from modeling_siglip_ext.embedding_parts import Notes, write_part
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.search_index import open_index, write_index
 
@@ -33,9 +34,9 @@ def fill(folder, model, name: str | None = "file {}") -> None:
     rows[list(UNREADABLE)] = torch.nan
     for number, first in enumerate(range(0, 300, 128)):
         last = min(300, first + 128)
-        errors = {row: "broken" for row in UNREADABLE if first <= row < last}
-        names = None if name is None else [name.format(row) for row in range(first, last)]
-        store.write_parquet(store.part_path(folder, number, "parquet"), first, rows[first:last], errors, names)
+        errors = {row - first: "broken" for row in UNREADABLE if first <= row < last}
+        names = [] if name is None else [name.format(row) for row in range(first, last)]
+        write_part(store.part_path(folder, number, "parquet"), first, rows[first:last], Notes(errors, names))
 
 
 def expected(count: int) -> list[list[int]]:
@@ -78,7 +79,8 @@ def test_it_follows_the_embeddings_and_is_whole_until_then(tmp_path, model, monk
     fill(tmp_path, model)
     write_index(tmp_path)
     before = open_index(tmp_path, model).search(QUERIES, 3)
-    store.write_parquet(tmp_path / "part-00002.parquet", 256, -ROWS[256:], {}, [f"new {row}" for row in range(44)])
+    notes = Notes(names=[f"new {row}" for row in range(44)])
+    write_part(tmp_path / "part-00002.parquet", 256, -ROWS[256:], notes)
     with monkeypatch.context() as patch:
         patch.setattr(search_index, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,6 @@ A process of its own, so that one import serves all children.
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import nn
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.embedded_files import update
 from support.embedded import encode, vector
+from support.killing import count_events
 
 
 FIRST = {"a": "one", "b": "two", "c": "three", "d": "bad", "e": "five +++", "f": "six"}
@@ -43,16 +43,7 @@ def child(out: Path, root: Path, last: int) -> int:
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    events = 0
-
-    def count(event: str, _: tuple) -> None:
-        nonlocal events
-        if event.startswith(("open", "os.", "shutil.", "tempfile.")):
-            events += 1
-            if events == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    count_events(last)
     bring(out, root)
     os._exit(0)
 

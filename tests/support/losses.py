@@ -36,6 +36,26 @@ def assert_close(got, expected, tolerance):
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
+def assert_definition(loss, with_ids, tolerance, *, dtype=torch.float64, **options):
+    """Values and gradients are those of the definition in float64; with `pair_ids` where several belong together."""
+    ids = torch.tensor([3, 1, 3, 7, 5, 1, 3, 2, 9, 1, 11]) if with_ids else None
+    arguments = batch(11, temperature=2.3, bias=0.4)
+    expected = value_and_gradients(lambda *arguments: naive(loss, arguments, ids), arguments)
+    got = value_and_gradients(loss, [x.to(dtype) for x in arguments], pair_ids=ids, **options)
+    assert_close(got, expected, tolerance)
+
+
+def assert_any_subset(loss, arguments, *, rtol, atol, **options):
+    """Each gradient is the same whichever of the others are wanted, and None where it is not."""
+    everything = value_and_gradients(loss, arguments, **options)
+    for mask in range(1, 16):
+        needs = [bool(mask >> bit & 1) for bit in range(4)]
+        got = value_and_gradients(loss, arguments, needs, **options)
+        for gradient, need, expected in zip(got[1:], needs, everything[1:]):
+            assert (gradient is not None) == need
+            assert not need or torch.allclose(gradient, expected, rtol=rtol, atol=atol)
+
+
 def assert_big_vision(case, tolerance, **options):
     """Values and gradients are what JAX found: of the sigmoid loss, where the case has a bias, and of the softmax."""
     names = [name for name in BIG_VISION.files if name.startswith(f"{case}/")]

@@ -1,6 +1,7 @@
-"""What the workers that train have in common: arguments for a quick run on a CPU, and what it logged."""
+"""What the workers that train have in common: arguments for a quick run on a CPU, and what it read and logged."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ def quick_arguments(folder: Path, global_batch: int, **changes: Any) -> SiglipEx
         "dataloader_pin_memory": False,
     }
     return SiglipExtTrainingArguments(output_dir=str(folder), **usual | changes)
+
+
+def recording(note: Callable[[SiglipExtTrainer, dict], Any]) -> type[SiglipExtTrainer]:
+    """A Trainer that keeps what `note` says of each batch that it trains on, in `batches`."""
+
+    class Recorder(SiglipExtTrainer):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.batches: list[Any] = []
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            self.batches.append(note(self, inputs))
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    return Recorder
 
 
 def collate(rows: list[dict]) -> dict:

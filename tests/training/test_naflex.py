@@ -35,6 +35,7 @@ from modeling_siglip_ext.training.objectives.curation import CurationSettings
 from modeling_siglip_ext.training.objectives.super_batch import Curation
 from support.images import noise
 from support.models import TINY_NAFLEX, TINY_TEXT
+from support.workers import recording
 
 
 # of which two batches of 8 make an epoch
@@ -75,14 +76,14 @@ class Rows:
             yield f"row {number}", self.dataset[number]
 
 
-class Recorder(SiglipExtTrainer):
-    """Keeps the step, the pairs, the length and a digest of each batch."""
+def note(trainer: SiglipExtTrainer, inputs: dict) -> tuple[int, int, int, str]:
+    """The step, the pairs, the length and a digest of a batch."""
+    pixels = inputs["pixel_values"]
+    digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).hexdigest()
+    return trainer.state.global_step, len(pixels), pixels.shape[1], digest
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        pixels = inputs["pixel_values"]
-        digest = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).hexdigest()
-        self.__dict__.setdefault("batches", []).append((self.state.global_step, len(pixels), pixels.shape[1], digest))
-        return super().training_step(model, inputs, num_items_in_batch)
+
+Recorder = recording(note)
 
 
 @pytest.fixture

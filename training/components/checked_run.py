@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from ..arguments import SiglipExtTrainingArguments
 from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.samples import TooManyBadSamples
+from .backend import Backend
 from .checkpoint import AtomicCheckpoints
 from .devices import share_of_the_host
 from .run_folder import STATE, check_unused, checkpoint_to_resume, clear_pictures
@@ -138,6 +139,33 @@ class CheckedRun(AtomicCheckpoints):
         # Of several processes one alone may fail, and cannot save without the others.
         if self.args.world_size == 1 and self.state.global_step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial)
+
+
+def check_construction(args: SiglipExtTrainingArguments, backend: Backend, given: Mapping[str, Any]) -> None:
+    """Refuse what a Trainer cannot train by as it was asked to.
+
+    Args:
+        backend: of the device of `args`.
+        given: what else the Trainer is made with, by name.
+
+    Raises:
+        RuntimeError, ValueError: naming it and the remedy.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process mean nn.DataParallel, which computes the loss on each GPU's slice "
+            "only. Start one process per GPU (`torchrun --nproc-per-node N` or `accelerate launch`), or show this "
+            "process a single GPU."
+        )
+    if given.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func is not supported: override `compute_loss` in a subclass instead")
+    backend.check_launch(
+        args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
+    )
+    if args.halve_batches_at is not None and backend.one_graph:
+        raise ValueError("halve_batches_at does not work under torch_xla's SPMD, where a step is one graph: unset it")
+    if given.get("model_init") is not None and (args.lock_towers or args.ema_decay is not None):
+        raise ValueError("lock_towers and ema_decay need the model itself: pass model, not model_init")
 
 
 def in_its_place(row: Any) -> Any:

@@ -104,6 +104,22 @@ def check_chunkable(model: nn.Module) -> None:
             )
 
 
+def begin_step(model: nn.Module, optimizer: Any, locked: Sequence[nn.Module]) -> None:
+    """What Trainer does at the beginning of a step, which chunks go without; locked towers stay in evaluation mode."""
+    model.train()
+    if callable(prepare := getattr(optimizer, "train", None)):
+        prepare()  # of schedule-free optimisers
+    for tower in locked:
+        tower.eval()
+
+
+def let_go_of_images(batch: dict) -> None:
+    """Empty the images of a batch that was trained on: Trainer holds on to it until it has the next one."""
+    for name, value in batch.items():
+        if name == "pixel_values" or getattr(value, "ndim", 0) > 3:
+            batch[name] = value.new_empty(0)
+
+
 def cached_backward(
     model: nn.Module,
     core: nn.Module,

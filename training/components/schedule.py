@@ -41,6 +41,17 @@ class TimeBudget(TrainerCallback):
             control.should_training_stop = True
 
 
+def check_budgeted(kind: str) -> None:
+    """
+    Raises:
+        ValueError: a schedule without a form in wall-clock time.
+    """
+    if kind not in DECAYS:
+        raise ValueError(
+            f"lr_scheduler_type={kind!r} cannot be combined with max_seconds; choose one of {sorted(DECAYS)}"
+        )
+
+
 def budgeted_schedule(optimizer: Optimizer, budget: TimeBudget, kind: str, warmup: float, max_steps: int) -> LambdaLR:
     """Learning-rate schedule over the larger of the shares of time and of steps used up.
 
@@ -54,10 +65,7 @@ def budgeted_schedule(optimizer: Optimizer, budget: TimeBudget, kind: str, warmu
     Raises:
         ValueError: if `kind` has no form in wall-clock time.
     """
-    if kind not in DECAYS:
-        raise ValueError(
-            f"lr_scheduler_type={kind!r} cannot be combined with max_seconds; choose one of {sorted(DECAYS)}"
-        )
+    check_budgeted(kind)
     decay = DECAYS[kind]
 
     def factor(step: int) -> float:

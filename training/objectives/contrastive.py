@@ -1,6 +1,6 @@
 """Which image belongs to which text: the loss over all pairs of the global batch, at once or in chunks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
 from modeling_siglip_ext.modeling_siglip_ext import SiglipExtModel
 
-from ..components.grad_cache import CachedStep, cached_backward, check_chunkable
+from ..components.grad_cache import CachedStep, cached_backward, check_chunkable, split_batch
 from ..components.towers import loss_head
 
 
@@ -64,15 +64,13 @@ class Contrastive:
         # the line below alone. DDP reduces them all the same: its hooks sit on the parameters.
         return self.loss(outputs.image_embeds, outputs.text_embeds, *loss_head(core), pair_ids=inputs.get(PAIRS))
 
-    def in_chunks(
-        self, model: nn.Module, chunks: Sequence[dict], *, pair_ids: torch.Tensor | None = None, **settings: Any
-    ) -> CachedStep:
+    def in_chunks(self, model: nn.Module, batch: Mapping[str, Any], size: int, **settings: Any) -> CachedStep:
         """The same loss of all chunks together by the gradient cache, which leaves the gradients in the parameters.
 
         Args:
             model: as it is wrapped by DDP, FSDP or torch.compile.
-            chunks: inputs of the forward, each a part of this process's batch.
-            pair_ids: of the whole batch of this process, (B,) int64 on its device.
+            batch: inputs of the forward of this process, `pair_ids` on its device.
+            size: pairs in a chunk.
             settings: see `cached_backward`.
 
         Raises:
@@ -81,5 +79,6 @@ class Contrastive:
         core = self.core()
         check_chunkable(core)
         group = getattr(core, "loss_group", None)
-        loss = partial(self.loss, group=group, pair_ids=pair_ids)
-        return cached_backward(model, core, chunks, loss, **settings)
+        loss = partial(self.loss, group=group, pair_ids=batch.get(PAIRS))
+        inputs = {name: value for name, value in batch.items() if name not in ("return_loss", PAIRS)}
+        return cached_backward(model, core, split_batch(inputs, size), loss, **settings)

@@ -1,7 +1,7 @@
 """`siglip-ext-train regions`: boxes for a dataset of images with captions, by an open-vocabulary detector."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 from modeling_siglip_ext import command_line
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.dual_models import checked_device, default_device
+from modeling_siglip_ext.encoding import batches_of
+from modeling_siglip_ext.evaluation.data.text_files import caption_lines, read_text
 from modeling_siglip_ext.files import check_output_dir, new_file, read_json, write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import undecoded
@@ -86,7 +88,7 @@ def find_regions(
     ) as bar:
         for path, first in missing:
             found: list[list[dict[str, Any]]] = []
-            for places in _batches(first, min(first + PART_ROWS, len(rows)), batch_size):
+            for places in batches_of(range(first, min(first + PART_ROWS, len(rows))), batch_size):
                 found += _regions(detector, rows, places, settings, image_column, caption_column, skips)
                 bar.update(len(places))
             columns = {"row": range(first, first + len(found)), "regions": found}
@@ -95,15 +97,10 @@ def find_regions(
     store.wait_for_all()
 
 
-def _batches(first: int, last: int, size: int) -> Iterator[range]:
-    for start in range(first, last, size):
-        yield range(start, min(start + size, last))
-
-
 def _regions(
     detector: Detector,
     rows: Dataset,
-    places: range,
+    places: Sequence[int],
     settings: DetectionSettings,
     image_column: str,
     caption_column: Sequence[str],
@@ -164,11 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_output_dir(arguments.output_dir)
     categories: list[str] = []
     if arguments.categories is not None:
-        try:
-            lines = Path(arguments.categories).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{arguments.categories} is not UTF-8: {error}") from error
-        categories = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        categories = list(dict.fromkeys(caption_lines(read_text(arguments.categories))))
     settings = DetectionSettings(tuple(categories), arguments.longest, arguments.min_score, arguments.overlap)
     if not settings.longest and not settings.categories:
         raise ValueError("longest=0 leaves nothing to ask for: give --categories")

@@ -25,6 +25,7 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 from modeling_siglip_ext import embedding_store as store
+from modeling_siglip_ext.embedding_parts import Notes, write_part
 from modeling_siglip_ext.evaluation import session
 from modeling_siglip_ext.evaluation.__main__ import main
 from modeling_siglip_ext.evaluation.commands.probe import common_labels
@@ -551,8 +552,8 @@ def test_duplicates_of_texts_say_what_was_left_out(tmp_path, capsys):
     settings = {"kind": "text", "rows": 20, "part_rows": 6, "form": "parquet"}
     write_json(tmp_path / store.SETTINGS, settings)
     for part, first in enumerate(range(0, 20, 6)):
-        errors = {9: "broken"} if part == 1 else {}
-        store.write_parquet(tmp_path / f"part-{part:05d}.parquet", first, rows[first : first + 6], errors, None)
+        notes = Notes({3: "broken"} if part == 1 else {})
+        write_part(tmp_path / f"part-{part:05d}.parquet", first, rows[first : first + 6], notes)
     output = tmp_path / "d.json"
     options = ["--embeddings", str(tmp_path), "--output_file", str(output)]
     assert main(["duplicates", *options, "--threshold", "1"]) == 0

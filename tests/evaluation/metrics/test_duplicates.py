@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.embedding_blocks import open_blocks
+from modeling_siglip_ext.embedding_parts import Notes, write_part
 from modeling_siglip_ext.evaluation import find_duplicates
 from modeling_siglip_ext.evaluation.metrics import connected, duplicates
 from modeling_siglip_ext.files import write_json
@@ -125,8 +126,8 @@ def test_stored_blocks_are_the_rows_of_the_folder(tmp_path, form, part_rows):
     write_json(tmp_path / store.SETTINGS, {"rows": 60, "part_rows": part_rows, "form": form})
     for part, first in enumerate(range(0, 60, part_rows)):
         path, block = tmp_path / f"part-{part:05d}.{form}", rows[first : first + part_rows]
-        errors = {first: "broken"} if part == 1 else {}
-        store.WRITERS[form](path, first, block, errors, [str(first + place) for place in range(len(block))])
+        errors = {0: "broken"} if part == 1 else {}
+        write_part(path, first, block, Notes(errors, [str(first + place) for place in range(len(block))]))
     stored = open_blocks(tmp_path)
     assert stored.names == [str(row) for row in range(60)]
     assert stored.errors == ({part_rows: "broken"} if part_rows < 60 else {})
@@ -139,12 +140,12 @@ def test_stored_blocks_are_the_rows_of_the_folder(tmp_path, form, part_rows):
 
 def test_a_folder_that_is_cut_short_is_named(tmp_path):
     write_json(tmp_path / store.SETTINGS, {"rows": 6, "part_rows": 3, "form": "parquet"})
-    store.write_parquet(tmp_path / "part-00000.parquet", 0, torch.randn(3, 4), {}, None)
+    write_part(tmp_path / "part-00000.parquet", 0, torch.randn(3, 4))
     with pytest.raises(FileNotFoundError, match="lacks 1 of 2 parts"):
         open_blocks(tmp_path)
     (tmp_path / "part-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"part-00001\.parquet is damaged"):
         open_blocks(tmp_path)
-    store.write_parquet(tmp_path / "part-00001.parquet", 3, torch.randn(2, 4), {}, None)
+    write_part(tmp_path / "part-00001.parquet", 3, torch.randn(2, 4))
     with pytest.raises(ValueError, match="holds 5 of 6 rows"):
         open_blocks(tmp_path)

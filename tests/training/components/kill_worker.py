@@ -39,7 +39,7 @@ from modeling_siglip_ext.training.components.checkpoint import PARTIAL
 from modeling_siglip_ext.training.data.streaming import ImageTextStream
 from modeling_siglip_ext.training.data.tar_shards import TarShards
 from support.images import colour
-from support.workers import RESUMED, quick_arguments
+from support.workers import RESUMED, quick_arguments, recording
 
 
 ROWS, STEPS = 83, 24
@@ -66,17 +66,17 @@ def write_shards(folder: Path) -> None:
                     archive.addfile(member, io.BytesIO(data))
 
 
-class Recorder(SiglipExtTrainer):
-    """Puts a digest of the last batch into the logs."""
+def digest(_: SiglipExtTrainer, inputs: dict) -> str:
+    content = inputs["input_ids"].numpy().tobytes() + inputs["pixel_values"].numpy().tobytes()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        content = inputs["input_ids"].numpy().tobytes() + inputs["pixel_values"].numpy().tobytes()
-        self.digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-        return super().training_step(model, inputs, num_items_in_batch)
+
+class Recorder(recording(digest)):
+    """Puts a digest of the last batch into the logs."""
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
-            logs["batch"] = self.digest
+            logs["batch"] = self.batches[-1]
         super().log(logs, *args, **kwargs)
 
 

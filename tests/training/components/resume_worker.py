@@ -27,23 +27,16 @@ from modeling_siglip_ext.training import (
     ImageTextCollator,
     ImageTextDataset,
     ImageTextStream,
-    SiglipExtTrainer,
 )
 from support.images import colour
-from support.workers import RESUMED, logged, parameters, quick_arguments
+from support.workers import RESUMED, logged, parameters, quick_arguments, recording
 
 
 ROWS, GLOBAL_BATCH = 43, 8  # 5 batches an epoch, and a rest that is dropped
 
 
-class Recorder(SiglipExtTrainer):
-    """Keeps the names of the examples of each step."""
-
-    batches: list[list]
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        self.batches.append([self.state.global_step, *inputs["samples"]["names"]])
-        return super().training_step(model, inputs, num_items_in_batch)
+# the names of the examples of each step
+Recorder = recording(lambda trainer, inputs: [trainer.state.global_step, *inputs["samples"]["names"]])
 
 
 class Rows:
@@ -78,7 +71,6 @@ def main(folder: Path, steps: int, kind: str, checkpoint: str | None) -> None:
         data_collator=ImageTextCollator(processor, uint8=True),
         processing_class=processor,
     )
-    trainer.batches = []
     trainer.train(resume_from_checkpoint=checkpoint)
     (folder / f"batches_{trainer.args.process_index}.json").write_text(json.dumps(trainer.batches))
     if judged:

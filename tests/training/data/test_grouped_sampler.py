@@ -13,6 +13,7 @@ from modeling_siglip_ext.training.arguments import SiglipExtTrainingArguments
 from modeling_siglip_ext.training.data.emoji.loader import load_emoji
 from modeling_siglip_ext.training.data.grouped_sampler import GroupedSampler
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
+from support.workers import recording
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,14 +102,6 @@ def test_the_trainer_keeps_variants_together(our_model, arguments):
     assert epochs[0] != epochs[1]
 
 
-class Recorder(SiglipExtTrainer):
-    """Keeps the texts of every batch."""
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        self.seen = [*getattr(self, "seen", []), inputs["input_ids"].tolist()]
-        return super().training_step(model, inputs, num_items_in_batch)
-
-
 def test_a_resumed_run_sees_the_batches_of_a_whole_one(rows, processor, our_model, arguments):
     rows = rows.add_column("shape", [caption.split()[-1] for caption in rows["caption"]])
     dataset = ImageTextDataset(rows, group_column="shape")
@@ -116,11 +109,11 @@ def test_a_resumed_run_sees_the_batches_of_a_whole_one(rows, processor, our_mode
     args = arguments(**values, group_size=2, group_from_epoch=1)
 
     def run(checkpoint=None) -> list:
-        trainer = Recorder(
+        trainer = recording(lambda _, inputs: inputs["input_ids"].tolist())(
             model=our_model, args=args, train_dataset=dataset, data_collator=ImageTextCollator(processor)
         )
         trainer.train(resume_from_checkpoint=checkpoint)
-        return trainer.seen
+        return trainer.batches
 
     whole = run()
     assert len(whole) == 12

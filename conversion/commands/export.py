@@ -1,11 +1,11 @@
-"""Options of the commands that export to other runtimes, and what they print."""
+"""`to-onnx` and `to-openvino`: a model folder to files of another runtime, compared with the model before."""
 
 import argparse
 
-from modeling_siglip_ext.command_line import refuse_unused
+from modeling_siglip_ext.command_line import Parser, Subparsers, add_command, refuse_unused
 from modeling_siglip_ext.inputs import files_below
 
-from ..export.export import ExportOptions
+from ..export.export import LAYOUTS, ExportOptions, export_model
 from ..export.precisions import FORMATS
 from ..export.report import ExportReport
 from ..export.towers import DUAL, TEXT, VISION
@@ -21,7 +21,58 @@ TOWERS = {
 }
 
 
-def export_arguments(parser: argparse.ArgumentParser, form: str) -> None:
+DESCRIPTION = (
+    "Write a model's towers as {} with free batch sizes, and NaFlex grids, beside what reads their images and texts. "
+    "They are run and compared with the model before the folder appears."
+)
+ONNX_EXAMPLES = """examples:
+  siglip-ext-convert to-onnx my-siglip my-siglip-onnx
+  siglip-ext-convert to-onnx my-siglip my-siglip-onnx --towers image --precision fp16
+  siglip-ext-convert to-onnx my-siglip my-siglip-int8 --precision int8 --images photos --texts captions.txt \\
+      --min_cosine 0.9997 --min_agreement 0.98
+  siglip-ext-convert to-onnx my-siglip my-siglip-js --layout transformers.js --towers all
+  siglip-ext-eval zero-shot --model my-siglip-onnx --backend onnx --benchmark cifar100
+"""
+OPENVINO_NOTE = (
+    " They keep float32 or float16 weights but not in which precision to compute: export.json says float32, and our "
+    "runtime follows it; another one computes in bfloat16 where the machine does, unless it is told not to."
+)
+OPENVINO_EXAMPLES = """examples:
+  siglip-ext-convert to-openvino my-siglip my-siglip-openvino
+  siglip-ext-convert to-openvino my-siglip my-siglip-int8 --precision int8 --images photos --texts captions.txt
+  siglip-ext-eval zero-shot --model my-siglip-openvino --backend openvino --benchmark cifar100
+"""
+
+
+def register(commands: Subparsers) -> None:
+    onnx = add_command(
+        commands,
+        "to-onnx",
+        run,
+        summary="a model folder to ONNX files for other runtimes",
+        description=DESCRIPTION.format("ONNX files"),
+        examples=ONNX_EXAMPLES,
+    )
+    export_arguments(onnx, "onnx")
+    onnx.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="plain",
+        help="transformers.js: under the names that it looks for, with settings that it reads alike; its zero-shot "
+        "pipeline wants --towers dual or all",
+    )
+    openvino = add_command(
+        commands,
+        "to-openvino",
+        run,
+        summary="a model folder to OpenVINO's files",
+        description=DESCRIPTION.format("OpenVINO's files") + OPENVINO_NOTE,
+        examples=OPENVINO_EXAMPLES,
+    )
+    export_arguments(openvino, "openvino")
+
+
+def export_arguments(parser: Parser, form: str) -> None:
     """
     Args:
         form: of the files, a key of `FORMATS`.
@@ -96,3 +147,7 @@ def print_report(out: str, report: ExportReport) -> None:
     for name, (before, after) in report.figures.items():
         print(f"{name:40s} {before:.4f} before, {after:.4f} after")
     print(f"{out}: {report.precision}, judged on inputs {report.samples}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    print_report(arguments.out, export_model(arguments.folder, arguments.out, export_options(arguments)))
