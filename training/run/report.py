@@ -119,6 +119,8 @@ def _results(run: Run, metrics: Mapping[str, float], count: int) -> Results:
             "choice is between the image's own caption and the same with another tone; "
             f"{', '.join(f'{task.name}: {len(task.rows)} images' for task in run.tasks)}."
         )
+    if not run.recipe.data.upscale:
+        note += " Images of few patches were not enlarged: `upscale=False`."
     if run.recipe.data.shuffle_captions:
         note += " **A control: trained with shuffled captions.**"
     return Results(

@@ -91,8 +91,10 @@ def test_a_model_from_scratch_gets_a_processor_of_its_patches(trained):
     assert (trained / "retrieval.png").is_file()
 
 
-def test_finetune_at_five_lengths(quick, trained, tmp_path, images):
+@pytest.mark.parametrize("upscale", [True, False])
+def test_finetune_at_five_lengths(quick, trained, tmp_path, images, upscale):
     more = ["--naflex_lengths", "4", "9", "16", "25", "36", "--mini_batch_tokens", "40", "--eval_fraction", "0.25"]
+    more += ["--upscale", str(upscale).lower()]
     assert main([*quick, *more, "--dataloader_num_workers", "2", "--save_strategy", "steps", "--save_steps", "1"]) == 0
     out = tmp_path / "out"
     before, after = load_file(trained / "model.safetensors"), load_file(out / "model.safetensors")
@@ -102,13 +104,14 @@ def test_finetune_at_five_lengths(quick, trained, tmp_path, images):
     model, processor = SiglipExtModel.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
     held_out = json.loads((out / "held_out" / "captions.json").read_text())
     files, captions = zip(*held_out["images"].items())
-    pictures = encode_images(model, processor, [out / "held_out" / file for file in files])
+    pictures = encode_images(model, processor, [out / "held_out" / file for file in files], upscale=upscale)
     texts = encode_texts(model, processor, list(captions))
     recall = np.mean((pictures @ texts.T).argmax(1) == np.arange(len(files)))
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     found = [entry["eval_image_to_text_recall@1"] for entry in history if "eval_image_to_text_recall@1" in entry]
     assert len(files) == COUNT // 4
     assert found[-1] == pytest.approx(recall)
+    assert ("were not enlarged" in (out / "README.md").read_text()) != upscale
 
     again = [*quick[:3], "--output_dir", str(tmp_path / "again"), *quick[5:], *more, "--save_strategy", "steps"]
     resumed = [*again, "--save_steps", "1", "--resume_from_checkpoint", str(out / "checkpoint-2")]
