@@ -150,12 +150,13 @@ def render(runs: Mapping[str, dict]) -> list[str]:
             lines.append([part, seed, *(f"{100 * cell:.1f}" for cell in cells)])
     run = next(iter(runs.values()))
     lengths = [f"{length}:" for length in JUDGED_AT]
+    small = "enlarged to them" if run["enlarged"] else "left their own patches"
     return [
         "# NaFlex, adapted from a fixed model, on emoji and strips of them",
         "",
         f"recall@1 among held-out pictures, the mean of both ways, in percent. {run['steps']} steps of 128 from the "
         f"emoji recipe's model, learning rate {run['learning_rate']:g}, at {', '.join(map(str, LENGTHS))} patches in "
-        "training.",
+        f"training. Smaller images are {small}.",
         "",
         *table(["pictures", "seed:", "fixed:", "still fixed:", "NaFlex, best:", *lengths], lines),
         "",
