@@ -3,10 +3,10 @@
     python benchmarks/training.py                     # everything, some twenty minutes on two cores
     python benchmarks/training.py stock cache         # parts of it; the others keep their lines in the table
 
-Times are medians of 20 alternating pairs with 95 % intervals (`timing.py`). A step of a Trainer is all that happens
-between two calls of `on_step_begin`: loading, forward, backward, clipping, optimiser, logging. Memory is anonymous
-memory (RssAnon) of a process of its own. Results are kept in benchmarks/results/training.json; the table beside it is
-drawn from that.
+Times are medians of 12 or 20 alternating pairs with 95 % intervals (`timing.py`). A step of a Trainer is all that
+happens between two calls of `on_step_begin`: loading, forward, backward, clipping, optimiser, logging. Memory is
+anonymous memory (RssAnon) of a process of its own. Results are kept in benchmarks/results/training.json; the table
+beside it is drawn from that.
 """
 
 import argparse
