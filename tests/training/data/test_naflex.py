@@ -110,6 +110,25 @@ def test_small_images_keep_their_patches(shapes, naflex, cache_gib, length):
         assert not batch["pixel_attention_mask"][row, own:].any()
 
 
+def test_small_images_of_a_stream_keep_theirs(shapes, naflex, tmp_path):
+    members = [
+        (f"{place}.{suffix}", content)
+        for place, (size, caption) in enumerate(zip(SIZES, shapes["caption"]))
+        for suffix, content in (("png", png(*size)), ("txt", caption.encode()))
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    settings = {"image_processor": naflex.image_processor, "naflex_lengths": [16], "upscale": False}
+    stream = ImageTextStream(TarShards(str(tmp_path / "0.tar")), **settings)
+    stream.assign(0, 1, len(SIZES), 0)
+    dataset = ImageTextDataset(shapes, **settings)
+    found = {sample["caption"]: sample for sample in next(iter(stream)) or []}
+    assert found.keys() == set(shapes["caption"])
+    for index, caption in enumerate(shapes["caption"]):
+        wanted = dataset[index, 16]
+        assert torch.equal(found[caption]["spatial_shape"], wanted["spatial_shape"])
+        assert torch.equal(found[caption]["pixels"], wanted["pixels"])
+
+
 @pytest.mark.parametrize("uint8", [False, True])
 def test_without_lengths_the_processor_says_how_many(shapes, naflex, uint8):
     collator = ImageTextCollator(naflex, uint8=uint8)
