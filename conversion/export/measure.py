@@ -8,9 +8,9 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
 from modeling_siglip_ext.image_budget import collate
+from modeling_siglip_ext.threads import one_thread
 from siglip_ext_runtime.memory import STATUS
 
 from .samples import Inputs
@@ -32,14 +32,10 @@ def cpu_time_ratio(model: Embed, file: Embed, inputs: Inputs, rounds: int = ROUN
 
     Both should run in one thread: those that wait for others spend time on it.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         model(inputs)
         file(inputs)
         pairs = [(cpu_time(model, inputs), cpu_time(file, inputs)) for _ in range(rounds)]
-    finally:
-        torch.set_num_threads(threads)
     ours, theirs = (median(times) for times in zip(*pairs))
     return ours / theirs
 

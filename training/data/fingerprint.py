@@ -53,8 +53,8 @@ def _preprocessing(image_processor: BaseImageProcessor) -> dict:
     return {name: value for name, value in values.items() if not name.endswith(("_type", "_class"))}
 
 
-def weights_digest(model: str, part: str = "vision_model.") -> str:
-    """A hash of the image tower's tensors, read from the safetensors files of a model one by one.
+def weights_digest(model: str, part: str = "vision_") -> str:
+    """A hash of the tensors of the image tower and of its head, read from a model's safetensors files one by one.
 
     Args:
         model: folder or Hub name.

@@ -14,7 +14,7 @@ from modeling_siglip_ext.evaluation.data.sources import shards_of
 
 from ..optimizers import OPTIMIZERS, takes_betas
 from .fields import BUNDLED, EMOJI, SCENES, DataArguments, as_mapping
-from .objective_fields import REFERENCE_EMBEDDINGS, as_weights
+from .objective_fields import REFERENCE, REFERENCE_EMBEDDINGS, as_weights
 
 
 OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")
@@ -209,7 +209,7 @@ RULES = (
     ),
     Unused(
         "curation",
-        lambda n: n.image_embeddings and REFERENCE_EMBEDDINGS not in (as_mapping("curation", n.curation) or {}),
+        lambda n: n.image_embeddings and REFERENCE in (as_mapping("curation", n.curation) or {}),
         "image_embeddings",
         "with image_embeddings, where no image is at hand for a reference model "
         f"(curation.{REFERENCE_EMBEDDINGS} need none)",

@@ -14,6 +14,7 @@ from torch import nn
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.evaluation.metrics.retrieval import retrieval_ranks
 from modeling_siglip_ext.losses import sigmoid_loss, softmax_loss
+from modeling_siglip_ext.threads import one_thread
 
 from ..components.schedule import DECAYS
 from ..optimizers import build_optimizer
@@ -60,9 +61,7 @@ def train_and_evaluate(settings: Settings, device: str = "cpu") -> dict[str, flo
         for several languages the mean over them. `loss` of the last batch, `temperature`, `bias`, `steps`, `seconds`.
     """
     started = time.perf_counter()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         torch.manual_seed(settings.seed)
         data = load_data(settings.languages)
         model = build_model(settings, data)
@@ -70,8 +69,6 @@ def train_and_evaluate(settings: Settings, device: str = "cpu") -> dict[str, flo
         figures = {}
         for name, part in (("validation", data.validation), ("held_out", data.held_out)):
             figures |= {f"{name}_{key}": value for key, value in evaluate(model, part).items()}
-    finally:
-        torch.set_num_threads(threads)
     figures |= {"loss": loss, "temperature": model.logit_scale.exp().item(), "steps": steps_of(settings)}
     if model.logit_bias is not None:
         figures["bias"] = model.logit_bias.item()

@@ -13,6 +13,7 @@ from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
+from modeling_siglip_ext.training.data.fingerprint import weights_digest
 from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
 from modeling_siglip_ext.training.data.samples import TooManyBadSamples
 from modeling_siglip_ext.training.run.precompute import precompute
@@ -162,6 +163,22 @@ def test_an_image_model_from_elsewhere(rows, tmp_path):
     torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match=r"pooling \(there mean, now default\)"):
         load_embeddings(tmp_path / "embeddings", str(tmp_path / "vit"), rows)
+
+
+def test_a_head_on_a_tower_from_elsewhere_is_in_the_fingerprint(our_model, tmp_path):
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    model = SiglipExtModel.from_vision_text_pretrained(ViTModel(config), our_model.text_model, projection_size=32)
+    head, text = (next(module.parameters()) for module in (model.vision_adapter, model.text_model))
+    digests = []
+    for change in (None, text, head):
+        if change is not None:
+            with torch.no_grad():
+                change.add_(1)
+        model.save_pretrained(tmp_path / "model")
+        digests.append(weights_digest(str(tmp_path / "model")))
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.fixture

@@ -155,9 +155,12 @@ def test_the_card_names_the_folder_and_a_checkpoint_keeps_its_reference(make, em
         prepare(make(other, resume_from_checkpoint=True, max_steps=3)).trainer.train(True)
 
 
-def test_with_embeddings_of_a_locked_image_tower(make, embedded, save, tmp_path, status):
-    """No image is decoded, and neither the tower nor the reference is there."""
-    _, folder = embedded(columns=("caption",))
+@pytest.mark.parametrize("score", ["learnability", "hard_learner"])
+def test_with_embeddings_of_a_locked_image_tower(make, embedded, save, tmp_path, status, score):
+    """No image is decoded, and neither the tower nor the reference is there; the learner alone needs none."""
+    given = {"score": score, "chunks": 2}
+    if score == "learnability":
+        given["reference_embeddings"] = embedded(columns=("caption",))[1]
     tower, kept = save("tower"), str(tmp_path / "tower-embeddings")
     data = ["--dataset", str(tmp_path / "rows.parquet"), "--output_dir", kept, "--device", "cpu"]
     assert status(["precompute", "--vision_name_or_path", tower, *data]) == 0
@@ -168,7 +171,7 @@ def test_with_embeddings_of_a_locked_image_tower(make, embedded, save, tmp_path,
         "text_config": {**TINY, "max_position_embeddings": LENGTH},
         "vocab_size": 300,
     }
-    run = prepare(make({"reference_embeddings": folder, "chunks": 2}, **lit))
+    run = prepare(make(given, **lit))
     train(run)
     entry = run.trainer.state.log_history[0]
     assert entry["curation_score_chosen"] > entry["curation_score"]

@@ -71,7 +71,7 @@ SITUATIONS = [
     *((name, value, where) for name, value in (("group_column", "base"), ("shuffle_captions", True))
       for where in (STREAM, CACHED, {**HUB, "streaming": True})),
     ("objectives", {"captioning": 1.0}, CACHED),
-    ("curation", {"ratio": 0.5}, CACHED),
+    ("curation", {"ratio": 0.5, "reference_name_or_path": "here"}, CACHED),
     ("captioning", {"parallel": 0.0}, {"objectives": {"masking": 1.0}}),
     ("region_column", "regions", {}),
     ("regions_file", "boxes", {}),

@@ -9,6 +9,7 @@ from torch import nn
 
 from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.captioning import CaptionDecoder
+from modeling_siglip_ext.threads import one_thread
 
 from ...data.scenes import Scenes
 from ...objectives.captioning import Captioning, CaptionLossSettings, caption_loss
@@ -47,16 +48,12 @@ def train_and_evaluate(settings: SceneRun, device: str = "cpu") -> dict[str, flo
         pairs that were trained on in each quarter, and `held_out_recall@1_1` to `_4` after each.
     """
     started, place = time.perf_counter(), torch.device(device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         torch.manual_seed(settings.seed)
         model = build_model(settings).to(place)
         choice = Choice(settings, place) if settings.quarters else None
         figures, seconds = _trained(model, settings, place, choice)
         figures |= evaluate(model, settings, place)
-    finally:
-        torch.set_num_threads(threads)
     figures |= {"steps": settings.steps, "step_seconds": seconds / settings.steps}
     return figures | {"seconds": round(time.perf_counter() - started, 1)}
 
