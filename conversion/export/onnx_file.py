@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from ..errors import CheckpointError
@@ -56,13 +57,13 @@ def check_opset(opset: int) -> None:
         raise ValueError(f"opset={opset}: at least {LEAST_OPSET}, which has GELU as one node")
 
 
-WRITERS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}
+WRITERS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf"), "aoti": ()}
 
 
 def check_installed(form: str) -> None:
     """
     Args:
-        form: "onnx" or "openvino".
+        form: "onnx", "openvino" or "aoti".
 
     Raises:
         ImportError: what writes such files is not installed.
@@ -70,12 +71,20 @@ def check_installed(form: str) -> None:
     missing = [name for name in WRITERS[form] if find_spec(name) is None]
     if missing:
         raise ImportError(f"exporting to {form} needs {', '.join(missing)}: `pip install siglip-ext[{form}]`")
+    if form == "aoti":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ImportError(f"{error}: exporting to aoti needs one, g++ or what CXX names") from error
 
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
     """The exporter prints its steps, and warns of things inside torch and onnxscript that nobody here can mend."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "torch._inductor")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -115,6 +124,25 @@ def dimensions_of(tower: Tower, limits: dict[str, int]) -> dict[str, dict[int, A
         name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
         for name in tower.inputs
     }
+
+
+def program_of(tower: Tower, limits: dict[str, int], form: str) -> torch.export.ExportedProgram:
+    """A traced tower.
+
+    Args:
+        limits: the most that each free dimension may be.
+        form: what it is traced for, as people call it.
+
+    Raises:
+        CheckpointError: torch cannot trace the tower.
+    """
+    try:
+        return torch.export.export(
+            tower.module, (), kwargs=tower.inputs, dynamic_shapes=dimensions_of(tower, limits), strict=False
+        )
+    except (UserError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"torch cannot export this {tower.name} to {form}: {reason}") from error
 
 
 def write_onnx(
