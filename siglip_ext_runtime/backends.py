@@ -1,6 +1,7 @@
 """The engines that run an exported file: each is a function from arrays by name to arrays by name."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -141,30 +142,11 @@ def built_with() -> dict[str, str]:
     return {"torch": torch.__version__.partition("+")[0], "cpu": cpu}
 
 
-def check_inputs(arrays: Arrays, about: Mapping[str, Any], path: Path) -> None:
-    """Machine code reads what memory it is told to, and ends the process where one of its threads finds no such token.
-
-    Raises:
-        ValueError: an input has another shape than the file takes, or another size than the other inputs; a token
-            that there is not.
-    """
-    limits, sizes = about["limits"], dict[str | int, int]()
-    for name, array in arrays.items():
-        shape = about["shapes"][name]
-        for axis, size in zip(shape, array.shape):
-            sizes.setdefault(axis, axis if isinstance(axis, int) else min(max(size, 1), limits[axis]))
-        if array.shape != tuple(sizes.get(axis) for axis in shape):
-            raise ValueError(f"{path.name} does not take these inputs: {name} is {array.shape}, not {tuple(shape)}")
-    ids = arrays.get("input_ids")
-    if ids is not None and not 0 <= ids.min() <= ids.max() < limits["vocabulary"]:
-        raise ValueError(f"{path.name} does not take these inputs: tokens are 0 to {limits['vocabulary'] - 1}")
-
-
 def aoti(path: Path, *, threads: int | None = None, **built: str) -> Run:
     """A package of torch's AOTInductor, which needs torch and no compiler. It is machine code: run those you trust.
 
     The loader is that of torch's C++ interface: `torch._inductor.aoti_load_package` compiles something to find out
-    what the CPU can do, which takes seconds and needs a compiler.
+    what the CPU can do, which takes seconds and a compiler.
 
     Args:
         threads: of no effect, as those are torch's own; `torch.set_num_threads`.
@@ -177,28 +159,28 @@ def aoti(path: Path, *, threads: int | None = None, **built: str) -> Run:
 
     here = built_with()
     if built not in ({}, here):
-        was, now = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (built, here))
-        raise ValueError(f"{path} was compiled for {was}, and here is {now}: export the model again here")
+        raise ValueError(f"{path} was compiled for {built}, and here is {here}: export the model again here")
+    os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")  # or the code reads whatever memory the shapes lead it to
     try:
         loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
         about = json.loads(loader.get_metadata()[ABOUT])
     except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
         arrays = cast_to(inputs, about["types"], path)
-        check_inputs(arrays, about, path)
+        ids = arrays.get("input_ids", np.empty(0))
+        if ids.min(initial=0) < 0 or ids.max(initial=-1) >= about["vocabulary"]:  # it would end the process
+            raise ValueError(f"{path.name} does not take these inputs: tokens are 0 to {about['vocabulary'] - 1}")
         try:
             found = loader.boxed_run([torch.tensor(array) for array in arrays.values()])
         except RuntimeError as error:
-            raise ValueError(f"{path.name} does not take these inputs: {first_line(error)}") from error
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{path.name} does not take these inputs: {reason}") from error
         return {name: tensor.numpy() for name, tensor in zip(about["outputs"], found)}
 
     return run
-
-
-def first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
 
 
 BACKENDS: dict[str, Callable[..., Run]] = {"onnx": onnx_runtime, "openvino": openvino, "aoti": aoti}

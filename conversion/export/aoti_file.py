@@ -1,6 +1,6 @@
 """One tower to a package of AOTInductor: machine code for this kind of CPU and this torch, with the weights in it.
 
-The file says what it takes, because the code itself reads whatever memory it is given.
+The package says what it takes and gives, which the code itself does not.
 """
 
 import json
@@ -15,16 +15,19 @@ from .onnx_file import TowerFile, program_of, quiet
 from .towers import Tower
 
 
-# As many threads as torch has where it runs, no instructions but those that torch says this CPU has (not every torch
-# can be told), and no headers compiled for a second use, which takes twice the time and never comes.
-SETTINGS = {"cpp.dynamic_threads": True, "cpp.march": "", "aot_inductor.precompile_headers": False}
+SETTINGS = {
+    "cpp.dynamic_threads": True,  # as many as torch has where it runs
+    "cpp.march": "",  # no instructions but those that torch says this CPU has; an older torch cannot be told
+    "aot_inductor.check_lowerbound": False,  # which it takes for 2, and 1 is judged
+    "aot_inductor.precompile_headers": False,  # for a second use, which does not come
+}
 
 
 def write_aoti(tower: Tower, folder: Path, limits: dict[str, int]) -> TowerFile:
     """Write `<tower>.pt2`.
 
     Args:
-        limits: the most that each free dimension may be.
+        limits: the most that each free dimension may be, and the number of tokens.
 
     Raises:
         CheckpointError: torch cannot trace the tower, or the compiler does not compile it.
@@ -33,11 +36,7 @@ def write_aoti(tower: Tower, folder: Path, limits: dict[str, int]) -> TowerFile:
     from torch._inductor.utils import fresh_cache
 
     types = {name: str(example.dtype).removeprefix("torch.") for name, example in tower.inputs.items()}
-    shapes = {
-        name: [tower.free.get(name, {}).get(place, size) for place, size in enumerate(example.shape)]
-        for name, example in tower.inputs.items()
-    }
-    about = {"types": types, "shapes": shapes, "limits": limits, "outputs": tower.outputs}
+    about = {"types": types, "vocabulary": limits["vocabulary"], "outputs": tower.outputs}
     known = {name: value for name, value in SETTINGS.items() if name in config.get_config_copy()}
     path = folder / f"{tower.name}.pt2"
     with quiet(), torch.no_grad():

@@ -3,6 +3,9 @@
 import contextlib
 import io
 import logging
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -71,14 +74,11 @@ def check_installed(form: str) -> None:
     missing = [name for name in WRITERS[form] if find_spec(name) is None]
     if missing:
         raise ImportError(f"exporting to {form} needs {', '.join(missing)}: `pip install siglip-ext[{form}]`")
-    if form == "aoti":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler as error:
-            raise ImportError(f"{error}: exporting to aoti needs one, g++ or what CXX names") from error
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if form == "aoti" and shutil.which(compiler) is None:
+        raise ImportError(
+            f"exporting to aoti needs a C++ compiler, and there is no {compiler}: install it, or set CXX"
+        )
 
 
 @contextlib.contextmanager
