@@ -189,10 +189,7 @@ def test_a_stopped_export_leaves_nothing(folder, tmp_path, monkeypatch):
     "form",
     [
         "onnx",
-        pytest.param(
-            "aoti",
-            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")],
-        ),
+        pytest.param("aoti", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")),
     ],
 )
 def test_lit_with_towers_from_elsewhere(form, tmp_path):
