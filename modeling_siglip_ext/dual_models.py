@@ -26,7 +26,7 @@ class ModelSettings:
         trust_remote_code: whether to run code that the model brings.
         device: where to compute; None for the accelerator if there is one.
         dtype: "float32", "bfloat16" or "float16".
-        backend: of an exported model, "onnx" or "openvino"; None for a model of torch.
+        backend: of an exported model, "onnx", "openvino" or "aoti"; None for a model of torch.
         max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
     """
 
@@ -52,8 +52,8 @@ def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
     Raises:
         OSError: a folder that is not there, or no model in it.
         ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
-            without some of its weights, an exported model without a backend, a device or dtype with one, or settings
-            of NaFlex for another model.
+            without some of its weights, an exported model without a backend, a device or dtype with one, machine code
+            of the Hub without `trust_remote_code`, or settings of NaFlex for another model.
     """
     name, device, dtype, backend = settings.model, settings.device, settings.dtype, settings.backend
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
@@ -67,6 +67,8 @@ def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
                 f"--device and --dtype are for models of torch: {backend} computes on the CPU, in the precision of "
                 "the export"
             )
+        if backend == "aoti" and not (Path(name).is_dir() or settings.trust_remote_code):
+            raise ValueError(f"{name} on the Hub is machine code: run it with --trust_remote_code if you trust it")
         folder = name if Path(name).is_dir() else snapshot_download(name, revision=settings.revision)
         model = ExportedModel(folder, backend)
     processor = AutoProcessor.from_pretrained(name, **options)
@@ -76,7 +78,7 @@ def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
 
 def _of_torch(name: str, device: str | None, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
     if is_exported(name):
-        raise ValueError(f"{name} is an exported model: choose its engine, --backend onnx or --backend openvino")
+        raise ValueError(f"{name} is an exported model: choose its engine, --backend onnx, openvino or aoti")
     device = checked_device(device or default_device())
     try:
         kind = model_class(AutoConfig.from_pretrained(name, **options).model_type)

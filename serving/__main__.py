@@ -35,7 +35,7 @@ def make_parser() -> Parser:
     where.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     where.add_argument("--device", help="where to compute, or several with commas between; the accelerator if any")
     where.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=defaults.dtype)
-    where.add_argument("--backend", choices=("onnx", "openvino"), help="of an exported MODEL, on the CPU")
+    where.add_argument("--backend", choices=("onnx", "openvino", "aoti"), help="of an exported MODEL, on the CPU")
     where.add_argument("--workers", type=int, default=1, help="processes a device: on a GPU, 2 keep it busy")
     batches = parser.add_argument_group("batches")
     batches.add_argument("--max_batch", type=int, default=32, help="images in a batch; texts come twice as many")

@@ -1,5 +1,8 @@
 """The engines that run an exported file: each is a function from arrays by name to arrays by name."""
 
+import json
+import os
+import platform
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -50,8 +53,9 @@ def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:
         ImportError: it is not installed.
         ValueError: the file is no ONNX model that it can run.
     """
-    if path.suffix == ".xml":
-        raise ValueError(f"{path} is a file of OpenVINO: run it with that backend")
+    others = {".xml": "OpenVINO", ".pt2": "AOTInductor"}
+    if path.suffix in others:
+        raise ValueError(f"{path} is a file of {others[path.suffix]}: run it with that backend")
     try:
         import onnxruntime
 
@@ -127,4 +131,56 @@ def openvino(path: Path, *, threads: int | None = None, **hints: str) -> Run:
     return run
 
 
-BACKENDS: dict[str, Callable[..., Run]] = {"onnx": onnx_runtime, "openvino": openvino}
+ABOUT = "siglip_ext"  # what a package of AOTInductor says of itself, beside what torch does
+
+
+def built_with() -> dict[str, str]:
+    """What the machine code that is compiled here is bound to."""
+    import torch
+
+    cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return {"torch": torch.__version__.partition("+")[0], "cpu": cpu}
+
+
+def aoti(path: Path, *, threads: int | None = None, **built: str) -> Run:
+    """A package of torch's AOTInductor, which needs torch and no compiler. It is machine code: run those you trust.
+
+    The loader is that of torch's C++ interface: `torch._inductor.aoti_load_package` compiles something to find out
+    what the CPU can do, which takes seconds and a compiler.
+
+    Args:
+        threads: of no effect, as those are torch's own; `torch.set_num_threads`.
+        built: what `built_with` gave where it was compiled; nothing to take that as given.
+
+    Raises:
+        ValueError: the file was compiled for something else, or is none that torch can run.
+    """
+    import torch
+
+    here = built_with()
+    if built not in ({}, here):
+        raise ValueError(f"{path} was compiled for {built}, and here is {here}: export the model again here")
+    os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")  # or the code reads whatever memory the shapes lead it to
+    try:
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        about = json.loads(loader.get_metadata()[ABOUT])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Arrays:
+        arrays = cast_to(inputs, about["types"], path)
+        ids = arrays.get("input_ids", np.empty(0))
+        if ids.min(initial=0) < 0 or ids.max(initial=-1) >= about["vocabulary"]:  # it would end the process
+            raise ValueError(f"{path.name} does not take these inputs: tokens are 0 to {about['vocabulary'] - 1}")
+        try:
+            found = loader.boxed_run([torch.tensor(array) for array in arrays.values()])
+        except RuntimeError as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{path.name} does not take these inputs: {reason}") from error
+        return {name: tensor.numpy() for name, tensor in zip(about["outputs"], found)}
+
+    return run
+
+
+BACKENDS: dict[str, Callable[..., Run]] = {"onnx": onnx_runtime, "openvino": openvino, "aoti": aoti}

@@ -33,7 +33,7 @@ class ExportedOutput:
 
 
 class ExportedModel:
-    """A folder that `siglip-ext-convert to-onnx` or `to-openvino` wrote.
+    """A folder that `siglip-ext-convert to-onnx`, `to-openvino` or `to-aoti` wrote.
 
     Inputs are numpy arrays or torch tensors, and outputs are of the same kind. A tower is loaded when it is first
     used, and may be used by several threads. torch is imported only if something of it is asked for. `encode_images`,
@@ -41,8 +41,9 @@ class ExportedModel:
 
     Args:
         folder: with `export.json`.
-        backend: "onnx" for ONNX Runtime, or "openvino", which also runs ONNX files, in float32.
-        threads: of the engine; None for one a core.
+        backend: "onnx" for ONNX Runtime, "openvino", which also runs ONNX files, in float32, or "aoti" for torch's
+            AOTInductor, whose files are machine code: run those you trust.
+        threads: of the engine; None for one a core. AOTInductor has those of torch.
 
     Raises:
         FileNotFoundError: no such folder, or an incomplete one.

@@ -1,4 +1,4 @@
-"""`to-onnx` and `to-openvino`: a model folder to files of another runtime, compared with the model before."""
+"""`to-onnx`, `to-openvino` and `to-aoti`: a model to files of another runtime, compared with it before."""
 
 import argparse
 
@@ -42,6 +42,14 @@ OPENVINO_EXAMPLES = """examples:
   siglip-ext-convert to-openvino my-siglip my-siglip-int8 --precision int8 --images photos --texts captions.txt
   siglip-ext-eval zero-shot --model my-siglip-openvino --backend openvino --benchmark cifar100
 """
+AOTI_NOTE = (
+    " They are machine code, and run with the version of torch and the kind of CPU that they were compiled with. "
+    "Compiling takes a C++ compiler, running them none."
+)
+AOTI_EXAMPLES = """examples:
+  siglip-ext-convert to-aoti my-siglip my-siglip-aoti
+  siglip-ext-eval zero-shot --model my-siglip-aoti --backend aoti --benchmark cifar100
+"""
 
 
 def register(commands: Subparsers) -> None:
@@ -70,6 +78,15 @@ def register(commands: Subparsers) -> None:
         examples=OPENVINO_EXAMPLES,
     )
     export_arguments(openvino, "openvino")
+    aoti = add_command(
+        commands,
+        "to-aoti",
+        run,
+        summary="a model folder to packages that torch's AOTInductor compiled",
+        description=DESCRIPTION.format("packages of torch's AOTInductor") + AOTI_NOTE,
+        examples=AOTI_EXAMPLES,
+    )
+    export_arguments(aoti, "aoti")
 
 
 def export_arguments(parser: Parser, form: str) -> None:

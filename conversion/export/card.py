@@ -14,7 +14,7 @@ from .report import ExportReport, TowerReport
 from .towers import TEXT, VISION
 
 
-ENGINES = {"onnx": "ONNX", "openvino": "OpenVINO"}
+ENGINES = {"onnx": "ONNX", "openvino": "OpenVINO", "aoti": "AOTInductor"}
 INHERITED = ("license", "license_name", "license_link", "language", "base_model", "datasets")
 
 

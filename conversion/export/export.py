@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel, SiglipExtTextModel, SiglipExtVisionModel
 from modeling_siglip_ext.configuration_siglip_ext import is_foreign
 from modeling_siglip_ext.files import new_folder
-from siglip_ext_runtime.backends import OPENVINO
+from siglip_ext_runtime.backends import OPENVINO, built_with
 from siglip_ext_runtime.settings import ExportSettings
 
 from ..errors import VerificationError
@@ -37,7 +37,7 @@ Vectors = dict[str, torch.Tensor]
 IN_8_BITS = 0.9999
 TRANSFORMERS_JS = "transformers.js"
 LAYOUTS = ("plain", TRANSFORMERS_JS)
-RUNTIME = {"onnx": None, "openvino": {"openvino": OPENVINO}}
+RUNTIME = {"onnx": None, "openvino": {"openvino": OPENVINO}, "aoti": {"aoti": built_with()}}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ExportOptions:
 
     Args:
         towers: names of the files: "vision_model", "text_model", or "model" for both in one with their logits.
-        format: "onnx" or "openvino".
+        format: "onnx", "openvino" or "aoti".
         precision: of those that the format has.
         layout: "plain", or "transformers.js" for ONNX files.
         opset: of the ONNX files, at least 20.

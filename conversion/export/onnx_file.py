@@ -3,6 +3,9 @@
 import contextlib
 import io
 import logging
+import os
+import shutil
+import sys
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from ..errors import CheckpointError
@@ -56,13 +60,13 @@ def check_opset(opset: int) -> None:
         raise ValueError(f"opset={opset}: at least {LEAST_OPSET}, which has GELU as one node")
 
 
-WRITERS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf")}
+WRITERS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("openvino", "nncf"), "aoti": ()}
 
 
 def check_installed(form: str) -> None:
     """
     Args:
-        form: "onnx" or "openvino".
+        form: "onnx", "openvino" or "aoti".
 
     Raises:
         ImportError: what writes such files is not installed.
@@ -70,12 +74,17 @@ def check_installed(form: str) -> None:
     missing = [name for name in WRITERS[form] if find_spec(name) is None]
     if missing:
         raise ImportError(f"exporting to {form} needs {', '.join(missing)}: `pip install siglip-ext[{form}]`")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if form == "aoti" and shutil.which(compiler) is None:
+        raise ImportError(
+            f"exporting to aoti needs a C++ compiler, and there is no {compiler}: install it, or set CXX"
+        )
 
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
     """The exporter prints its steps, and warns of things inside torch and onnxscript that nobody here can mend."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "nncf", "torch._inductor")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -115,6 +124,25 @@ def dimensions_of(tower: Tower, limits: dict[str, int]) -> dict[str, dict[int, A
         name: {place: sizes[axis] for place, axis in tower.free[name].items()} if name in tower.free else None
         for name in tower.inputs
     }
+
+
+def program_of(tower: Tower, limits: dict[str, int], form: str) -> torch.export.ExportedProgram:
+    """A traced tower.
+
+    Args:
+        limits: the most that each free dimension may be.
+        form: what it is traced for, as people call it.
+
+    Raises:
+        CheckpointError: torch cannot trace the tower.
+    """
+    try:
+        return torch.export.export(
+            tower.module, (), kwargs=tower.inputs, dynamic_shapes=dimensions_of(tower, limits), strict=False
+        )
+    except (UserError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"torch cannot export this {tower.name} to {form}: {reason}") from error
 
 
 def write_onnx(

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo.exc import UserError
 
 from siglip_ext_runtime.backends import openvino_core
 
-from ..errors import CheckpointError
 from .layers import LONG_TABLE, Product, choose, in_model, layer_of
-from .onnx_file import TowerFile, dimensions_of, quiet
+from .onnx_file import TowerFile, program_of, quiet
 from .towers import Tower
 
 
@@ -39,13 +37,7 @@ def write_openvino(tower: Tower, folder: Path, limits: dict[str, int], *, half: 
     import openvino as ov
 
     with quiet(), torch.no_grad():
-        try:
-            program = torch.export.export(
-                tower.module, (), kwargs=tower.inputs, dynamic_shapes=dimensions_of(tower, limits), strict=False
-            )
-        except (UserError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(f"torch cannot export this {tower.name} to OpenVINO: {reason}") from error
+        program = program_of(tower, limits, "OpenVINO")
         modules = modules_of(program)
         model = ov.convert_model(program)
     model.reshape({name: shape_of(tower, name) for name in tower.inputs})

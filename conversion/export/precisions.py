@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from transformers import PreTrainedModel
 
 from modeling_siglip_ext.image_budget import collate
 
 from ..resize import AnyConfig
+from .aoti_file import write_aoti
 from .onnx_file import TowerFile, write_onnx
 from .openvino_file import quantize_openvino, write_openvino
 from .parity import Judgement
@@ -122,6 +124,11 @@ def write_openvino_int8(job: Job) -> TowerFile:
         return in_8_bits(job, exact, quantize)
 
 
+def write_aoti_float(job: Job, *, dtype: torch.dtype = torch.float32) -> TowerFile:
+    tower = build_tower(job.model.to(dtype), job.config, job.name, job.size)
+    return write_aoti(tower, job.folder, limits(job.config))
+
+
 def calibration(job: Job) -> list[Inputs]:
     """Every second input, in batches. What is judged are all of them, so that the least of all is also of new ones."""
     inputs = inputs_of(job.samples, job.name)[::2]
@@ -141,4 +148,5 @@ FORMATS: dict[str, dict[str, Callable[[Job], TowerFile]]] = {
         "fp16": partial(write_openvino_float, half=True),
         "int8": write_openvino_int8,
     },
+    "aoti": {"fp32": write_aoti_float, "bf16": partial(write_aoti_float, dtype=torch.bfloat16)},
 }

@@ -45,7 +45,7 @@ class ExportReport:
 
     Args:
         source: the model folder.
-        format: "onnx" or "openvino".
+        format: "onnx", "openvino" or "aoti".
         precision: of the weights.
         opset: of ONNX files.
         samples: what it was judged on.

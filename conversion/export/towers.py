@@ -153,10 +153,11 @@ def text_inputs(config: Any) -> tuple[dict[str, torch.Tensor], dict[str, dict[in
 
 
 def limits(config: AnyConfig) -> dict[str, int]:
-    """The most that each free dimension may be."""
-    length = getattr(getattr(config, "text_config", None), "max_position_embeddings", None) or LIMIT
+    """The most that each free dimension may be, and the number of tokens that there are."""
+    text = getattr(config, "text_config", None)
+    length = getattr(text, "max_position_embeddings", None) or LIMIT
     axes = ("image_batch_size", "text_batch_size", "num_patches")
-    return {**dict.fromkeys(axes, LIMIT), "sequence_length": length}
+    return {**dict.fromkeys(axes, LIMIT), "sequence_length": length, "vocabulary": getattr(text, "vocab_size", 0)}
 
 
 def vision_of(config: AnyConfig) -> Any:

@@ -185,7 +185,14 @@ def test_a_stopped_export_leaves_nothing(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_lit_with_towers_from_elsewhere(tmp_path):
+@pytest.mark.parametrize(
+    "form",
+    [
+        "onnx",
+        pytest.param("aoti", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")),
+    ],
+)
+def test_lit_with_towers_from_elsewhere(form, tmp_path):
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "circle", "a"]
     words = {word: place for place, word in enumerate(vocabulary)}
     text = BertModel(BertConfig(**TINY, vocab_size=len(words)), add_pooling_layer=False)
@@ -194,9 +201,9 @@ def test_lit_with_towers_from_elsewhere(tmp_path):
     model.save_pretrained(tmp_path / "lit")
     images = ViTImageProcessor(size={"height": 32, "width": 32})
     SiglipExtProcessor(images, BertTokenizer(vocab=words, model_max_length=12)).save_pretrained(str(tmp_path / "lit"))
-    report = export_model(tmp_path / "lit", tmp_path / "out")
+    report = export_model(tmp_path / "lit", tmp_path / "out", ExportOptions(format=form))
     assert all(tower.parity.largest_difference < 1e-6 for tower in report.towers.values())
-    found, processor = ExportedModel(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    found, processor = ExportedModel(tmp_path / "out", form), AutoProcessor.from_pretrained(tmp_path / "out")
     texts, pictures = ["red circle", "a red red circle circle", "a"], [noise(30, 40, 0), noise(50, 20, 1)]
     np.testing.assert_allclose(
         encode_texts(found, processor, texts), encode_texts(model, processor, texts), rtol=0, atol=1e-6
