@@ -13,20 +13,25 @@ from .settings import SceneRun
 STEPS = 1200
 FEWER = 600
 SIGMOID = SceneRun(steps=STEPS)
-# Weights of distillation and masking, and the share of training after which they join.
+# Weights of distillation and masking, the share of training after which they join, and the teacher's momentum.
 CANDIDATES = (
-    (0.5, 0.5, 0.0),
-    (0.25, 0.25, 0.0),
-    (1.0, 0.25, 0.0),
-    (0.25, 1.0, 0.0),
-    (0.5, 0.5, 0.5),
-    (0.25, 0.0625, 0.0),
+    (0.5, 0.5, 0.0, 0.99),
+    (0.25, 1.0, 0.0, 0.99),
+    (0.0, 0.25, 0.0, 0.966),
+    (0.0, 0.25, 0.0, 0.99),
+    (0.0, 1.0, 0.0, 0.99),
+    (0.0, 2.0, 0.0, 0.99),
+    (0.0, 0.5, 0.5, 0.99),
+    (0.0, 0.5, 0.0, 0.99),
+    (0.0, 0.5, 0.0, 0.997),
+    (0.0, 0.5, 0.0, 0.999),
+    (0.0, 0.5, 0.0, 0.9999),
 )
 SELF_SUPERVISED = {
-    f"{first:g} and {second:g}, from {start:.0%} of training": replace(
-        SIGMOID, distillation=first, masking=second, starts_at=start
+    f"{first:g} and {second:g}, from {start:.0%} of training, momentum {momentum:g}": replace(
+        SIGMOID, steps=FEWER, distillation=first, masking=second, starts_at=start, momentum=momentum
     )
-    for first, second, start in CANDIDATES
+    for first, second, start, momentum in CANDIDATES
 }
 PROBE_STEPS = 1000
 ALONE, CAPTIONS, VIEWS, ALL = "sigmoid", "+ captions", "+ self-distillation", "all"
@@ -93,9 +98,17 @@ SHOWN = (
 )  # fmt: skip
 
 
+BY_STEPS = (
+    ("Sigmoid loss on held-out scenes", "held_out_sigmoid_loss", "batches of 50", 1.0),
+    ("Linear segmentation from tokens", "held_out_miou", "mIoU, %", 100.0),
+    ("Retrieval", "held_out_recall@1", "recall@1, %", 100.0),
+)
+
+
 def siglip2(plan: Plan) -> list[Chart]:
     """Four sets of objectives at equal steps, with the same scenes in the same order."""
-    label, views = best_of(plan, SELF_SUPERVISED, "validation_miou")
+    label, chosen = best_of(plan, SELF_SUPERVISED, "validation_miou")
+    views = None if chosen is None else replace(chosen, steps=STEPS)
     with_captions = replace(SIGMOID, captioning=1.0)
     points = {
         ALONE: SIGMOID,
@@ -104,15 +117,25 @@ def siglip2(plan: Plan) -> list[Chart]:
         ALL: None if views is None else replace(views, captioning=1.0),
     }
     points = {name: one and replace(one, probe_steps=PROBE_STEPS) for name, one in points.items()}
-    lengths = {
-        name: {
-            f"{steps:,}": plan.figures(replace(one, steps=steps, probe_steps=probed), "held_out_sigmoid_loss", 1.0)
-            for steps, probed in ((FEWER, 0), (STEPS, PROBE_STEPS))
-        }
-        for name, one in ((ALONE, SIGMOID), (CAPTIONS, with_captions))
-    }
-    by_steps = Chart("Sigmoid loss on held-out scenes, by steps", "steps", lengths, y_label="batches of 50", digits=3)
-    note = f"Weights of distillation and masking, chosen on validation by mIoU: {label}." if label else ""
+    note = f"Distillation and masking, chosen on validation by mIoU after {FEWER} steps: {label}." if label else ""
+    by_steps = [
+        Chart(
+            f"{title}, by steps",
+            "steps",
+            {
+                name: {
+                    f"{steps:,}": plan.figures(replace(one, steps=steps, probe_steps=probed), figure, scale)
+                    for steps, probed in ((FEWER, 0), (STEPS, PROBE_STEPS))
+                }
+                for name, one in ((ALONE, SIGMOID), (CAPTIONS, with_captions), (VIEWS, views))
+                if one is not None
+            },
+            y_label=unit,
+            digits=1 if scale == 100 else 3,
+            note=note,
+        )
+        for title, figure, unit, scale in BY_STEPS
+    ]
     return [
         chart_of(
             plan,
@@ -129,4 +152,4 @@ def siglip2(plan: Plan) -> list[Chart]:
             paper=shown.paper or None,
         )
         for shown in SHOWN
-    ] + [by_steps]
+    ] + by_steps
