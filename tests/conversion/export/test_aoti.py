@@ -19,10 +19,7 @@ from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
 from modeling_siglip_ext.evaluation.__main__ import main as evaluate
 from siglip_ext_runtime import ExportedModel
 from siglip_ext_runtime.backends import BACKENDS, aoti, built_with
-from support.exports import save_model
-
-
-compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+from support.exports import compiled, save_model
 
 
 def unit(vectors: torch.Tensor) -> np.ndarray:

@@ -29,7 +29,7 @@ from modeling_siglip_ext.conversion.export.parity import compare
 from modeling_siglip_ext.conversion.export.report import TowerReport
 from modeling_siglip_ext.hub.card import ModelCard
 from siglip_ext_runtime import ExportedModel
-from support.exports import save_model
+from support.exports import compiled, save_model
 from support.images import noise
 from support.models import TINY
 
@@ -185,13 +185,7 @@ def test_a_stopped_export_leaves_nothing(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "form",
-    [
-        "onnx",
-        pytest.param("aoti", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")),
-    ],
-)
+@pytest.mark.parametrize("form", ["onnx", pytest.param("aoti", marks=compiled)])
 def test_lit_with_towers_from_elsewhere(form, tmp_path):
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "circle", "a"]
     words = {word: place for place, word in enumerate(vocabulary)}

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
 from modeling_siglip_ext.training.data.emoji import LANGUAGES, load_emoji, load_split
 from modeling_siglip_ext.training.data.emoji.loader import PARQUET
@@ -24,6 +25,14 @@ def test_sizes_of_the_split_and_of_its_kinds(emoji):
     assert Counter(emoji["test"]["held_out"]) == {"A": 339, "B": 103, "C": 60}
     assert set(emoji["train"]["held_out"]) == {None}
     assert set(emoji["train"]["split"]) == {"train"}
+
+
+def test_its_page_is_a_card_that_the_hub_reads():
+    card = DatasetCard.load(PARQUET.with_name("README.md")).data
+    assert sorted(card.language) == sorted(LANGUAGES)
+    assert card.configs == [{"config_name": "default", "data_files": PARQUET.name}]
+    assert card.license_name
+    assert card.license_link
 
 
 def test_every_held_out_word_is_seen_in_training_but_no_held_out_name(emoji):
