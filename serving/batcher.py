@@ -18,6 +18,7 @@ from .workers import Worker
 logger = logging.getLogger(__name__)
 RESTART_SECONDS = 5.0
 LONGEST_RETRY = 600
+LONGEST_LINGER = 20  # times `linger`
 
 
 class QueueFull(Exception):
@@ -65,7 +66,7 @@ class Batcher:
         workers: started ones.
         sizes: items in a batch, by kind.
         limit: items that may wait.
-        linger: seconds that an idle worker waits for more of a batch that is not full.
+        linger: seconds that an idle worker waits for more of a batch that is not full, as long as more comes.
     """
 
     def __init__(
@@ -121,10 +122,16 @@ class Batcher:
                 await self.arrived.wait()
             kind = min((kind for kind, queue in self.queues.items() if queue), key=lambda k: self.queues[k][0].since)
             queue = self.queues[kind]
-            if len(queue) < self.sizes[kind]:
-                await asyncio.sleep(self.linger)
+            await self.fill(queue, self.sizes[kind])
             batch = [queue.popleft() for _ in range(min(len(queue), self.sizes[kind]))]
         return kind, [one for one in batch if not one.future.done()]
+
+    async def fill(self, queue: deque[Waiting], size: int) -> None:
+        """Wait while the queue grows: many clients that had their answers together ask again one after the other."""
+        before, latest = 0, time.monotonic() + LONGEST_LINGER * self.linger
+        while before < len(queue) < size and time.monotonic() < latest:
+            before = len(queue)
+            await asyncio.sleep(self.linger)
 
     async def serve(self, worker: Worker) -> None:
         while True:

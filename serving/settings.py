@@ -60,7 +60,7 @@ class ServerSettings:
         name: of the model, as clients give it.
         host, port: where to listen; port 0 takes a free one.
         max_batch: images in a batch; texts come twice as many.
-        linger: seconds that an idle worker waits for more of a batch.
+        linger: seconds that an idle worker waits for more of a batch, each time that more has come.
         keys: one of which every request must have, if there are any.
         label_sets: labels and templates by name, embedded at the start.
         allow_urls: whether images are fetched from public addresses.

@@ -96,6 +96,29 @@ def test_requests_that_come_together_share_a_batch():
     run(scenario)
 
 
+@pytest.mark.parametrize(("size", "comes", "slept"), [(8, 1, 1), (8, 4, 4), (3, 4, 2), (100, 100, 20)])
+def test_a_worker_waits_while_more_comes(size, comes, slept, monkeypatch):
+    """Where nothing more comes it takes what there is, and no flow of single items holds it for long."""
+    batcher = Batcher([], {"text": size}, 1000, 0.01, Metrics())
+    queue, now, waits = batcher.queues["text"], [0.0], []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+        if len(queue) < comes:
+            batcher.submit(items("text", "more"))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr("modeling_siglip_ext.serving.batcher.time.monotonic", lambda: now[0])
+
+    async def main():
+        batcher.submit(items("text", "first"))
+        await batcher.fill(queue, size)
+
+    asyncio.run(main())
+    assert waits == [0.01] * slept
+
+
 def test_a_request_fits_whole_or_not_at_all():
     async def scenario(batcher, worker):
         first = batcher.submit(items("text", "a"))
