@@ -162,6 +162,8 @@ def write_onnx(
     """
     import onnx_ir
 
+    from .heads import keep_heads_in_place
+
     with quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -178,6 +180,7 @@ def write_onnx(
             raise CheckpointError(f"torch cannot export this {tower.name} to ONNX: {reason}") from error
     assert program is not None
     strip(program.model)
+    keep_heads_in_place(program.model)
     path = folder / f"{tower.name}.onnx"
     weights = sum(one.const_value.nbytes for one in program.model.graph.initializers.values() if one.const_value)
     external = f"{path.name}{EXTERNAL_SUFFIX}" if weights > external_above else None
