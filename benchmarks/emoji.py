@@ -11,7 +11,8 @@ The tone is asked for twice: tone_of_name chooses between an image's own caption
 classifies by four prompts that are the same for all images ("person: dark skin tone").
 
 Every run is added to `benchmarks/results/emoji.json`; `emoji.md` is rendered from all runs in it.
-The controls: an untrained model, and one trained with every image's caption taken from another image.
+The controls: an untrained model, and one trained with every image's caption taken from another image. `place0` to
+`place2` start from initial values with which tokens keep their place (the study `place`), as no released model did.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os
 import platform
 import tempfile
 import time
+from dataclasses import asdict
 
 import torch
 import transformers
@@ -33,9 +35,12 @@ from modeling_siglip_ext.training.run import rows
 from modeling_siglip_ext.training.run.prepare import Run, prepare
 from modeling_siglip_ext.training.run.recipe import parse_recipe
 from modeling_siglip_ext.training.run.train import train
+from modeling_siglip_ext.training.studies.scenes.settings import PLACE as INITIAL_VALUES
 
 
-RUNS = ("seed0", "seed1", "seed2", "shuffled", "untrained")
+RUNS = ("seed0", "seed1", "seed2", "shuffled", "untrained", "place0", "place1", "place2")
+PLACE = ["--initial_values", json.dumps(asdict(INITIAL_VALUES))]
+CONTROLS = ("shuffled", "untrained")
 BARS = {"image_to_text_recall@1": 0.50, "image_to_text_recall@5": 0.85, "zero_shot_tone": 0.65}
 CHANCE = {
     "image_to_text_recall@1": 1 / 502,
@@ -82,6 +87,8 @@ def measure(name: str, overrides: list[str]) -> dict:
     """Train (or not) and evaluate one run."""
     if name.startswith("seed"):
         overrides = [*overrides, "--seed", name.removeprefix("seed")]
+    elif name.startswith("place"):
+        overrides = [*overrides, "--seed", name.removeprefix("place"), *PLACE]
     elif name == "shuffled":
         overrides = [*overrides, "--shuffle_captions", "true"]
     with tempfile.TemporaryDirectory() as folder:
@@ -119,23 +126,26 @@ def recall_by_part(run: Run, image_embeds, text_embeds) -> dict[str, float]:
 
 def render(runs: dict[str, dict]) -> list[str]:
     """The table, from every stored run."""
-    seeds = [run for name, run in sorted(runs.items()) if name.startswith("seed")]
-    controls = [name for name in ("shuffled", "untrained") if name in runs]
-    columns = ["bar", f"mean of {len(seeds)} seeds", "min", "max", *controls, "chance"]
+    seeds, place = ([run for name, run in sorted(runs.items()) if name.startswith(kind)] for kind in ("seed", "place"))
+    controls = [runs[name] for name in CONTROLS if name in runs]
+    columns = [
+        "bar", f"mean of {len(seeds)} seeds", "min", "max", *(name for name in CONTROLS if name in runs), "chance",
+        f"keeping the place, mean of {len(place)}", "min", "max",
+    ]  # fmt: skip
     figures = []
 
-    def row(label: str, bar: float | None, values: list[float], others: list[float], chance: float | None) -> None:
-        cells = [sum(values) / len(values), min(values), max(values)] if values else [None] * 3
-        cells = [bar, *cells, *others, chance]
+    def row(label: str, kind: str, key: str, bar: float | None, chance: float) -> None:
+        def spread(some: list[dict]) -> list[float | None]:
+            values = [run[kind][key] for run in some]
+            return [sum(values) / len(values), min(values), max(values)] if values else [None] * 3
+
+        cells = [bar, *spread(seeds), *(run[kind][key] for run in controls), chance, *spread(place)]
         figures.append([label, *("" if cell is None else f"{100 * cell:.1f}" for cell in cells)])
 
     for key, chance in CHANCE.items():
-        values = [run["figures"][key] for run in seeds]
-        row(key, BARS.get(key), values, [runs[name]["figures"][key] for name in controls], chance)
+        row(key, "figures", key, BARS.get(key), chance)
     for part in "ABC":
-        values = [run["recall@1 by part"][part] for run in seeds]
-        others = [runs[name]["recall@1 by part"][part] for name in controls]
-        row(f"image→text R@1, part {part}", None, values, others, 1 / 502)
+        row(f"image→text R@1, part {part}", "recall@1 by part", part, None, 1 / 502)
     costs = [
         [name, str(run["steps"]), f"{run['epochs']:.1f}", f"{run['seconds']:.0f}", f"{run['cpu_seconds']:.0f}"]
         for name, run in sorted(runs.items())

@@ -1,14 +1,15 @@
 """What does HTTP cost? 64 clients of the server against encode_images, and against the endpoint one writes first.
 
-    python benchmarks/serving.py                    # all lines, a quarter of an hour on two idle cores
+    python benchmarks/serving.py                    # all lines, half an hour on two idle cores
     python benchmarks/serving.py --only labels      # this line anew, the others as they were
     python benchmarks/serving.py --size tiny --rounds 1
 
 B/16-224 with random weights, JPEGs of 640 x 480, loopback only. 64 clients send one image (or text) each, again and
 again until every one of them has had so many answers; `encode_images` has the same inputs as one list. Both run in
-turn, and for both the CPU time is counted, too: on a machine that others use it says more than the clock. The bars:
-0.95 of encode_images' images/s, 2.5 times the naive endpoint's; a label set of 1,000 costs at most 1.05 of an
-embedding. What was measured is kept in benchmarks/results/serving.json.
+turn, and for both the CPU time is counted, too: on a machine that others use it says more than the clock. "In 8 bits"
+is the same model as `siglip-ext-convert to-onnx --precision int8` exports it, served with `--backend onnx`, beside the
+same naive endpoint. The bars: 0.95 of encode_images' images/s, 2.5 times the naive endpoint's; a label set of 1,000
+costs at most 1.05 of an embedding. What was measured is kept in benchmarks/results/serving.json.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,15 +44,42 @@ from modeling_siglip_ext import (
     encode_texts,
     train_tokenizer,
 )
+from modeling_siglip_ext.conversion.__main__ import main as convert
 from modeling_siglip_ext.evaluation.prompts import imagenet_classes
+from siglip_ext_runtime import ExportedModel
 
 
 CLIENTS, BATCH = 64, 32
+IN_8_BITS = " in 8 bits"
+KINDS = ("images", "texts", f"images{IN_8_BITS}", f"texts{IN_8_BITS}")
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {"base": {}, "tiny": SMALL}
 
 
-def save_model(folder: Path, size: str, **text: int) -> tuple[SiglipExtModel, SiglipExtProcessor]:
+@dataclass(frozen=True)
+class Served:
+    """What a server is started with, and the same model at hand.
+
+    Args:
+        tolerance: of a component of its vectors, which in 8 bits depend on the rest of the batch.
+    """
+
+    folder: Path
+    model: SiglipExtModel | ExportedModel
+    processor: SiglipExtProcessor
+    options: tuple[str, ...] = ()
+    tolerance: float = 1e-5
+
+
+def in_8_bits(model: Served) -> Served:
+    """Its export, beside it."""
+    out = model.folder.with_name("int8")
+    if not out.exists():
+        assert convert(["to-onnx", str(model.folder), str(out), "--precision", "int8"]) == 0
+    return Served(out, ExportedModel(out), model.processor, ("--backend", "onnx"), 0.03)
+
+
+def save_model(folder: Path, size: str, **text: int) -> Served:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(imagenet_classes(), vocab_size=4000, max_length=64)
     text_config = {**SIZES[size], "vocab_size": len(tokenizer), **text}
@@ -58,7 +87,7 @@ def save_model(folder: Path, size: str, **text: int) -> tuple[SiglipExtModel, Si
     processor = SiglipExtProcessor(SiglipExtImageProcessor(), tokenizer)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return model, processor
+    return Served(folder, model, processor)
 
 
 def photos(count: int) -> list[bytes]:
@@ -155,7 +184,7 @@ def measured(run: Callable[[], object], pid: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "cpu": cpu_seconds(pid) - cpu}
 
 
-def throughput(folder: Path, model, processor, kind: str, rounds: int, answers: int) -> dict:
+def throughput(served: Served, naive_folder: Path, kind: str, rounds: int, answers: int) -> dict:
     files = photos(CLIENTS)
     sent = [data_uri(file) for file in files] if kind == "images" else imagenet_classes()[:CLIENTS]
     many, few = CLIENTS * answers, 8
@@ -164,7 +193,8 @@ def throughput(folder: Path, model, processor, kind: str, rounds: int, answers: 
 
     def direct(count: int) -> np.ndarray:
         inputs = (files if kind == "images" else sent) * answers
-        return (encode_images if kind == "images" else encode_texts)(model, processor, inputs[:count], **options)
+        encode = encode_images if kind == "images" else encode_texts
+        return encode(served.model, served.processor, inputs[:count], **options)
 
     def server(url: str) -> None:
         vectors[1], latencies = load(url, sent, answers)
@@ -175,7 +205,7 @@ def throughput(folder: Path, model, processor, kind: str, rounds: int, answers: 
 
     vectors: list[np.ndarray] = [np.empty(0)] * 2
     direct(2)  # the warm-up, as below of the servers
-    with ours(folder) as (url, pid), naive(folder) as (naive_url, naive_pid):
+    with ours(served.folder, *served.options) as (url, pid), naive(naive_folder) as (naive_url, naive_pid):
         for address in (url, naive_url):
             load(address, sent[:2], 1)
         for index in range(rounds):
@@ -185,7 +215,7 @@ def throughput(folder: Path, model, processor, kind: str, rounds: int, answers: 
             ]
             for turn in turns if index % 2 == 0 else reversed(turns):
                 turn()
-            np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=served.tolerance)
             # one at a time it is as fast for 8 as for 64
             found["naive"].append(measured(lambda: load(naive_url, sent[:few], 1), naive_pid))
     return found
@@ -252,7 +282,7 @@ def render(found: dict) -> list[str]:
     lines += [
         f"{CLIENTS} clients on the same machine, one input a request; batches of {BATCH} images, {2 * BATCH} texts."
     ]
-    kinds = [kind for kind in ("images", "texts") if kind in found]
+    kinds = [kind for kind in KINDS if kind in found]
     lines += [
         "Medians of the rounds, and their range. Where others use the machine, the clock says what its minutes were"
     ]
@@ -262,7 +292,11 @@ def render(found: dict) -> list[str]:
     lines += ["", "The server against `encode_*` (bar 0.95) and against the naive endpoint (bar 2.5).", ""]
     columns = ("what", "speed, clock:", "speed, CPU time:", "over naive, clock:", "over naive, CPU time:")
     lines += table(columns, [[kind, *ratios(found[kind])] for kind in kinds])
-    lines += ["", "A CPU is as busy with one image as with 32, so that there is little for batches to gain on it."]
+    lines += [
+        "",
+        "In 8 bits: the model as `to-onnx --precision int8` exports it; the naive endpoint stays the stock classes.",
+    ]
+    lines += ["A CPU is as busy with one image as with 32, so that there is little for batches to gain on it."]
     lines += ["", "Seconds until the answer; by Little's law the mean is the clients over the answers a second.", ""]
     lines += table(("what", "p50:", "p99:", "mean:", "Little:"), [[kind, *waits(found[kind])] for kind in kinds])
     if "labels" in found:
@@ -278,9 +312,8 @@ def render(found: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", choices=("images", "texts", "labels"), default=["images", "texts", "labels"]
-    )
+    lines = (*KINDS, "labels")
+    parser.add_argument("--only", nargs="+", choices=lines, default=lines)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=2, help="of each client in a round")
     parser.add_argument("--size", choices=SIZES, default="base", help="tiny: to try this script; nothing is kept")
@@ -289,10 +322,11 @@ def main() -> None:
     found = {**(stored(kept) if args.size == "base" else {}), "machine": machine()}
     found["load"] = f"load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores at the start"
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name) / "model"
         for kind in (kind for kind in args.only if kind != "labels"):
-            model, processor = save_model(folder, args.size)
-            found[kind] = throughput(folder, model, processor, kind, args.rounds, args.answers)
+            model = save_model(folder, args.size)
+            served = in_8_bits(model) if kind.endswith(IN_8_BITS) else model
+            found[kind] = throughput(served, folder, kind.removesuffix(IN_8_BITS), args.rounds, args.answers)
             print(kind, *ratios(found[kind]), *waits(found[kind]), flush=True)
         if "labels" in args.only:
             # what labels cost depends on the width of their vectors, and not on how these were made
