@@ -35,7 +35,7 @@ from .train import train
 
 
 SHOWN = 6
-SECONDS = 360
+SECONDS = 330
 SIDE = 216
 
 
