@@ -41,12 +41,21 @@ def test_overrides(recipe_file):
     recipe = parse_recipe(path, overrides)
     assert recipe.model.vision_config == {"hidden_size": 48, "image_size": 64}
     assert recipe.model.text_config == {"pooling": "mean"}
-    assert recipe.training.learning_rate == 1e-3  # YAML reads 1e-3 as text
+    assert recipe.training.learning_rate == 1e-3
     assert recipe.training.seed == 7
     assert recipe.data.caption_column == ["a", "b"]
     assert recipe.given["seed"] == 7
     assert recipe.given["caption_column"] == ["a", "b"]
     assert "warmup_steps" not in recipe.given
+
+
+def test_powers_of_ten_are_numbers_wherever_they_stand(recipe_file):
+    decay = "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 1.e-7}\n"
+    path = recipe_file("objectives: {captioning: 1e-1, masking: 2E+0}\n" + decay)
+    recipe = parse_recipe(path, ["--objectives.masking", "1e-2", "--self_distillation.momentum=.5e0"])
+    assert recipe.objectives.objectives == {"captioning": 0.1, "masking": 0.01}
+    assert recipe.objectives.self_distillation == {"momentum": 0.5}
+    assert recipe.training.lr_scheduler_kwargs == {"lr_end": 1e-7}
 
 
 def test_a_boolean_can_be_turned_off(recipe_file):
