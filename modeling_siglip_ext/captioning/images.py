@@ -109,8 +109,10 @@ def locate_all(
         phrases: as many.
 
     Raises:
+        TypeError: one image or phrase in place of a list.
         ValueError: lengths that differ, or an image that cannot be read.
     """
+    check_several(images=images, phrases=phrases)
     if len(images) != len(phrases):
         raise ValueError(f"{len(images)} images need as many phrases, got {len(phrases)}")
     writer, form = _writer(decoder, processor), decoder.config.text_format
@@ -145,8 +147,10 @@ def score_captions(
         (images, captions) float32, on the CPU.
 
     Raises:
+        TypeError: one caption in place of a list.
         ValueError: no captions or no images, and as `caption`.
     """
+    check_several(captions=captions)
     if not captions:
         raise ValueError("nothing to score: there are no captions")
     items = inputs_of(images, column, "image").items
@@ -169,6 +173,16 @@ def score_captions(
     if not rows:
         raise ValueError("nothing to score: there are no images")
     return torch.cat(rows)
+
+
+def check_several(**given: Any) -> None:
+    """
+    Raises:
+        TypeError: one text, whose letters would be taken for many.
+    """
+    for name, value in given.items():
+        if isinstance(value, (str, bytes)):
+            raise TypeError(f"{name} must be a list, got {value!r:.60}: put it in brackets")
 
 
 def in_pixels(box: Box | None, size: tuple[int, int]) -> Box | None:

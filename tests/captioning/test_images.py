@@ -107,6 +107,15 @@ def test_scores_are_of_each_caption_alone(model, decoder, processor):
 
 
 def test_bad_input_is_refused(model, decoder, processor, tmp_path):
+    for call in (
+        lambda: score_captions(model, decoder, processor, IMAGES, "a cat"),
+        lambda: locate_all(model, decoder, processor, IMAGES, "a cat"),
+        lambda: locate_all(model, decoder, processor, "a.png", ["a cat"]),
+    ):
+        with pytest.raises(TypeError, match=r"must be a list, got '.*': put it in brackets"):
+            call()
+    with pytest.raises(TypeError, match="None is a NoneType, not a text"):
+        score_captions(model, decoder, processor, IMAGES, ["a cat", None])
     with pytest.raises(ValueError, match="there are no captions"):
         score_captions(model, decoder, processor, IMAGES, [])
     with pytest.raises(ValueError, match="there are no images"):
