@@ -23,7 +23,7 @@ from .lengths import Index, check_takes_lengths
 from .pixel_cache import Cache, new_cache
 from .pixels import resized_sample, sample_shape
 from .reference_embeddings import REFERENCE, ReferenceEmbeddings
-from .regions import as_regions
+from .regions import check_regions
 from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
 
@@ -57,7 +57,8 @@ class CaptionedRows(torch.utils.data.Dataset):
                 check_columns(dataset.column_names, setting, [column])
         self.pair_column = pair_column
         self._pairs = None if pair_column is None else dataset[pair_column]
-        self._regions = None if region_column is None else dataset[region_column]
+        self.regions = None if region_column is None else dataset[region_column]
+        """Those of each row of `dataset`."""
         self.seed = seed
         self._called, self._numbers = called, range(len(dataset)) if numbers is None else list(numbers)
         self.reference = reference
@@ -72,8 +73,8 @@ class CaptionedRows(torch.utils.data.Dataset):
             try:
                 if unusable and row in unusable:
                     raise UnusableRowError(unusable[row])
-                if self._regions is not None:
-                    as_regions(self._regions[row])
+                if self.regions is not None:
+                    check_regions(self.regions[row])
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
@@ -112,7 +113,7 @@ class CaptionedRows(torch.utils.data.Dataset):
     def further(self, index: int) -> dict:
         """`pair` and `regions`, the values of their columns, where there are such columns; and what the reference, if
         there is one, makes of image and caption."""
-        columns = {"pair": self._pairs, "regions": self._regions}
+        columns = {"pair": self._pairs, "regions": self.regions}
         found = {name: column[self.rows[index]] for name, column in columns.items() if column is not None}
         if self.reference is not None:
             image, owner = (self._numbers[rows[index]] for rows in (self.rows, self.owners))

@@ -38,6 +38,15 @@ def as_regions(values: Any, min_score: float = 0.3) -> list[Region]:
     return [_region(entry) for entry in _entries(values) if _score(entry) >= min_score]
 
 
+def check_regions(values: Any) -> None:
+    """Whether all regions in a row's field are such, those that a lower `min_score` would take among them.
+
+    Raises:
+        UnusableRowError: see `as_regions`.
+    """
+    as_regions(values, min_score=-float("inf"))
+
+
 def _entries(values: Any) -> Iterable[Mapping[str, Any]]:
     if values is None:
         return []
