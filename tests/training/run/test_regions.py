@@ -11,8 +11,10 @@ from PIL import Image
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.data.detection import DetectionSettings, Detector
 from modeling_siglip_ext.training.run import regions
+from modeling_siglip_ext.training.run.fields import DataArguments
 from modeling_siglip_ext.training.run.prepare import prepare
 from modeling_siglip_ext.training.run.recipe import parse_recipe
+from modeling_siglip_ext.training.run.rows import load_rows
 from support.detector import small_detector
 
 
@@ -98,6 +100,14 @@ def test_a_model_is_trained_from_them(detector, images, tmp_path):
     batch = run.trainer.data_collator([dict(trained[place]) for place in range(2)])
     # captions, phrases and boxes: three targets, none of them empty
     assert batch["caption_weights"].sum(2).bool().tolist() == [[True] * 3] * 2
+
+
+def test_a_table_of_another_detector_may_name_images_that_lie_elsewhere(images, tmp_path):
+    regions = [{"box": [0.0, 0.0, 1.0, 1.0], "text": "a thing", "score": 0.9}]
+    rows = [{"file_name": f"{place}.png", "caption": text, "regions": regions} for place, text in enumerate(CAPTIONS)]
+    (tmp_path / "boxes.json").write_text(json.dumps(rows))
+    found = load_rows(DataArguments(str(images), regions_file=str(tmp_path / "boxes.json")), 0)
+    assert all(row == regions for part in (found.train, found.held_out) for row in part["regions"])
 
 
 @pytest.mark.parametrize(
