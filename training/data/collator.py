@@ -8,7 +8,7 @@ from PIL.Image import Image
 from transformers import ProcessorMixin
 
 from modeling_siglip_ext.images import load_image
-from modeling_siglip_ext.texts import NO_LENGTH
+from modeling_siglip_ext.texts import NO_LENGTH, check_characters
 
 from .folder import check_columns
 from .pair_ids import ids_of_texts, ids_of_values
@@ -65,6 +65,7 @@ class ImageTextCollator:
         (B, L) and spatial_shapes (B, 2); input_ids int64 (B, max_length), return_loss True, pair_ids int64 (B,)
         where rows can belong together, and reference_embeds float32 (B, 2, D) where a reference has judged them."""
         captions = [self._caption(example) for example in examples]
+        check_characters(captions)
         batch = dict(
             self.processor.tokenizer(
                 captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"

@@ -9,7 +9,7 @@ from typing import Any
 
 from modeling_siglip_ext.captioning import Box, checked_box
 
-from .samples import UnusableRowError
+from .samples import UnusableRowError, check_text
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def _region(entry: Mapping[str, Any]) -> Region:
     text = entry.get("text")
     if not isinstance(text, str) or not text.strip():
         raise UnusableRowError(f"a region needs a text, got {dict(entry)!r}")
+    check_text(text)
     if entry.get("box") is None:
         raise UnusableRowError(f"a region needs a box, got {dict(entry)!r}")
     try:

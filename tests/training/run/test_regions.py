@@ -131,4 +131,6 @@ def test_another_kind_of_model_is_refused(images, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert command(tmp_path / "other", images, tmp_path / "boxes") == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert "other is a bert; regions are found by owlvit and owlv2" in capsys.readouterr().err
+    assert command(tmp_path / "othr", images, tmp_path / "boxes") == 2
+    assert "there is no such folder; did you mean" in capsys.readouterr().err
