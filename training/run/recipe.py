@@ -18,7 +18,7 @@ from modeling_siglip_ext.command_line import underscored
 
 from ..arguments import SiglipExtTrainingArguments
 from .fields import DataArguments, ModelArguments, as_mapping
-from .objective_fields import ObjectiveArguments
+from .objective_fields import SETTINGS, ObjectiveArguments
 from .unset import check_places, is_unset, take_out_unset
 from .unused import find_unused
 
@@ -50,6 +50,8 @@ MAPPINGS = (
     "self_distillation",
     "curation",
 )
+# Of the others `none` may be a value, as of a tower's pooling.
+UNSETTABLE = ("objectives", *SETTINGS)
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
 
@@ -170,6 +172,8 @@ def parse_recipe(
     for name, entries in nested.items():
         check_field(name, MAPPINGS, COMMAND_LINE)
         values[name] = {**(as_mapping(name, values.get(name)) or {}), **entries}
+        if name in UNSETTABLE:
+            values[name] = {key: value for key, value in values[name].items() if not is_unset(entries.get(key))}
     options = [option_name(word) for word in words if word.startswith("--")]
     on_line = {name if name in FIELDS else name.removeprefix("no_") for name in options} | nested.keys()
     namespace = parse_fields(words, values)

@@ -58,6 +58,18 @@ def test_powers_of_ten_are_numbers_wherever_they_stand(recipe_file):
     assert recipe.training.lr_scheduler_kwargs == {"lr_end": 1e-7}
 
 
+def test_what_a_recipe_sets_inside_can_be_unset():
+    """For embeddings in place of the reference model that a recipe names; a tower's `none` is a value."""
+    words = ["--use_cpu", "true", "--dataset", "rows.parquet", "--curation.reference_name_or_path", "none"]
+    recipe = parse_recipe("siglip2_b16_curated", [*words, "--curation.reference_embeddings", "mine"])
+    assert recipe.objectives.curation == {
+        "ratio": 0.5, "chunks": 16, "score": "learnability", "reference_embeddings": "mine"
+    }  # fmt: skip
+    recipe = parse_recipe("siglip2_b16", [*words[:2], "--objectives.masking=none", "--vision_config.pooling", "none"])
+    assert recipe.objectives.weights() == {"captioning": 1.0, "distillation": 0.25}
+    assert recipe.model.vision_config["pooling"] == "none"
+
+
 def test_a_boolean_can_be_turned_off(recipe_file):
     recipe = parse_recipe(recipe_file("use_cpu: true"), ["--no_dataloader_drop_last", "--shuffle_captions", "true"])
     assert recipe.training.dataloader_drop_last is False
