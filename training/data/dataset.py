@@ -113,8 +113,9 @@ class CaptionedRows(torch.utils.data.Dataset):
     def further(self, index: int) -> dict:
         """`pair` and `regions`, the values of their columns, where there are such columns; and what the reference, if
         there is one, makes of image and caption."""
-        columns = {"pair": self._pairs, "regions": self.regions}
-        found = {name: column[self.rows[index]] for name, column in columns.items() if column is not None}
+        # what is shuffled with the captions is all that an image is said to show
+        columns = {"pair": (self._pairs, self.rows), "regions": (self.regions, self.owners)}
+        found = {name: column[rows[index]] for name, (column, rows) in columns.items() if column is not None}
         if self.reference is not None:
             image, owner = (self._numbers[rows[index]] for rows in (self.rows, self.owners))
             caption = drawn(range(len(self.captions[index])), self.key(index))

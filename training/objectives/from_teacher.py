@@ -29,6 +29,18 @@ class FromTeacher(TrainedObjective):
         if owns_teacher:
             self.teacher = teacher
 
+    @staticmethod
+    def suits(core: nn.Module) -> None:
+        """
+        Raises:
+            ValueError: the tower is none that this objective can train, see `check_tower`.
+        """
+        raise NotImplementedError
+
+    def check(self, core: nn.Module) -> None:
+        self.suits(core)
+        self._teacher[0].resemble(vision_tower(core))
+
     def identity(self) -> dict[str, Any]:
         return asdict(self.matching.settings)
 

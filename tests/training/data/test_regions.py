@@ -62,6 +62,15 @@ def test_a_wrong_region_is_found_at_the_start_whatever_its_score(rows):
     assert "give shares" in data.left_out[0][1]
 
 
+def test_regions_are_shuffled_with_the_captions(rows):
+    """They say as much of an image as its caption does."""
+    texts = list(rows["caption"])
+    own = rows.add_column("regions", [[{"box": [0.0, 0.0, 1.0, 1.0], "text": text, "score": None}] for text in texts])
+    data = ImageTextDataset(own, region_column="regions", shuffle_captions=True)
+    items = [data[index] for index in range(len(data))]
+    assert all(item["regions"][0]["text"] == item["caption"] != text for item, text in zip(items, texts))
+
+
 def test_word_ngrams():
     assert word_ngrams("a red  cat") == ["a", "red", "cat", "a red", "red cat", "a red cat"]
     assert word_ngrams("the cat the cat", longest=2) == ["the", "cat", "the cat", "cat the"]
