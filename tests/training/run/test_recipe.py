@@ -58,6 +58,16 @@ def test_powers_of_ten_are_numbers_wherever_they_stand(recipe_file):
     assert recipe.training.lr_scheduler_kwargs == {"lr_end": 1e-7}
 
 
+def test_what_is_said_last_of_a_field_holds(recipe_file):
+    path, cpu = recipe_file("model_name_or_path: a"), ["--use_cpu", "true"]
+    for words, name in (
+        (["--model_name_or_path", "b", "--model_name_or_path", "none"], None),
+        (["--model_name_or_path=b", *cpu, "--model_name_or_path=none", "--seed", "1"], None),
+        (["--model_name_or_path", "none", "--model_name_or_path", "b"], "b"),
+    ):
+        assert parse_recipe(path, [*words, *cpu]).model.model_name_or_path == name
+
+
 def test_what_a_recipe_sets_inside_can_be_unset():
     """For embeddings in place of the reference model that a recipe names; a tower's `none` is a value."""
     words = ["--use_cpu", "true", "--dataset", "rows.parquet", "--curation.reference_name_or_path", "none"]
