@@ -7,6 +7,7 @@ and counted (`samples.py`).
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import torch
 from datasets import Dataset
@@ -69,12 +70,13 @@ class CaptionedRows(torch.utils.data.Dataset):
         self.rows: list[int] = []
         """For each index the row of `dataset`."""
         self.left_out: list[tuple[str, str]] = []
-        for row, values in enumerate(zip(*(dataset[column] for column in columns))):
+        captions = zip(*(dataset[column] for column in columns))
+        # one after another, as a row by itself takes much longer to find
+        for row, (values, regions) in enumerate(zip(captions, repeat(None) if self.regions is None else self.regions)):
             try:
                 if unusable and row in unusable:
                     raise UnusableRowError(unusable[row])
-                if self.regions is not None:
-                    check_regions(self.regions[row])
+                check_regions(regions)
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
