@@ -45,6 +45,15 @@ def encoded_batches(
         yield *image_tokens(model, together), [image.size for image in batch]
 
 
+def _batches(
+    model: PreTrainedModel, decoder: CaptionDecoder, processor: ProcessorMixin, images: Iterable[Any], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, list[tuple[int, int]]]]:
+    """`encoded_batches` of whatever `load_image` takes, where the decoder is."""
+    device = decoder.output.weight.device
+    for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size):
+        yield tokens.to(device), None if mask is None else mask.to(device), sizes
+
+
 def caption(
     model: PreTrainedModel,
     decoder: CaptionDecoder,
@@ -74,7 +83,7 @@ def caption(
     items = inputs_of(images, column, "image").items
     writer, found = _writer(decoder, processor), []
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
+        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size):
             prompts = [writer.prefixes["caption"]] * len(tokens)
             own = _seeded(sampling, len(found))
             texts = generate(decoder, tokens, prompts, encoded_mask=mask, max_length=max_length, sampling=own)
@@ -118,7 +127,7 @@ def locate_all(
     writer, form = _writer(decoder, processor), decoder.config.text_format
     found: list[Box | None] = []
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size):
+        for tokens, mask, sizes in _batches(model, decoder, processor, images, batch_size):
             own = phrases[len(found) : len(found) + len(tokens)]
             prompts = [writer.referring_prompt(phrase) for phrase in own]
             texts = generate(decoder, tokens, prompts, encoded_mask=mask)
@@ -158,7 +167,7 @@ def score_captions(
     labels, weights = padded([writer.caption(text) for text in captions], decoder.config)
     rows = []
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
+        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size):
             parts = [
                 log_likelihoods(
                     decoder,
