@@ -72,9 +72,12 @@ def check_table(tokenizer: PreTrainedTokenizerBase, config: Any, largest: int) -
 def check_characters(texts: Sequence[str]) -> None:
     """
     Raises:
+        TypeError: something that is no text.
         ValueError: a text with half of a surrogate pair, as JSON can have it, which is no character.
     """
     for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r:.60} is a {type(text).__name__}, not a text")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

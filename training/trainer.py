@@ -392,7 +392,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         try:
             # dataloader_drop_last is for training: every sample counts in evaluation.
             args.dataloader_drop_last = drop_last and is_training
-            self.data_collator = ReportingCollator(collator) if is_training else collator
+            evaluating = getattr(collator, "for_evaluation", collator)
+            self.data_collator = ReportingCollator(collator) if is_training else evaluating
             loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         finally:
             args.dataloader_drop_last, self.data_collator = drop_last, collator

@@ -23,6 +23,8 @@ from .tables import read_table, with_images
 
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing")
 PREFERRED = ("test", "validation", "val", "train")
+NO_IMAGES = ""
+"""As `image_column`: paths and URLs in a table are what is written there."""
 
 
 def load(
@@ -43,7 +45,7 @@ def load(
         config: configuration of a dataset on the Hub.
         split: "test" unless given where there are several; a file or folder without splits is one.
         separator: of the values in a CSV file; found in its first line unless given.
-        image_column: where it has none of the usual names: the one whose paths are those of images.
+        image_column: where it has none of the usual names: the one whose paths are those of images; or `NO_IMAGES`.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -147,12 +149,12 @@ def _load_files(files: Sequence[str], source: str, separator: str | None, image:
     else:  # through a cache on disk, as these may be larger than memory
         escaped = [escape(str(Path(file).absolute())) for file in files]
         parts = [datasets.load_dataset(kind, data_files=escaped, split="train")]
-    if image is None or image not in parts[0].column_names:
+    if image != NO_IMAGES and (image is None or image not in parts[0].column_names):
         image = usual(parts[0].column_names, IMAGE_COLUMNS)
     if len(parts) > 1:
-        parts = [with_images(part, image, file) for part, file in zip(parts, files)]
+        parts = [with_images(part, image or None, file) for part, file in zip(parts, files)]
         return datasets.concatenate_datasets(parts)
-    return with_images(parts[0], image, files[0])
+    return with_images(parts[0], image or None, files[0])
 
 
 def _read_arrow(url: str, kind: str) -> datasets.Dataset:

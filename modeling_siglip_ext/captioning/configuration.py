@@ -49,12 +49,16 @@ class CaptionDecoderConfig:
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "encoder_hidden_size")
         for name in ("vocab_size", "max_length", *sizes):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}"
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         for name in ("pad_token_id", "eos_token_id"):
             if not 0 <= getattr(self, name) < self.vocab_size:
                 raise ValueError(f"{name}={getattr(self, name)} is outside the vocabulary of {self.vocab_size}")

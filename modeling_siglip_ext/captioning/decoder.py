@@ -177,7 +177,7 @@ class CaptionDecoder(nn.Module):
 
         Args:
             input_ids: (B·T, L), the T texts of an image one after another; see `decoder_inputs`.
-            encoded: the image tower's tokens after its last norm, (B, N, E).
+            encoded: the image tower's tokens after its last norm, (B, N, E), in any precision.
             parallel: rows whose tokens see all others and not only those before them, (B·T,) bool; none by default.
             encoded_mask: True for tokens of the image, False for NaFlex's padding, (B, N).
 
@@ -187,7 +187,7 @@ class CaptionDecoder(nn.Module):
         Raises:
             ValueError: tokens of another tower, texts that are too long, or not the same number for each image.
         """
-        self._check_width(encoded)
+        encoded = self._read(encoded)
         length = input_ids.shape[1]
         if length > self.config.max_length:
             raise ValueError(f"{length} tokens, but the decoder has {self.config.max_length} positions (max_length)")
@@ -210,13 +210,15 @@ class CaptionDecoder(nn.Module):
     def _blocks(self) -> Iterable[DecoderBlock]:
         return cast(Iterable[DecoderBlock], self.layers)
 
-    def _check_width(self, encoded: torch.Tensor) -> None:
+    def _read(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Tokens in the decoder's precision: transformers loads a tower in the one that it was saved in."""
         width = self.config.encoder_hidden_size
         if encoded.shape[-1] != width:
             raise ValueError(
                 f"the image tokens have {encoded.shape[-1]} channels, this decoder reads {width}: it is of "
                 "another image tower"
             )
+        return encoded.to(self.output.weight.dtype)
 
     def new_cache(self, encoded: torch.Tensor) -> list[LayerCache]:
         """Room for one text of each image.
@@ -224,7 +226,7 @@ class CaptionDecoder(nn.Module):
         Raises:
             ValueError: tokens of another tower.
         """
-        self._check_width(encoded)
+        encoded = self._read(encoded)
         caches = []
         for layer in self._blocks():
             keys, values = layer.cross_attn.keys_values(encoded)

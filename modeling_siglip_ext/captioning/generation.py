@@ -37,7 +37,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0, got {self.temperature}; greedy is sampling=None")
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}; the likeliest word is taken without sampling"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -45,6 +45,15 @@ def encoded_batches(
         yield *image_tokens(model, together), [image.size for image in batch]
 
 
+def _batches(
+    model: PreTrainedModel, decoder: CaptionDecoder, processor: ProcessorMixin, images: Iterable[Any], batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, list[tuple[int, int]]]]:
+    """`encoded_batches` of whatever `load_image` takes, where the decoder is."""
+    device = decoder.output.weight.device
+    for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size):
+        yield tokens.to(device), None if mask is None else mask.to(device), sizes
+
+
 def caption(
     model: PreTrainedModel,
     decoder: CaptionDecoder,
@@ -74,7 +83,7 @@ def caption(
     items = inputs_of(images, column, "image").items
     writer, found = _writer(decoder, processor), []
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
+        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size):
             prompts = [writer.prefixes["caption"]] * len(tokens)
             own = _seeded(sampling, len(found))
             texts = generate(decoder, tokens, prompts, encoded_mask=mask, max_length=max_length, sampling=own)
@@ -109,14 +118,16 @@ def locate_all(
         phrases: as many.
 
     Raises:
+        TypeError: one image or phrase in place of a list.
         ValueError: lengths that differ, or an image that cannot be read.
     """
+    check_several(images=images, phrases=phrases)
     if len(images) != len(phrases):
         raise ValueError(f"{len(images)} images need as many phrases, got {len(phrases)}")
     writer, form = _writer(decoder, processor), decoder.config.text_format
     found: list[Box | None] = []
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size):
+        for tokens, mask, sizes in _batches(model, decoder, processor, images, batch_size):
             own = phrases[len(found) : len(found) + len(tokens)]
             prompts = [writer.referring_prompt(phrase) for phrase in own]
             texts = generate(decoder, tokens, prompts, encoded_mask=mask)
@@ -145,8 +156,10 @@ def score_captions(
         (images, captions) float32, on the CPU.
 
     Raises:
+        TypeError: one caption in place of a list.
         ValueError: no captions or no images, and as `caption`.
     """
+    check_several(captions=captions)
     if not captions:
         raise ValueError("nothing to score: there are no captions")
     items = inputs_of(images, column, "image").items
@@ -154,7 +167,7 @@ def score_captions(
     labels, weights = padded([writer.caption(text) for text in captions], decoder.config)
     rows = []
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, _ in encoded_batches(model, processor, map(load_image, items), batch_size):
+        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size):
             parts = [
                 log_likelihoods(
                     decoder,
@@ -169,6 +182,16 @@ def score_captions(
     if not rows:
         raise ValueError("nothing to score: there are no images")
     return torch.cat(rows)
+
+
+def check_several(**given: Any) -> None:
+    """
+    Raises:
+        TypeError: one text, whose letters would be taken for many.
+    """
+    for name, value in given.items():
+        if isinstance(value, (str, bytes)):
+            raise TypeError(f"{name} must be a list, got {value!r:.60}: put it in brackets")
 
 
 def in_pixels(box: Box | None, size: tuple[int, int]) -> Box | None:

@@ -6,12 +6,14 @@ is later on, and a caption has the tokens that the text tower gives it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..texts import check_characters
 from .configuration import CaptionDecoderConfig
+from .texts import SIDES
 
 
 TASKS = ("caption", "referring", "grounded")
@@ -53,8 +55,8 @@ class TargetWriter:
         longest = max(map(len, self.prefixes.values())) + len(self.separator)
         if longest + 1 >= config.max_length:
             raise ValueError(
-                f"prefix and separator have {longest} tokens, which leaves no room in {config.max_length}: shorten "
-                "them in text_format"
+                f"prefix and separator have {longest} tokens, which leaves no room in {config.max_length}: raise "
+                "max_length, or shorten them in text_format"
             )
 
     def words(self, text: str) -> list[int]:
@@ -86,9 +88,16 @@ class TargetWriter:
 
     def referring_prompt(self, text: str) -> list[int]:
         """What comes before the box of a text; raises as `referring`."""
-        box = self._box((1.0, 1.0, 1.0, 1.0))  # room for the longest
+        box = self._longest_box
         whole = self._target("referring", [], self.words(text), [*self.separator, *box]).ids
         return whole[: len(whole) - 1 - len(box)]
+
+    @cached_property
+    def _longest_box(self) -> list[int]:
+        """The tokens of a box that has the most: a vocabulary may have 500 as a word, and write 137 in three."""
+        form = self.config.text_format
+        boxes = [form.box_separator.join([str(number)] * len(SIDES)) for number in range(form.box_scale + 1)]
+        return max(map(self.words, boxes), key=len)
 
     def _box(self, box: Sequence[float]) -> list[int]:
         return self.words(self.config.text_format.write_box(box))

@@ -126,6 +126,8 @@ def test_what_makes_no_decoder_is_refused(config, decoder, encoded):
         CaptionDecoderConfig(30, 16, 20, 2, 2, 12, eos_token_id=30)
     with pytest.raises(ValueError, match="num_hidden_layers must be at least 1"):
         CaptionDecoderConfig(30, 16, 20, 0, 2, 12)
+    with pytest.raises(ValueError, match=r"dropout must be at least 0 and below 1, got 1\.5"):
+        CaptionDecoderConfig(30, 16, 20, 2, 2, 12, dropout=1.5)
     with pytest.raises(ValueError, match="10 tokens, but the decoder has 9 positions"):
         decoder(torch.zeros(5, 10, dtype=torch.long), encoded)
     with pytest.raises(ValueError, match="7 texts for 5 images"):

@@ -80,6 +80,18 @@ def test_batches_and_entrances_agree(model, decoder, processor, tmp_path):
     assert decoder.training
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_tower_may_be_of_another_precision(model, decoder, processor, dtype):
+    """As transformers loads one that was saved so; the decoder stays what it is."""
+    own = model.to(dtype)
+    tokens = own.eval().get_image_features(**processor(images=IMAGES[:1], return_tensors="pt").to(dtype))
+    expected = decoder.eval().new_cache(tokens.last_hidden_state.float())[0].image_keys
+    assert torch.equal(decoder.new_cache(tokens.last_hidden_state)[0].image_keys, expected)
+    assert len(caption(own, decoder, processor, IMAGES)) == 5
+    assert len(locate_all(own, decoder, processor, IMAGES[:1], ["a cat"])) == 1
+    assert score_captions(own, decoder, processor, IMAGES, TEXTS).dtype == torch.float32
+
+
 def test_draws_differ_between_images_and_repeat(model, decoder, processor):
     same = [IMAGES[0]] * 6
     drawn = caption(model, decoder, processor, same, batch_size=2, sampling=Sampling(5.0))
@@ -107,6 +119,15 @@ def test_scores_are_of_each_caption_alone(model, decoder, processor):
 
 
 def test_bad_input_is_refused(model, decoder, processor, tmp_path):
+    for call in (
+        lambda: score_captions(model, decoder, processor, IMAGES, "a cat"),
+        lambda: locate_all(model, decoder, processor, IMAGES, "a cat"),
+        lambda: locate_all(model, decoder, processor, "a.png", ["a cat"]),
+    ):
+        with pytest.raises(TypeError, match=r"must be a list, got '.*': put it in brackets"):
+            call()
+    with pytest.raises(TypeError, match="None is a NoneType, not a text"):
+        score_captions(model, decoder, processor, IMAGES, ["a cat", None])
     with pytest.raises(ValueError, match="there are no captions"):
         score_captions(model, decoder, processor, IMAGES, [])
     with pytest.raises(ValueError, match="there are no images"):

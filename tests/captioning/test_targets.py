@@ -66,6 +66,20 @@ def test_a_prompt_is_the_beginning_of_its_target(writer, tokenizer):
         assert text_of(tokenizer, target[len(prompt) :]) == f"500 500 500 500{tokenizer.eos_token}"
 
 
+def test_there_is_room_for_a_box_that_has_more_tokens_than_the_largest_numbers():
+    """A vocabulary may have 500 as a word, and write other numbers in digits."""
+    tokenizer = make_processor([*TEXTS, *["500 500 500 500"] * 9], length=24).tokenizer
+    writer = TargetWriter(tokenizer, config_of(tokenizer))
+    large, digits = (len(writer.words(text)) for text in ("500 500 500 500", "137 137 137 137"))
+    assert large < digits
+    prompt, target = writer.referring_prompt("a " * 40), writer.referring("a " * 40, (0.274, 0.274, 0.274, 0.274))
+    assert target.ids[: len(prompt)] == prompt
+    assert len(prompt) + digits + 1 == 24
+    short = config_of(tokenizer, length=len(writer.prefixes["referring"]) + len(writer.separator) + large + 2)
+    with pytest.raises(ValueError, match=r"a box has .* too many"):
+        TargetWriter(tokenizer, short).referring_prompt("")
+
+
 def test_long_texts_are_cut_and_keep_box_and_end(writer, tokenizer):
     for target in (writer.caption("a " * 40), writer.referring("a " * 40, BOX), writer.grounded("a " * 40, BOX)):
         assert len(target.ids) == 24

@@ -98,7 +98,7 @@ class CheckedRun(AtomicCheckpoints):
                 raise ValueError(f"the evaluation data has no example that can be used{part.first_left_out()}")
         elif not isinstance(part, CaptionedRows) and isinstance(part, Sized) and hasattr(part, "__getitem__"):
             own = range(args.process_index, len(part), args.world_size)
-            collate = cast(Any, self.data_collator)
+            collate = getattr(self.data_collator, "for_evaluation", cast(Any, self.data_collator))
             loader = DataLoader(
                 cast(Any, part),
                 sampler=own,

@@ -92,6 +92,7 @@ DIGESTS = {
     "captions": "its training captions",
     "images": "its training images",
     "groups": "its groups",
+    "regions": "its regions",
     "shards": "its shards",
     "tokens": "its tokens of the captions",
     "reference": "the parameters of its reference model",
@@ -105,6 +106,7 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
             "processes": args.world_size,  # each reads a part, and has a place in it
             "shuffle_buffer": data.shuffle_buffer,
             "caption columns": list(data.caption_columns),
+            "region_column": data.region_column,
         }
         shards = getattr(data.source, "shards", None)
         if shards is not None:
@@ -116,6 +118,8 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
     identity: Identity = {"rows": len(data)} if hasattr(data, "__len__") else {}
     if isinstance(data, CaptionedRows):
         identity["captions"] = _digest("\0".join(captions) for captions in data.captions)
+        if data.regions is not None:
+            identity["regions"] = _digest(repr(data.regions[data.rows[index]]) for index in probes(len(data)))
     if isinstance(data, ImageTextDataset):
         feature = data.images.features[data.image_column]
         if isinstance(feature, Image) or getattr(feature, "dtype", None) in ("string", "large_string", "binary"):
@@ -123,9 +127,14 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
         if data.groups is not None:
             identity["groups"] = _digest(map(str, data.groups))
     if isinstance(data, EmbeddingTextDataset):
-        chosen = torch.linspace(0, len(data) - 1, min(PROBES, len(data))).round().int().tolist()
-        identity["images"] = _digest(data.embeddings[data.places[index]].numpy().tobytes() for index in chosen)
+        some = (data.embeddings[data.places[index]] for index in probes(len(data)))
+        identity["images"] = _digest(embedding.numpy().tobytes() for embedding in some)
     return identity
+
+
+def probes(rows: int) -> list[int]:
+    """Places of at most a thousand rows, evenly among all."""
+    return torch.linspace(0, max(0, rows - 1), min(PROBES, rows)).round().int().tolist()
 
 
 def _pairs(data: Any, collator: Any) -> Identity:

@@ -8,7 +8,7 @@ from PIL.Image import Image
 from transformers import ProcessorMixin
 
 from modeling_siglip_ext.images import load_image
-from modeling_siglip_ext.texts import NO_LENGTH
+from modeling_siglip_ext.texts import NO_LENGTH, check_characters
 
 from .folder import check_columns
 from .pair_ids import ids_of_texts, ids_of_values
@@ -65,6 +65,7 @@ class ImageTextCollator:
         (B, L) and spatial_shapes (B, 2); input_ids int64 (B, max_length), return_loss True, pair_ids int64 (B,)
         where rows can belong together, and reference_embeds float32 (B, 2, D) where a reference has judged them."""
         captions = [self._caption(example) for example in examples]
+        check_characters(captions)
         batch = dict(
             self.processor.tokenizer(
                 captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
@@ -100,7 +101,7 @@ class ImageTextCollator:
         return inputs
 
     def _column(self, example: dict, plain: str, setting: str, column: str) -> Any:
-        if plain in example:
+        if column not in example and plain in example:  # of the datasets here, whatever their columns are called
             return example[plain]
         check_columns(example, setting, [column])
         return example[column]
@@ -108,8 +109,16 @@ class ImageTextCollator:
     def _image(self, example: dict) -> Image:
         return load_image(self._column(example, "image", "image_column", self.image_column))
 
+    def captions(self, example: dict) -> Any:
+        """The caption of an example of the datasets here, or the captions of a bare row, as `as_captions` takes them.
+
+        Raises:
+            ValueError: it has none.
+        """
+        return self._column(example, "caption", "caption_column", self.caption_column)
+
     def _caption(self, example: dict) -> str:
-        value = self._column(example, "caption", "caption_column", self.caption_column)
+        value = self.captions(example)
         if isinstance(value, str):
             return value
         captions = as_captions(value)
@@ -149,6 +158,11 @@ class ExtendedCollator:
         self.processor = collator.processor
         # In shared memory, so that dataloader workers see it change.
         self._wanted = torch.ones(len(additions), dtype=torch.bool).share_memory_()
+
+    @property
+    def for_evaluation(self) -> Any:
+        """What makes the batches that are evaluated: of the contrastive loss alone, which needs none of the rest."""
+        return getattr(self.collator, "for_evaluation", self.collator)
 
     def want(self, inputs: Collection[str]) -> None:
         """Make only those additions, from now on, of which one of these inputs is made."""

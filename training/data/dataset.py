@@ -7,6 +7,7 @@ and counted (`samples.py`).
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import torch
 from datasets import Dataset
@@ -23,7 +24,7 @@ from .lengths import Index, check_takes_lengths
 from .pixel_cache import Cache, new_cache
 from .pixels import resized_sample, sample_shape
 from .reference_embeddings import REFERENCE, ReferenceEmbeddings
-from .regions import as_regions
+from .regions import check_regions
 from .samples import BAD_SAMPLE, LISTED, SkipCounter, UnusableRowError, as_captions, drawn
 
 
@@ -57,7 +58,8 @@ class CaptionedRows(torch.utils.data.Dataset):
                 check_columns(dataset.column_names, setting, [column])
         self.pair_column = pair_column
         self._pairs = None if pair_column is None else dataset[pair_column]
-        self._regions = None if region_column is None else dataset[region_column]
+        self.regions = None if region_column is None else dataset[region_column]
+        """Those of each row of `dataset`."""
         self.seed = seed
         self._called, self._numbers = called, range(len(dataset)) if numbers is None else list(numbers)
         self.reference = reference
@@ -68,12 +70,13 @@ class CaptionedRows(torch.utils.data.Dataset):
         self.rows: list[int] = []
         """For each index the row of `dataset`."""
         self.left_out: list[tuple[str, str]] = []
-        for row, values in enumerate(zip(*(dataset[column] for column in columns))):
+        captions = zip(*(dataset[column] for column in columns))
+        # one after another, as a row by itself takes much longer to find
+        for row, (values, regions) in enumerate(zip(captions, repeat(None) if self.regions is None else self.regions)):
             try:
                 if unusable and row in unusable:
                     raise UnusableRowError(unusable[row])
-                if self._regions is not None:
-                    as_regions(self._regions[row])
+                check_regions(regions)
                 self.captions.append(as_captions(values if len(values) > 1 else values[0]))
                 self.rows.append(row)
             except UnusableRowError as error:
@@ -112,8 +115,9 @@ class CaptionedRows(torch.utils.data.Dataset):
     def further(self, index: int) -> dict:
         """`pair` and `regions`, the values of their columns, where there are such columns; and what the reference, if
         there is one, makes of image and caption."""
-        columns = {"pair": self._pairs, "regions": self._regions}
-        found = {name: column[self.rows[index]] for name, column in columns.items() if column is not None}
+        # what is shuffled with the captions is all that an image is said to show
+        columns = {"pair": (self._pairs, self.rows), "regions": (self.regions, self.owners)}
+        found = {name: column[rows[index]] for name, (column, rows) in columns.items() if column is not None}
         if self.reference is not None:
             image, owner = (self._numbers[rows[index]] for rows in (self.rows, self.owners))
             caption = drawn(range(len(self.captions[index])), self.key(index))

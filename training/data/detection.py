@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor, PreTrainedModel
 
 from modeling_siglip_ext.evaluation.metrics.dense import box_iou
 
@@ -67,11 +67,10 @@ class Detector:
     """
 
     def __init__(self, name_or_path: str, device: str | torch.device = "cpu"):
+        kind = AutoConfig.from_pretrained(name_or_path).model_type
+        if kind not in DETECTORS:
+            raise ValueError(f"{name_or_path} is a {kind}; regions are found by {' and '.join(DETECTORS)}")
         model = AutoModelForZeroShotObjectDetection.from_pretrained(name_or_path)
-        if model.config.model_type not in DETECTORS:
-            raise ValueError(
-                f"{name_or_path} is a {model.config.model_type}; regions are found by {' and '.join(DETECTORS)}"
-            )
         self.model: PreTrainedModel = model.to(device).eval()
         self.processor: Any = AutoProcessor.from_pretrained(name_or_path)
 

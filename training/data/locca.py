@@ -65,7 +65,7 @@ class CaptionTargets:
             raise ValueError("parallel prediction needs a decoder with mask_token=True; or set parallel=0")
         self.writer = TargetWriter(tokenizer, config)
         if {"referring", "grounded"} & set(self.settings.tasks):
-            self.writer.referring("", (1.0, 1.0, 1.0, 1.0))  # whether there is room for the longest box
+            self.writer.referring_prompt("")  # whether there is room for the longest box
 
     def of_example(self, caption: str, regions: list[Region], key: str) -> list[Target | None]:
         """One target a task, None where there is nothing to write.
@@ -99,33 +99,39 @@ class CaptioningCollator:
     Args:
         collator: makes the rest of the batch.
         targets: makes the targets.
-        caption_column, region_column: keys of bare rows. Without the latter an example has no regions.
+        region_column: key of bare rows; without it an example has no regions. That of captions is the collator's.
     """
 
     def __init__(
         self,
         collator: ImageTextCollator,
         targets: CaptionTargets,
-        caption_column: str = "caption",
         region_column: str = "regions",
     ):
         self.collator, self.targets, self.processor = collator, targets, collator.processor
-        self.caption_column, self.region_column = caption_column, region_column
+        self.region_column = region_column
+
+    @property
+    def for_evaluation(self) -> ImageTextCollator:
+        """As of `ExtendedCollator`."""
+        return self.collator
 
     def __call__(self, examples: list[dict]) -> dict[str, Any]:
         """Adds `caption_labels` int64 (B, T, L), `caption_weights` float32 (B, T, L), `caption_parallel` bool (B, T),
         and `caption_counts`, for each example the number of tokens with a weight: numbers that stay on the host.
 
         Raises:
+            ValueError: no column of captions.
             UnusableRowError: regions or captions that are none.
         """
         keys = [example.get("key") or f"{torch.randint(2**62, ()).item()}" for example in examples]
-        examples = [{**example, "caption": self._caption(example, key)} for example, key in zip(examples, keys)]
-        batch = self.collator(examples)
+        captions = [self._caption(example, key) for example, key in zip(examples, keys)]
+        name = self.collator.caption_column
+        batch = self.collator([{**example, name: caption} for example, caption in zip(examples, captions)])
         labels, weights = zip(
             *(
-                padded(self.targets.of_example(example["caption"], self._regions(example), key), self._config)
-                for example, key in zip(examples, keys)
+                padded(self.targets.of_example(caption, self._regions(example), key), self._config)
+                for caption, example, key in zip(captions, examples, keys)
             )
         )
         batch["caption_labels"], batch["caption_weights"] = torch.stack(labels), torch.stack(weights)
@@ -138,11 +144,11 @@ class CaptioningCollator:
         return self.targets.writer.config
 
     def _caption(self, example: dict, key: str) -> str:
-        value = example["caption"] if "caption" in example else example.get(self.caption_column)
+        value = self.collator.captions(example)
         return value if isinstance(value, str) else drawn(as_captions(value), key)
 
     def _regions(self, example: dict) -> list[Region]:
-        value = example["regions"] if "regions" in example else example.get(self.region_column)
+        value = example.get(self.region_column, example.get("regions"))
         return as_regions(value, self.targets.settings.min_score)
 
 

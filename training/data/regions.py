@@ -9,7 +9,7 @@ from typing import Any
 
 from modeling_siglip_ext.captioning import Box, checked_box
 
-from .samples import UnusableRowError
+from .samples import UnusableRowError, check_text
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ def as_regions(values: Any, min_score: float = 0.3) -> list[Region]:
     return [_region(entry) for entry in _entries(values) if _score(entry) >= min_score]
 
 
+def check_regions(values: Any) -> None:
+    """Whether all regions in a row's field are such, those that a lower `min_score` would take among them.
+
+    Raises:
+        UnusableRowError: see `as_regions`.
+    """
+    as_regions(values, min_score=-float("inf"))
+
+
 def _entries(values: Any) -> Iterable[Mapping[str, Any]]:
     if values is None:
         return []
@@ -64,6 +73,7 @@ def _region(entry: Mapping[str, Any]) -> Region:
     text = entry.get("text")
     if not isinstance(text, str) or not text.strip():
         raise UnusableRowError(f"a region needs a text, got {dict(entry)!r}")
+    check_text(text)
     if entry.get("box") is None:
         raise UnusableRowError(f"a region needs a box, got {dict(entry)!r}")
     try:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from modeling_siglip_ext.evaluation.data.tar_shards import TooManyBadSamples
 from modeling_siglip_ext.images import UnreadableImageError
+from modeling_siglip_ext.texts import check_characters
 
 
 __all__ = [
@@ -106,12 +107,24 @@ def _texts(value: Any) -> list[str]:
     if value is None:
         return []
     if isinstance(value, str):
+        check_text(value)
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, (list, tuple)):
         raise UnusableRowError(f"a caption must be a string, a list of strings or a mapping of them, got {value!r}")
     return [text for part in value for text in _texts(part)]
+
+
+def check_text(text: str) -> None:
+    """
+    Raises:
+        UnusableRowError: a text that no tokenizer reads, as JSON can have it.
+    """
+    try:
+        check_characters([text])
+    except ValueError as error:
+        raise UnusableRowError(str(error)) from error
 
 
 def key_number(key: str) -> int:

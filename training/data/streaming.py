@@ -20,7 +20,7 @@ from modeling_siglip_ext.inputs import undecoded
 
 from .lengths import check_takes_lengths, drawn_length
 from .pixels import resized_sample, sample_shape
-from .regions import as_regions
+from .regions import check_regions
 from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_captions, drawn
 
 
@@ -182,7 +182,7 @@ class ImageTextStream(IterableDataset):
         if self.pair_column is not None:
             sample["pair"] = row[self.pair_column]
         if self.region_column is not None:
-            as_regions(row[self.region_column])
+            check_regions(row[self.region_column])
             sample["regions"] = row[self.region_column]
         return {"image": image, **sample}
 

@@ -67,7 +67,7 @@ def check_objectives(objectives: Any) -> None:
             raise TypeError(f"objectives[{name!r}] must be (a TrainedObjective, its weight), got {entry!r:.80}")
         if not isinstance(entry[1], (int, float)) or not 0 <= entry[1] < float("inf"):
             raise ValueError(f"objectives[{name!r}] must have a weight that is not negative, got {entry[1]!r}")
-        if not name or "." in name:
+        if not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"objectives: {name!r} is no name of a module; use letters and underscores")
 
 

@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from modeling_siglip_ext.loading import damage_named
 from modeling_siglip_ext.positions import resample_positions
 
 from .checkpoint import FILE
 from .model import TrainedObjective
 
 
-POSITIONS = "position_embedding.weight"
-"""Of a teacher's tower, the only table that the resolution decides."""
+POSITIONS = "embeddings.position_embedding.weight"
+"""Of a teacher's tower, the only table that the resolution decides; a decoder has positions, too, of words."""
 
 
 def go_on(objectives: Mapping[str, TrainedObjective], checkpoint: Path) -> None:
@@ -30,7 +31,7 @@ def go_on(objectives: Mapping[str, TrainedObjective], checkpoint: Path) -> None:
 
     Raises:
         FileNotFoundError: there is none, or it has no objectives.
-        ValueError: one of the objectives is not in it, or has another form.
+        ValueError: it is damaged, one of the objectives is not in it, or one has another form.
     """
     path = checkpoint / FILE
     if not path.is_file():
@@ -39,7 +40,9 @@ def go_on(objectives: Mapping[str, TrainedObjective], checkpoint: Path) -> None:
         )
     parts = nn.ModuleDict(objectives)
     own = parts.state_dict()
-    saved = {name: _fitted(name, value, own) for name, value in load_file(path).items() if name in own}
+    with damage_named(path):
+        there = load_file(path)
+    saved = {name: _fitted(name, value, own) for name, value in there.items() if name in own}
     missing = sorted(own.keys() - saved.keys())
     differing = sorted(name for name, value in saved.items() if value.shape != own[name].shape)
     if missing or differing:

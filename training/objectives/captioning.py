@@ -6,7 +6,7 @@ batch may be cut into chunks. Facts: `utils.weighted_softmax_xent` and `trainers
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +36,9 @@ class CaptionLossSettings:
     chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.task_weights is not None and min(self.task_weights, default=0) < 0:
-            raise ValueError(f"task_weights must not be negative, got {list(self.task_weights)}")
+        weights = self.task_weights
+        if weights is not None and not (any(weights) and all(0 <= weight < float("inf") for weight in weights)):
+            raise ValueError(f"task_weights must not be negative, and not all be 0, got {list(weights)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
@@ -130,6 +131,10 @@ class Captioning(TrainedObjective):
         super().__init__()
         self.decoder = decoder
         self.settings = settings
+
+    def identity(self) -> dict[str, Any]:
+        own = {"task_weights": self.settings.task_weights, "label_smoothing": self.settings.label_smoothing}
+        return own | asdict(self.decoder.config)
 
     def forward(self, core: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch, a mean over its examples; see `losses`."""

@@ -2,10 +2,12 @@
 nothing else; what trains beside it stands in `objectives.safetensors`, by name.
 """
 
+import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,18 @@ from .model import ObjectiveModel, TrainedObjective
 
 
 FILE = "objectives.safetensors"
+
+
+def drawn_by(collator: Any) -> dict[str, Any]:
+    """The settings of what a collator adds to the batches of another."""
+    found: dict[str, Any] = {}
+    while collator is not None:
+        for part in (*getattr(collator, "additions", ()), getattr(collator, "targets", None)):
+            settings = getattr(part, "settings", None)
+            if is_dataclass(settings) and not isinstance(settings, type):
+                found |= {f"{type(part).__name__}.{name}": value for name, value in asdict(settings).items()}
+        collator = getattr(collator, "collator", None)
+    return found
 
 
 class ObjectiveCheckpoints(CheckedRun):
@@ -38,8 +52,10 @@ class ObjectiveCheckpoints(CheckedRun):
 
     def about_objectives(self) -> Identity:
         weights = {f"weight of {name}": one.weight for name, one in self._beside.items()}
-        later = {name: float(cast(TrainedObjective, part).starts_at) for name, part in self.parts.items()}
-        return weights | {f"starts_at of {name}": share for name, share in later.items() if share}
+        parts = {name: cast(TrainedObjective, part) for name, part in self.parts.items()}
+        later = {f"starts_at of {name}": float(part.starts_at) for name, part in parts.items() if part.starts_at}
+        own = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.identity().items()}
+        return json.loads(json.dumps(weights | later | own | drawn_by(self.data_collator)))
 
     @contextmanager
     def _dual_model(self) -> Generator[None]:

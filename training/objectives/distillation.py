@@ -36,10 +36,11 @@ class Distillation(FromTeacher):
     inputs = (GLOBAL, LOCAL)
 
     def __init__(self, core: nn.Module, teacher: VisionTeacher, settings: MatchingSettings, owns_teacher: bool = True):
-        self.check(core)
+        self.suits(core)
         super().__init__(Matching("distillation", pooled_width(core), settings), teacher, owns_teacher)
 
-    def check(self, core: nn.Module) -> None:
+    @staticmethod
+    def suits(core: nn.Module) -> None:
         check_tower(core, "distillation", other_sizes=True, pooled=True)
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:

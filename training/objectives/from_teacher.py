@@ -1,6 +1,8 @@
 """What the objectives have in common whose targets a teacher gives: when it begins, and what follows each step."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +28,21 @@ class FromTeacher(TrainedObjective):
         self._teacher = (teacher,)  # in a tuple it is no submodule
         if owns_teacher:
             self.teacher = teacher
+
+    @staticmethod
+    def suits(core: nn.Module) -> None:
+        """
+        Raises:
+            ValueError: the tower is none that this objective can train, see `check_tower`.
+        """
+        raise NotImplementedError
+
+    def check(self, core: nn.Module) -> None:
+        self.suits(core)
+        self._teacher[0].resemble(vision_tower(core))
+
+    def identity(self) -> dict[str, Any]:
+        return asdict(self.matching.settings)
 
     def join(self, core: nn.Module) -> None:
         self._teacher[0].begin(vision_tower(core))

@@ -39,12 +39,13 @@ class Masking(FromTeacher):
     def __init__(
         self, core: nn.Module, teacher: VisionTeacher, settings: MatchingSettings, owns_teacher: bool = False
     ):
-        self.check(core)
+        self.suits(core)
         width = patch_embedding(core).out_channels
         super().__init__(Matching("masking", width, settings), teacher, owns_teacher)
         self.mask_token = nn.Parameter(torch.zeros(1, width))
 
-    def check(self, core: nn.Module) -> None:
+    @staticmethod
+    def suits(core: nn.Module) -> None:
         check_tower(core, "masking")
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:

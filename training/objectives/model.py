@@ -56,6 +56,10 @@ class TrainedObjective(nn.Module):
             ValueError: says why, and the remedy.
         """
 
+    def identity(self) -> Mapping[str, Any]:
+        """The settings that make a run with it another one, in terms of JSON."""
+        return {}
+
     def join(self, core: nn.Module) -> None:
         """Called before its first step in a run, be it the first of all or one that is resumed."""
 

@@ -33,11 +33,15 @@ class Teacher(nn.Module):
         if not 0 <= momentum < 1:
             raise ValueError(f"the momentum of a teacher must be at least 0 and below 1, got {momentum}")
         self.momentum = momentum
-        self.average = copy.deepcopy(student).requires_grad_(False).eval()
-        for parameter in self.average.parameters():
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        self.average = frozen_copy(student)
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
         self._used = False
+
+    def resemble(self, student: nn.Module) -> None:
+        """Take over a structure that has changed since, as that of an adapter has when a Trainer mends it."""
+        own, other = ([(name, p.shape) for name, p in one.named_parameters()] for one in (self.average, student))
+        if own != other:
+            self.average = frozen_copy(student)
 
     def train(self, mode: bool = True) -> "Teacher":
         return super().train(False)
@@ -65,6 +69,14 @@ class Teacher(nn.Module):
         averages: list[torch.Tensor] = list(self.average.parameters())
         followed = [one.to(own.dtype) for own, one in zip(averages, student.parameters(), strict=True)]
         torch._foreach_lerp_(averages, followed, 1 - self.momentum)
+
+
+def frozen_copy(student: nn.Module) -> nn.Module:
+    """In float32 or better, in eval mode, and not to be trained."""
+    copied = copy.deepcopy(student).requires_grad_(False).eval()
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return copied
 
 
 class VisionTeacher(Teacher):

@@ -61,16 +61,29 @@ class ViewSettings:
             least, most = getattr(self, name)
             if not 0 < least <= most <= 1:
                 raise ValueError(f"{name} must be two shares of the image in order, got {getattr(self, name)}")
+        for name, floor in (("aspect", 1e-3), ("blur_radius", 0)):
+            least, most = getattr(self, name)
+            if not floor <= least <= most < float("inf"):
+                raise ValueError(f"{name} must be two numbers in order, from {floor} on, got {getattr(self, name)}")
+        if not all(0 <= strength < float("inf") for strength in self.jitter):
+            raise ValueError(f"jitter must not be negative, got {self.jitter}")
         for name in ("flip", "jittered", "gray", "global_blur", "local_blur"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
     @classmethod
     def for_tower(cls, config: Any, **changes: Any) -> "ViewSettings":
-        """Those of a vision tower's configuration: views of whole patches, local ones of 96 px or half an image."""
+        """Those of a vision tower's configuration: views of whole patches, local ones of 96 px or half an image.
+
+        Raises:
+            ValueError: naming the setting that is out of range; views smaller than a patch.
+        """
         size, patch = config.image_size, config.patch_size
         local = max(1, round(min(96, size / 2) / patch)) * patch
-        return cls(**{"global_size": size, "local_size": local, **changes})
+        settings = cls(**{"global_size": size, "local_size": local, **changes})
+        if settings.local_size < patch:
+            raise ValueError(f"local_size must be at least a patch of {patch} pixels, got {settings.local_size}")
+        return settings
 
 
 def as_image(image: torch.Tensor | PILImage) -> PILImage:

@@ -1,7 +1,7 @@
 """The objectives that a recipe names beside the contrastive one: their parts, and what their batches need."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def build_beside(
         objectives[CAPTIONING] = Captioning(CaptionDecoder(config), loss), weights[CAPTIONING]
         learned: dict[str, Any] = {"tasks": TASKS if regions else TASKS[:1]}
         tasks = CaptionTasks(**(learned | part_of_settings(values, CaptionTasks)))
+        if loss.task_weights is not None and len(loss.task_weights) != len(tasks.tasks):
+            raise ValueError(
+                f"captioning.task_weights={list(loss.task_weights)} are not one for each of the tasks, "
+                f"{', '.join(tasks.tasks)}"
+            )
         inner = CaptioningCollator(collator, CaptionTargets(tokenizer, config, tasks))
     own = {name: weight for name, weight in weights.items() if name in KINDS}
     if own:
@@ -77,8 +82,14 @@ def build_beside(
         matching = MatchingSettings(**part_of_settings(values, MatchingSettings))
         objectives |= self_distillation(model, own, matching, values.get(STARTS_AT, 0.0))
         views = ViewSettings.for_tower(vision, **part_of_settings(values, ViewSettings))
-        masks = MaskSettings.for_tower(vision, **part_of_settings(values, MaskSettings))
-        additions.extend((Views(views), PatchMasks(masks)))
+        if "distillation" not in own:
+            views = replace(views, local_views=0)
+        elif not views.local_views:
+            raise ValueError("self_distillation.local_views=0 leaves distillation without views: set 1 or more")
+        additions.append(Views(views))
+        if "masking" in own:
+            masks = MaskSettings.for_tower(vision, **part_of_settings(values, MaskSettings))
+            additions.append(PatchMasks(masks))
     if wanted.objectives_from is not None:
         go_on({name: objective for name, (objective, _) in objectives.items()}, Path(wanted.objectives_from))
     return Beside(objectives, ExtendedCollator(inner, *additions))

@@ -14,6 +14,7 @@ from modeling_siglip_ext import SiglipExtModel, command_line
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.dual_models import checked_device, default_device
 from modeling_siglip_ext.encoding import EncodedBatch, stream_images, stream_texts
+from modeling_siglip_ext.files import check_output_dir
 from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.inputs import undecoded
 
@@ -27,11 +28,13 @@ from .fields import DataArguments
 from .objective_fields import REFERENCE
 from .recipe import DEFAULTS
 from .rows import every_row
+from .sources import OF_A_MODEL, check_configuration, is_folder
 from .unused import find_unused
 
 
 # Options as for training, so that both read the same rows.
 DATA = ("dataset", "scenes", "dataset_config", "train_split", "eval_split", "image_column", "caption_column")
+VISION = "vision_name_or_path"
 DTYPES = ("float32", "bfloat16", "float16")
 PROBES = 1000
 
@@ -152,7 +155,7 @@ def register(commands: command_line.Subparsers) -> None:
         "torchrun each process embeds a share of the parts.",
     )
     add, add_model = parser.add_argument, parser.add_mutually_exclusive_group(required=True).add_argument
-    add_model("--vision_name_or_path", help="folder or Hub name of a SigLIP model or another image model")
+    add_model(f"--{VISION}", help="folder or Hub name of a SigLIP model or another image model")
     add_model(f"--{REFERENCE}", help="folder or Hub name of a reference for curation, a SigLIP model of any size")
     add("--vision_pooling", help="how a tower from elsewhere gives its vector: first, pooler, mean, max, last")
     add("--output_dir", default="image-embeddings", help="folder of the embeddings")
@@ -184,14 +187,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     options = {name: value for name, value in vars(arguments).items() if name in DATA}
     data, given = DataArguments(**options), {name for name, value in options.items() if value != DEFAULTS[name]}
-    for name, rule in find_unused(argparse.Namespace(**{**DEFAULTS, **options}), given, DEFAULTS).items():
-        raise ValueError(f"{name} has no effect {rule.why}: leave it out")
+    for option, rule in find_unused(argparse.Namespace(**{**DEFAULTS, **options}), given, DEFAULTS).items():
+        raise ValueError(f"{option} has no effect {rule.why}: leave it out")
+    check_output_dir(arguments.output_dir)
     reference = getattr(arguments, REFERENCE)
+    field, name = (REFERENCE, reference) if reference is not None else (VISION, arguments.vision_name_or_path)
+    check_configuration(field, name, is_folder(field, name, OF_A_MODEL))
     if reference is not None and arguments.vision_pooling is not None:
         raise ValueError(f"vision_pooling has no effect with {REFERENCE}, which brings its own: leave it out")
     same = ("image_column", "batch_size", "workers", "part_rows", "max_bad_fraction")
     precompute(
-        reference or arguments.vision_name_or_path,
+        name,
         every_row(data, () if reference is None else data.caption_column),
         arguments.output_dir,
         caption_column=None if reference is None else data.caption_column,

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import resources
@@ -17,7 +18,7 @@ from modeling_siglip_ext.command_line import underscored
 
 from ..arguments import SiglipExtTrainingArguments
 from .fields import DataArguments, ModelArguments, as_mapping
-from .objective_fields import ObjectiveArguments
+from .objective_fields import SETTINGS, ObjectiveArguments
 from .unset import check_places, is_unset, take_out_unset
 from .unused import find_unused
 
@@ -49,8 +50,19 @@ MAPPINGS = (
     "self_distillation",
     "curation",
 )
+# Of the others `none` may be a value, as of a tower's pooling.
+UNSETTABLE = ("objectives", *SETTINGS)
 SUFFIXES = (".yaml", ".yml")
 COMMAND_LINE = "the command line"
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2 in that 1e-5 is a number, which YAML 1.1 wants to be 1.0e-5."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     """
     try:
         text = recipe_text(name_or_path)
-        recipe, twice = yaml.safe_load(text), repeated_key(yaml.compose(text, yaml.SafeLoader))
+        recipe, twice = yaml.load(text, Loader), repeated_key(yaml.compose(text, Loader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name_or_path} is not YAML: {error}") from error
     if not isinstance(recipe, dict):
@@ -160,6 +172,8 @@ def parse_recipe(
     for name, entries in nested.items():
         check_field(name, MAPPINGS, COMMAND_LINE)
         values[name] = {**(as_mapping(name, values.get(name)) or {}), **entries}
+        if name in UNSETTABLE:
+            values[name] = {key: value for key, value in values[name].items() if not is_unset(entries.get(key))}
     options = [option_name(word) for word in words if word.startswith("--")]
     on_line = {name if name in FIELDS else name.removeprefix("no_") for name in options} | nested.keys()
     namespace = parse_fields(words, values)
@@ -273,7 +287,7 @@ def split_nested(words: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]
             raise ValueError(f"{COMMAND_LINE}: {name} needs a value")
         outer, inner = option_name(name).split(".", 1)
         try:
-            nested.setdefault(outer, {})[inner] = yaml.safe_load(value)
+            nested.setdefault(outer, {})[inner] = yaml.load(value, Loader)
         except yaml.YAMLError as error:
             raise ValueError(f"{COMMAND_LINE}: {name}: {value!r} is not YAML: {error}") from error
     return plain, nested

@@ -27,6 +27,7 @@ from ..data.folder import check_columns
 from ..data.samples import SkipCounter, captions_if_any
 from .fields import DataArguments
 from .rows import every_row
+from .sources import OF_A_MODEL, check_configuration, is_folder
 
 
 PART_ROWS = 1000
@@ -159,6 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {arguments.batch_size}")
     check_output_dir(arguments.output_dir)
+    check_configuration("detector", arguments.detector, is_folder("detector", arguments.detector, OF_A_MODEL))
     categories: list[str] = []
     if arguments.categories is not None:
         categories = list(dict.fromkeys(caption_lines(read_text(arguments.categories))))

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from modeling_siglip_ext.evaluation.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, member, usual
-from modeling_siglip_ext.evaluation.data.layouts import is_local, load, named_errors, splits_in
+from modeling_siglip_ext.evaluation.data.layouts import NO_IMAGES, is_local, load, named_errors, splits_in
 from modeling_siglip_ext.evaluation.data.sources import is_url, kind_of, names_many, shards_of, short_name
 from modeling_siglip_ext.image_budget import is_naflex
 
@@ -158,7 +158,7 @@ def _read(data: DataArguments) -> tuple[Dataset | IterableDataset, Dataset | Non
 
 
 def _with_regions(rows: Any, held_out: Dataset | None, data: DataArguments) -> tuple[Dataset, Dataset | None]:
-    table = load(str(data.regions_file))
+    table = load(str(data.regions_file), image_column=NO_IMAGES)
     parts = with_regions(
         [rows] if held_out is None else [rows, held_out], table, data.regions_key, str(data.regions_file)
     )

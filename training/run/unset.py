@@ -38,19 +38,29 @@ def take_out_unset(words: Sequence[str], optional: Collection[str]) -> tuple[lis
     Returns:
         The other words, and the names of the fields.
     """
-    kept, unset = [], []
+    kept: list[str] = []
+    unset: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         field = name.removeprefix("--")
-        if not name.startswith("--") or field not in optional:
-            kept.append(word)
-        elif equals and is_unset(value):
-            unset.append(field)
-        elif not equals and rest and is_unset(rest[0]) and all(word.startswith("--") for word in rest[1:2]):
-            rest.pop(0)
+        alone = not equals and rest and is_unset(rest[0]) and all(word.startswith("--") for word in rest[1:2])
+        if name.startswith("--") and field in optional and (alone or (equals and is_unset(value))):
+            del rest[: 1 if alone else 0]
+            kept = without(kept, name)
             unset.append(field)
         else:
             kept.append(word)
     return kept, unset
+
+
+def without(words: Sequence[str], option: str) -> list[str]:
+    """The words of a command line but for an option and its values: what is said of it later holds."""
+    kept, inside = [], False
+    for word in words:
+        if word.startswith("--"):
+            inside = word.partition("=")[0] == option
+        if not inside:
+            kept.append(word)
+    return kept

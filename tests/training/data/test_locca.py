@@ -77,13 +77,30 @@ def test_bare_rows_draw_one_caption_for_both_uses(targets, processor, rows):
     collator = CaptioningCollator(
         ImageTextCollator(processor, caption_column="captions"),
         targets(tasks=("caption",)),
-        caption_column="captions",
     )
     bare = [{"image": rows[0]["image"], "captions": rows[0]["captions"]}] * 20
     batch = collator(bare)
     given = len(targets().writer.prefixes["caption"])
     assert torch.equal(batch["caption_labels"][:, 0, given : given + 12], batch["input_ids"])
     assert len({tuple(row) for row in batch["input_ids"].tolist()}) > 1
+
+
+def test_of_bare_rows_the_columns_that_are_named_are_read(targets, processor, rows):
+    """Also where those of the datasets here stand beside them."""
+    collator = ImageTextCollator(processor, image_column="photo", caption_column="text", pair_column="product")
+    bare = {"image": None, "caption": "not this", "text": "a red bar", "photo": rows[0]["image"], "product": 1}
+    expected = ImageTextCollator(processor)([{"image": rows[0]["image"], "caption": "a red bar"}])
+    regions = {"regions": None, "boxes": [{"box": [0, 0, 1, 1], "text": "a thing"}]}
+    captioning = CaptioningCollator(collator, targets(), region_column="boxes")
+    for batch in (collator([bare]), captioning([bare | regions])):
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert (batch["caption_weights"].sum(-1) > 0).all()
+    given = dict(ImageTextDataset(rows)[0])  # is as it was made, whatever the collator's columns
+    plain = ImageTextCollator(processor)([given])["input_ids"]
+    assert torch.equal(collator([given | {"pair": 1}])["input_ids"], plain)
+    with pytest.raises(ValueError, match="caption_column='text'"):
+        captioning([{"image": rows[0]["image"]}])
 
 
 def test_bad_settings_and_rows_are_refused(targets, processor, rows):

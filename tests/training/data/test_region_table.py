@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from modeling_siglip_ext.training.data.region_table import with_regions
 
@@ -33,6 +33,12 @@ def test_by_key_with_rows_that_have_none(caplog):
     assert "no regions of 2 of 4 rows" in caplog.text
 
 
+def test_images_are_known_by_their_urls_and_none_is_fetched():
+    parts = [part.cast_column("url", Image()) for part in PARTS]
+    joined = with_regions(parts, TABLE, "url", "boxes")
+    assert words([part.select_columns(["regions"]) for part in joined]) == [["a", "b", "c"], ["d"]]
+
+
 def test_a_column_of_the_same_name_gives_way():
     parts = [part.add_column("regions", [[]] * len(part)) for part in PARTS]
     assert words(with_regions(parts, TABLE, "url", "boxes")) == [["a", "b", "c"], ["d"]]
@@ -45,7 +51,12 @@ def test_a_column_of_the_same_name_gives_way():
         (TABLE.remove_columns("url"), "url", "boxes has no column 'url'"),
         (TABLE.rename_column("url", "id"), "id", "the dataset has no column 'id'"),
         (TABLE.select([0, 0, 1, 2]), "url", "url='d' twice, in rows 0 and 1"),
-        (Dataset.from_dict({"url": ["x"], "regions": [region("x")]}), "url", "none of its 1 values of url"),
+        (
+            Dataset.from_dict({"url": ["x"], "regions": [region("x")]}),
+            "url",
+            "none of its 1 values of url is in the dataset; the first is 'x', and the dataset has 'a'",
+        ),
+        (TABLE, "regions", "regions_key='regions' must be a column of single values"),
     ],
 )
 def test_what_does_not_fit_is_named(table, key, said):

@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset
 
+from modeling_siglip_ext.training import ImageTextDataset
 from modeling_siglip_ext.training.data.regions import Region, as_regions, word_ngrams
 from modeling_siglip_ext.training.data.samples import UnusableRowError
 
@@ -49,6 +50,25 @@ def test_as_datasets_gives_them():
 def test_what_are_no_regions_is_an_unusable_row(value, reason):
     with pytest.raises(UnusableRowError, match=reason):
         as_regions(value)
+
+
+def test_a_wrong_region_is_found_at_the_start_whatever_its_score(rows):
+    """`min_score` may be lower than it is by default, and a worker that meets the region then would end the run."""
+    regions = [[] for _ in rows]
+    regions[3] = [{**RAT, "box": [10.0, 20.0, 30.0, 40.0]}]
+    data = ImageTextDataset(rows.add_column("regions", regions), region_column="regions", max_bad_fraction=0.1)
+    assert len(data) == len(rows) - 1
+    assert data.left_out[0][0] == "example 3"
+    assert "give shares" in data.left_out[0][1]
+
+
+def test_regions_are_shuffled_with_the_captions(rows):
+    """They say as much of an image as its caption does."""
+    texts = list(rows["caption"])
+    own = rows.add_column("regions", [[{"box": [0.0, 0.0, 1.0, 1.0], "text": text, "score": None}] for text in texts])
+    data = ImageTextDataset(own, region_column="regions", shuffle_captions=True)
+    items = [data[index] for index in range(len(data))]
+    assert all(item["regions"][0]["text"] == item["caption"] != text for item, text in zip(items, texts))
 
 
 def test_word_ngrams():

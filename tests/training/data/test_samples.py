@@ -93,6 +93,8 @@ def test_captions_of_several_languages():
     assert as_captions([value, "another"]) == ["a cat", "eine Katze", "another"]
     with pytest.raises(UnusableRowError, match="must be a string"):
         as_captions(3)
+    with pytest.raises(UnusableRowError, match="half of a pair of surrogates"):
+        as_captions(["a cat", "half \ud83d"])
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 5)), max_size=30), st.sampled_from([0.0, 0.01, 0.5]))

@@ -221,6 +221,26 @@ def test_bad_samples_are_skipped_and_counted(broken, rows, processor, our_model,
         trainer(max_bad_fraction=0.001).train()
 
 
+def test_a_text_that_no_tokenizer_reads_is_a_bad_sample(rows, processor, tmp_path):
+    """JSON can have half of a pair of surrogates; in a batch it would end the run."""
+    regions = '[{"box": [0, 0, 1, 1], "text": "%s"}]'
+    texts = [("a cat", "a cat"), ("half \\ud83d", "a cat"), ("a cat", "half \\ud83d"), ("a dog", "a dog")]
+    members = {}
+    for number, (caption, text) in enumerate(texts):
+        members[f"{number}.png"] = png(rows[0]["image"])
+        members[f"{number}.json"] = f'{{"caption": "{caption}", "regions": {regions % text}}}'.encode()
+    write_tar(tmp_path / "0.tar", members)
+    stream = ImageTextStream(TarShards([str(tmp_path / "0.tar")]), region_column="regions", shuffle_buffer=1)
+    stream.assign(0, 1, 2, 0)
+    first = next(iter(stream))
+    assert [sample["caption"] for sample in first] == ["a cat", "a dog"]
+    skipped = first[1]["sample"]["skipped"]
+    assert all("half of a pair of surrogates" in reason for _, reason in skipped)
+    assert len(skipped) == 2
+    with pytest.raises(ValueError, match="half of a pair of surrogates"):
+        ImageTextCollator(processor)([{"image": rows[0]["image"], "caption": "half \ud83d"}])
+
+
 def test_a_truncated_shard_is_one_bad_sample(broken):
     rows = list(TarShards([str(broken / "1.tar"), str(broken / "0.tar")]).rows(0, 1, 0))
     bad = [row for name, row in rows if not {"image", "caption"} <= row.keys() and "broken shard" in str(row)]

@@ -129,6 +129,7 @@ def test_what_is_saved_is_the_dual_model_alone(make, model, tmp_path):
         ),
         (lambda one: {"mine": (one, float("nan"))}, r"objectives\['mine'\] must have a weight .*, got nan"),
         (lambda one: {"m.ine": (one, 1.0)}, r"'m\.ine' is no name of a module"),
+        (lambda one: {"keys": (one, 1.0)}, "'keys' is no name of a module"),
     ],
 )
 def test_what_are_no_objectives_is_named(our_model, arguments, rows, processor, wrong, reason):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, SiglipModel
@@ -200,6 +201,27 @@ def test_each_can_train_alone(make, our_model):
         trainer.train()
         assert f"loss_{name}" in trainer.state.log_history[0]
         assert f"{name}.teacher.begun" in trainer.model.parts.state_dict()
+
+
+def test_the_teacher_has_the_adapter_that_the_trainer_leaves(our_model, rows, processor, arguments, tmp_path):
+    """Of an adapter on all layers the one that is never called is taken away, after the teacher was copied."""
+    our_model.save_pretrained(tmp_path / "base")
+    base = SiglipExtModel.from_pretrained(tmp_path / "base")
+    model, vision = get_peft_model(base, LoraConfig(target_modules="all-linear", r=2)), base.config.vision_config
+    additions = Views(ViewSettings.for_tower(vision, local_views=2)), PatchMasks(MaskSettings.for_tower(vision))
+    trainer = SiglipExtTrainer(
+        model=model,
+        args=arguments(max_steps=2),
+        train_dataset=ImageTextDataset(rows, image_processor=processor.image_processor),
+        data_collator=ExtendedCollator(ImageTextCollator(processor), *additions),
+        processing_class=processor,
+        objectives=self_distillation(base, WEIGHTS, SETTINGS, 0.5),
+    )
+    trainer.train()
+    teacher, student = trainer.model.parts["distillation"].teacher.average, base.vision_model
+    assert [name for name, _ in teacher.named_parameters()] == [name for name, _ in student.named_parameters()]
+    moved = {name: (a - b).norm() for (name, a), b in zip(teacher.named_parameters(), student.parameters())}
+    assert {"lora" in name for name, norm in moved.items() if norm > 0} == {True}
 
 
 @pytest.mark.slow

@@ -209,6 +209,8 @@ def test_embeddings_that_are_refused(make, embedded, save, rows, tmp_path, monke
     words = ["precompute", "--reference_name_or_path", reference, "--output_dir", folder]
     refused([*words, "--vision_pooling", "mean"], "vision_pooling has no effect with reference_name_or_path")
     refused([*words, "--vision_name_or_path", reference], "not allowed with")
+    refused([*words[:1], words[1], f"{reference}s", *words[3:]], "reference_name_or_path=.* there is no such folder")
+    refused([*words[:4], f"{folder}/part-00000.safetensors"], "is a file; choose another folder")
     refused(words[:1], "one of the arguments --vision_name_or_path --reference_name_or_path is required")
 
 

@@ -44,7 +44,10 @@ def make(tmp_path, rows):
     columns = {"image": list(rows["image"]), "caption": list(rows["caption"]), "regions": regions}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows.parquet")
 
-    def parse(**changes):
+    def parse(regions: str | None = None, **changes):
+        if regions is not None:
+            columns["regions"] = [[{"box": [0.2, 0.2, 0.8, 0.7], "text": regions, "score": 0.9}]] * len(rows)
+            Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "rows.parquet")
         values = {**RECIPE, "dataset": str(tmp_path / "rows.parquet"), "output_dir": str(tmp_path / "out"), **changes}
         values = {name: value for name, value in values.items() if value is not None}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
@@ -101,6 +104,19 @@ def test_integers_of_boxes_are_words_of_a_tokenizer_that_is_trained_here(make):
     assert len(alone("3 12 24 9", add_special_tokens=False)["input_ids"]) > 4
 
 
+def test_only_what_an_objective_reads_is_drawn(make):
+    """And nothing of it for an evaluation, which is of the contrastive loss alone."""
+    for objectives, names in (
+        ({"masking": 1.0}, {"global_view", "hidden_patches"}),
+        ({"distillation": 1.0}, {"global_view", "local_views"}),
+        ({"captioning": 1.0}, {"caption_labels", "caption_weights", "caption_parallel", "caption_counts"}),
+    ):
+        trainer = prepare(make(objectives=objectives)).trainer
+        plain = {"input_ids", "pixel_values", "return_loss"}
+        assert set(next(iter(trainer.get_train_dataloader()))) == plain | names | {"samples"}
+        assert set(next(iter(trainer.get_eval_dataloader()))) == plain
+
+
 def test_initial_values_of_a_tower_from_scratch(make):
     plain, changed = (
         prepare(make(**values)).trainer.model.vision_model.embeddings
@@ -145,6 +161,24 @@ def test_initial_values_of_a_tower_from_scratch(make):
         (
             {"objectives": {"captioning": 1.0}, "region_column": "regions", "captioning": {"max_length": 20}},
             "a box has [0-9]+ tokens of this tokenizer",
+        ),
+        (
+            {"objectives": {"captioning": 1.0}, "region_column": "regions", "captioning": {"task_weights": [1, 2]}},
+            r"captioning\.task_weights=\[1, 2\] are not one for each of the tasks, caption, referring, grounded",
+        ),
+        ({"objectives": {"captioning": 1.0}, "captioning": {"task_weights": [0.0]}}, "task_weights must not"),
+        ({"objectives": {"captioning": 1.0}, "captioning": {"dropout": 1.5}}, "dropout must be at least 0"),
+        (
+            {"objectives": {"distillation": 1.0}, "self_distillation": {"local_views": 0}},
+            "self_distillation.local_views=0 leaves distillation without views",
+        ),
+        (
+            {"objectives": {"distillation": 1.0}, "self_distillation": {"local_size": 3}},
+            "local_size must be at least a patch of 4 pixels, got 3",
+        ),
+        (
+            {"objectives": {"masking": 1.0}, "self_distillation": {"aspect": [0.0, 1.0]}},
+            "aspect must be two numbers in order",
         ),
         ({"captioning": {"parallel": 0.0}}, "captioning has no effect without captioning among the objectives"),
         ({"objectives": {"captioning": 0.0}, "captioning": {"parallel": 0.0}}, "captioning has no effect"),
@@ -217,12 +251,39 @@ def test_objectives_go_on_at_another_resolution(make, first_stage):
     assert any(name.endswith("begun") and bool(saved[name]) for name in saved)
 
 
+def test_damaged_objectives_do_not_go_on(make, first_stage):
+    (first_stage / "objectives.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"objectives\.safetensors are damaged"):
+        prepare(later_stage(make, first_stage))
+
+
+def test_a_run_goes_on_with_the_settings_and_regions_it_began_with(make, tmp_path):
+    settings = {"objectives": ALL, "captioning": DECODER, "self_distillation": SMALL, "region_column": "regions"}
+    settings |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "eval_fraction": 0.0}
+    prepare(make(**settings)).trainer.train()
+    settings["resume_from_checkpoint"] = str(tmp_path / "out/checkpoint-1")
+    for changes, said in (
+        ({"captioning": {**DECODER, "parallel": 0.0}}, "CaptionTargets.parallel is 0.5 there and 0.0 here"),
+        ({"captioning": {**DECODER, "label_smoothing": 0.1}}, "captioning.label_smoothing is 0.0 there and 0.1 here"),
+        ({"captioning": {**DECODER, "dropout": 0.1}}, "captioning.dropout is 0.0 there and 0.1 here"),
+        ({"self_distillation": {**SMALL, "momentum": 0.5}}, "distillation.momentum is 0.966 there and 0.5 here"),
+        ({"self_distillation": {**SMALL, "flip": 0.0}}, "Views.flip is 0.5 there and 0.0 here"),
+        ({"self_distillation": {**SMALL, "blocks": True}}, "PatchMasks.blocks is False there and True here"),
+        ({"regions": "another"}, "its regions are others"),
+    ):
+        run = prepare(make(**{**settings, **changes}))
+        with pytest.raises(ValueError, match=said):
+            run.trainer.train()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"objectives_from": "nowhere"}, "has no objectives.safetensors"),
         ({"captioning": {"num_hidden_layers": 2, "parallel": 0.5}}, "is missing there"),
         ({"self_distillation": {**SMALL, "prototypes": 64, "starts_at": 0.0}}, "has the shape"),
+        # a table of words' places, which is no grid of patches to be resampled
+        ({"captioning": {**DECODER, "max_length": 36}}, r"decoder\.position_embedding\.weight, \(36, 32\)"),
     ],
 )
 def test_objectives_of_another_form_do_not_go_on(make, first_stage, changes, said):

@@ -41,12 +41,43 @@ def test_overrides(recipe_file):
     recipe = parse_recipe(path, overrides)
     assert recipe.model.vision_config == {"hidden_size": 48, "image_size": 64}
     assert recipe.model.text_config == {"pooling": "mean"}
-    assert recipe.training.learning_rate == 1e-3  # YAML reads 1e-3 as text
+    assert recipe.training.learning_rate == 1e-3
     assert recipe.training.seed == 7
     assert recipe.data.caption_column == ["a", "b"]
     assert recipe.given["seed"] == 7
     assert recipe.given["caption_column"] == ["a", "b"]
     assert "warmup_steps" not in recipe.given
+
+
+def test_powers_of_ten_are_numbers_wherever_they_stand(recipe_file):
+    decay = "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 1.e-7}\n"
+    path = recipe_file("objectives: {captioning: 1e-1, masking: 2E+0}\n" + decay)
+    recipe = parse_recipe(path, ["--objectives.masking", "1e-2", "--self_distillation.momentum=.5e0"])
+    assert recipe.objectives.objectives == {"captioning": 0.1, "masking": 0.01}
+    assert recipe.objectives.self_distillation == {"momentum": 0.5}
+    assert recipe.training.lr_scheduler_kwargs == {"lr_end": 1e-7}
+
+
+def test_what_is_said_last_of_a_field_holds(recipe_file):
+    path, cpu = recipe_file("model_name_or_path: a"), ["--use_cpu", "true"]
+    for words, name in (
+        (["--model_name_or_path", "b", "--model_name_or_path", "none"], None),
+        (["--model_name_or_path=b", *cpu, "--model_name_or_path=none", "--seed", "1"], None),
+        (["--model_name_or_path", "none", "--model_name_or_path", "b"], "b"),
+    ):
+        assert parse_recipe(path, [*words, *cpu]).model.model_name_or_path == name
+
+
+def test_what_a_recipe_sets_inside_can_be_unset():
+    """For embeddings in place of the reference model that a recipe names; a tower's `none` is a value."""
+    words = ["--use_cpu", "true", "--dataset", "rows.parquet", "--curation.reference_name_or_path", "none"]
+    recipe = parse_recipe("siglip2_b16_curated", [*words, "--curation.reference_embeddings", "mine"])
+    assert recipe.objectives.curation == {
+        "ratio": 0.5, "chunks": 16, "score": "learnability", "reference_embeddings": "mine"
+    }  # fmt: skip
+    recipe = parse_recipe("siglip2_b16", [*words[:2], "--objectives.masking=none", "--vision_config.pooling", "none"])
+    assert recipe.objectives.weights() == {"captioning": 1.0, "distillation": 0.25}
+    assert recipe.model.vision_config["pooling"] == "none"
 
 
 def test_a_boolean_can_be_turned_off(recipe_file):

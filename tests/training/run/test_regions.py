@@ -11,8 +11,10 @@ from PIL import Image
 from modeling_siglip_ext.training.__main__ import main
 from modeling_siglip_ext.training.data.detection import DetectionSettings, Detector
 from modeling_siglip_ext.training.run import regions
+from modeling_siglip_ext.training.run.fields import DataArguments
 from modeling_siglip_ext.training.run.prepare import prepare
 from modeling_siglip_ext.training.run.recipe import parse_recipe
+from modeling_siglip_ext.training.run.rows import load_rows
 from support.detector import small_detector
 
 
@@ -100,6 +102,14 @@ def test_a_model_is_trained_from_them(detector, images, tmp_path):
     assert batch["caption_weights"].sum(2).bool().tolist() == [[True] * 3] * 2
 
 
+def test_a_table_of_another_detector_may_name_images_that_lie_elsewhere(images, tmp_path):
+    regions = [{"box": [0.0, 0.0, 1.0, 1.0], "text": "a thing", "score": 0.9}]
+    rows = [{"file_name": f"{place}.png", "caption": text, "regions": regions} for place, text in enumerate(CAPTIONS)]
+    (tmp_path / "boxes.json").write_text(json.dumps(rows))
+    found = load_rows(DataArguments(str(images), regions_file=str(tmp_path / "boxes.json")), 0)
+    assert all(row == regions for part in (found.train, found.held_out) for row in part["regions"])
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -121,4 +131,6 @@ def test_another_kind_of_model_is_refused(images, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert command(tmp_path / "other", images, tmp_path / "boxes") == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert "other is a bert; regions are found by owlvit and owlv2" in capsys.readouterr().err
+    assert command(tmp_path / "othr", images, tmp_path / "boxes") == 2
+    assert "there is no such folder; did you mean" in capsys.readouterr().err
