@@ -79,7 +79,12 @@ def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False)
 def add_decoder(parser: Parser) -> None:
     """The options of a model, and of a decoder beside it."""
     add_model(parser, embeddings=False)
-    parser.add_argument("--decoder", required=True, metavar="FOLDER", help="written by save_decoder")
+    parser.add_argument(
+        "--decoder",
+        required=True,
+        metavar="FOLDER",
+        help="decoder, in the output folder of siglip-ext-train, or what save_decoder wrote",
+    )
 
 
 def add_rows(parser: Parser, benchmarks: Sequence[str]) -> Group:

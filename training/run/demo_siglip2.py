@@ -2,7 +2,7 @@
 
     python -m modeling_siglip_ext.training.run.demo_siglip2 demo-siglip2-output
 
-Trains the recipe `scenes` and writes the model, the decoder beside it, and `before_and_after.png`: scenes, what their
+Trains the recipe `scenes` and writes the model with its decoder, and `before_and_after.png`: scenes, what their
 captions and the box of a phrase are found to be, and the tokens of patches as colors, before training and after.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
-from modeling_siglip_ext.captioning import Box, CaptionDecoder, caption, locate_all, save_decoder
+from modeling_siglip_ext.captioning import Box, CaptionDecoder, caption, locate_all
 from modeling_siglip_ext.captioning.images import encoded_batches
 from modeling_siglip_ext.encoding import evaluating
 from modeling_siglip_ext.evaluation.metrics.dense import box_iou
@@ -31,7 +31,7 @@ from ..objectives.captioning import Captioning
 from .fields import as_mapping
 from .prepare import Run, prepare
 from .recipe import parse_recipe
-from .train import train
+from .train import DECODER, train
 
 
 SHOWN = 6
@@ -51,7 +51,6 @@ def main() -> None:
     before = look(run, scenes)
     train(run)
     after = look(run, scenes)
-    save_decoder(decoder_of(run), folder / "decoder")
     draw(folder / "before_and_after.png", scenes, before, after)
     print(f"""
 {report(scenes, after)}
@@ -60,7 +59,7 @@ Look at
   {folder / "before_and_after.png"}   scenes, captions, boxes and features, before training and after
 
 Next
-  siglip-ext-eval locate --model {folder / "model"} --decoder {folder / "decoder"} \\
+  siglip-ext-eval locate --model {folder / "model"} --decoder {folder / "model" / DECODER} \\
       --image {folder / "model" / "held_out"}/0.png --phrases "{scenes[0]["regions"][0]["text"]}"
   siglip-ext-train study siglip2   the objectives one by one
 """)

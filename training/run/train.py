@@ -1,5 +1,6 @@
 """A run from its first step to a folder that plain transformers loads."""
 
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -9,14 +10,18 @@ from torch.utils.data import Dataset
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext.captioning import save_decoder
 from modeling_siglip_ext.hub.calls import PublishError
 
+from ..objectives.captioning import Captioning
 from .models import attach_image_tower
+from .objective_fields import CAPTIONING
 from .prepare import Run
 from .report import write_run_report
 
 
 Modules = tuple[Any, Any]
+DECODER = "decoder"
 
 
 class UnfinishedRunError(RuntimeError):
@@ -92,6 +97,15 @@ def save(run: Run) -> None:
     run.trainer.save_model(_internal_call=True)  # the push to the Hub comes last, with the card
     run.trainer.save_state()
     remove_pickle(run)
+    save_captioning_decoder(run)
+
+
+def save_captioning_decoder(run: Run) -> None:
+    """Write the decoder that trained along into a folder of its own, which is not published."""
+    if CAPTIONING in run.trainer.parts and run.trainer.is_world_process_zero():
+        folder = run.folder / DECODER
+        shutil.rmtree(folder, ignore_errors=True)  # of this run, resumed after its end
+        save_decoder(cast(Captioning, run.trainer.parts[CAPTIONING]).decoder, folder)
 
 
 def remove_pickle(run: Run) -> None:

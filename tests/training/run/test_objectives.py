@@ -9,11 +9,12 @@ from datasets import Dataset, Features, Image, List, Value
 from safetensors.torch import load_file
 from transformers import AutoModel, SiglipModel
 
+from modeling_siglip_ext.captioning import load_decoder
 from modeling_siglip_ext.positions import resample_positions
 from modeling_siglip_ext.training.run.objective_fields import OBJECTIVES, SETTINGS, ObjectiveArguments
 from modeling_siglip_ext.training.run.prepare import prepare
 from modeling_siglip_ext.training.run.recipe import parse_recipe
-from modeling_siglip_ext.training.run.train import train
+from modeling_siglip_ext.training.run.train import save, train
 from support.models import TINY
 
 
@@ -77,6 +78,12 @@ def test_all_of_siglip_2_from_a_recipe(make, tmp_path, size):
     assert ["loss_masking" in entry and "loss_distillation" in entry for entry in logged] == [False, False, True]
     saved = load_file(tmp_path / "out/model.safetensors")
     assert set(saved) == set(SiglipModel(AutoModel.from_pretrained(tmp_path / "out").config).state_dict())
+    trained = parts["captioning"].decoder
+    for _ in range(2):  # a run that is resumed after its end writes it again
+        decoder = load_decoder(tmp_path / "out/decoder")
+        assert decoder.config == trained.config
+        assert all(torch.equal(value, trained.state_dict()[name]) for name, value in decoder.state_dict().items())
+        save(run)
 
 
 def test_captions_alone_are_learnt_without_regions(make):
