@@ -39,6 +39,7 @@ class BatchEmbedder:
 
     Raises:
         ValueError: another kind, or a batch without the column.
+        TypeError: a batch as a table, whose other columns would be lost.
 
     Example:
 
@@ -88,6 +89,11 @@ class BatchEmbedder:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a batch and the two new ones; of a batch of `datasets`, which keeps its own, only these."""
         column = self.column or self.kind
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"a batch is a {type(batch).__name__}, not a mapping of columns: leave out batch_format with Ray, and "
+                "with datasets take with_format(None)"
+            )
         if column not in batch:
             raise ValueError(f"the rows have no column {column!r}; they have {', '.join(batch)}: give column=")
         inputs = list(batch[column])

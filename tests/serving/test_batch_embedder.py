@@ -153,5 +153,8 @@ def test_mistakes_are_named(folder):
         BatchEmbedder("anything", "video")
     with pytest.raises(ValueError, match="the rows have no column 'image'; they have picture, number: give column="):
         BatchEmbedder(str(folder / "model"))({"picture": [], "number": []})
+    table = datasets.Dataset.from_dict({"image": ["a"], "number": [1]}).to_pandas()
+    with pytest.raises(TypeError, match="a batch is a DataFrame, not a mapping of columns: leave out batch_format"):
+        BatchEmbedder(str(folder / "model"))(table)
     with pytest.raises(FileNotFoundError, match=r"\./nowhere is no folder"):
         BatchEmbedder("./nowhere")({"image": []})
