@@ -35,11 +35,14 @@ def cast_to(inputs: Mapping[str, np.ndarray], types: Mapping[str, str], path: Pa
     """The inputs that a file takes, in its types.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: one is missing, or has fractions in place of whole numbers.
     """
     missing = [name for name in types if inputs.get(name) is None]
     if missing:
         raise ValueError(f"{path.name} needs {', '.join(missing)}")
+    for name, dtype in types.items():
+        if dtype.startswith("int") and np.asarray(inputs[name]).dtype.kind not in "biu":
+            raise ValueError(f"{path.name} takes whole numbers for {name}, not {np.asarray(inputs[name]).dtype}")
     return {name: np.ascontiguousarray(inputs[name], dtype=dtype) for name, dtype in types.items()}
 
 

@@ -150,12 +150,13 @@ def judge(
 
 
 def facts_of(folder: ModelFolder) -> dict[str, Any]:
-    """Of `ExportSettings`: the loss head, as the checkpoint has it, and the padding of a text tower with a mask."""
+    """Of `ExportSettings`: the loss head, as the checkpoint has it, and what token ids there are."""
     values = {name: folder.tensors.get(name) for name in ("logit_scale", "logit_bias")}
     found = {name: None if array is None else float(array.load().float()) for name, array in values.items()}
     text = getattr(folder.config, "text_config", None)
     padding = text.pad_token_id if text is not None and is_foreign(text) else None
-    return {**found, "loss_type": getattr(folder.config, "loss_type", "sigmoid"), "pad_token_id": padding}
+    tokens = {"pad_token_id": padding, "vocabulary": getattr(text, "vocab_size", None)}
+    return {**found, **tokens, "loss_type": getattr(folder.config, "loss_type", "sigmoid")}
 
 
 def check_bars(report: ExportReport, options: ExportOptions) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 
 from modeling_siglip_ext import SiglipExtModel, SiglipExtProcessor, encode_images, encode_texts
 from modeling_siglip_ext.conversion.__main__ import main
+from modeling_siglip_ext.conversion.commands.export import text_lines
 from modeling_siglip_ext.conversion.commands.export_figures import evaluation_of
 from modeling_siglip_ext.conversion.export import export, onnx_file
 from modeling_siglip_ext.conversion.export.export import ExportOptions, export_model
@@ -170,6 +171,8 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys):
     assert "holds no image files" in refused(capsys, str(folder), out, "--images", str(tmp_path / "empty"))
     (tmp_path / "texts.txt").write_text("\n\n")
     assert "holds no text" in refused(capsys, str(folder), out, "--texts", str(tmp_path / "texts.txt"))
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n b \r\n")
+    assert text_lines(str(tmp_path / "texts.txt")) == ["a cat", "b"]
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "bad.png").write_bytes(b"bad")
     assert "bad.png" in refused(capsys, str(folder), out, "--images", str(tmp_path / "pictures"))
