@@ -40,10 +40,11 @@ def cast_to(inputs: Mapping[str, np.ndarray], types: Mapping[str, str], path: Pa
     missing = [name for name in types if inputs.get(name) is None]
     if missing:
         raise ValueError(f"{path.name} needs {', '.join(missing)}")
+    arrays = {name: np.ascontiguousarray(inputs[name], dtype=dtype) for name, dtype in types.items()}
     for name, dtype in types.items():
-        if dtype.startswith("int") and np.asarray(inputs[name]).dtype.kind not in "biu":
-            raise ValueError(f"{path.name} takes whole numbers for {name}, not {np.asarray(inputs[name]).dtype}")
-    return {name: np.ascontiguousarray(inputs[name], dtype=dtype) for name, dtype in types.items()}
+        if dtype.startswith("int") and not np.array_equal(arrays[name], inputs[name]):
+            raise ValueError(f"{path.name} takes whole numbers for {name}")
+    return arrays
 
 
 def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:

@@ -143,7 +143,7 @@ def test_wrong_inputs_are_errors_of_values(exported):
     model = ExportedModel(exported("fixed")[1])
     with pytest.raises(ValueError, match="does not take"):
         model.get_text_features(torch.zeros(1, 15, dtype=torch.long))
-    with pytest.raises(ValueError, match="takes whole numbers for input_ids, not float32"):
+    with pytest.raises(ValueError, match="takes whole numbers for input_ids"):
         model.get_text_features(torch.full((1, 16), 0.7))
     for ids in (np.full((2, 16), 300), -np.ones((2, 16), np.int64)):  # an engine takes them for other ones
         for backend in ("onnx", "openvino"):
