@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_siglip_ext import embedding_store as store
@@ -105,8 +104,7 @@ class Session:
         """
         started = time.monotonic()
         model, processor = load_dual_model(settings)
-        weights = store.weights_fingerprint(model) if isinstance(model, nn.Module) else model.fingerprint()
-        return cls(settings, model, processor, weights, started)
+        return cls(settings, model, processor, store.weights_fingerprint(model), started)
 
     @property
     def precision(self) -> str:

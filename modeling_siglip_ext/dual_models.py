@@ -50,7 +50,7 @@ def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
     """A model in evaluation mode, and its processor.
 
     Raises:
-        OSError: a folder that is not there, or no model in it.
+        OSError: a folder that is not there, or no model or no processor in it.
         ValueError: a device that torch cannot compute on, a model that is not of images and texts, a checkpoint
             without some of its weights, an exported model without a backend, a device or dtype with one, machine code
             of the Hub without `trust_remote_code`, or settings of NaFlex for another model.
@@ -71,9 +71,21 @@ def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
             raise ValueError(f"{name} on the Hub is machine code: run it with --trust_remote_code if you trust it")
         folder = name if Path(name).is_dir() else snapshot_download(name, revision=settings.revision)
         model = ExportedModel(folder, backend)
-    processor = AutoProcessor.from_pretrained(name, **options)
+    processor = _processor_of(name, options)
     settings.budget.check(processor.image_processor)
     return model, processor
+
+
+def _processor_of(name: str, options: dict[str, Any]) -> Any:
+    remedy = "save the processor of images and texts there that the model was trained with"
+    try:
+        processor = AutoProcessor.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise OSError(f"the processor of {name} cannot be loaded ({error}): {remedy}") from error
+    for part in ("image_processor", "tokenizer"):
+        if not hasattr(processor, part):
+            raise ValueError(f"{name} has a {type(processor).__name__} without {part}: {remedy}")
+    return processor
 
 
 def _of_torch(name: str, device: str | None, dtype: str, options: dict[str, Any]) -> PreTrainedModel:

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import nn
 from transformers.utils import logging
 
+from siglip_ext_runtime import ExportedModel
+
 from .embedding_parts import FORMS, MISSING, Notes, read_embeds, read_notes, write_part
 from .encoding import EncodedBatch, evaluating, joined, progress_bar
 from .files import new_file, read_json, write_json
@@ -54,8 +56,10 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of all weights and their names."""
+def weights_fingerprint(model: nn.Module | ExportedModel) -> str:
+    """A hash of all weights and their names; of an exported model, of its files."""
+    if isinstance(model, ExportedModel):
+        return model.fingerprint()
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -115,7 +115,7 @@ def stream_images(
     batch_size: int = 32,
     workers: int | None = None,
     normalize: bool = True,
-    timeout: float | None = None,
+    timeout: float | None = 30.0,
     budget: ImageBudget | None = None,
 ) -> Iterator[EncodedBatch]:
     """Embeddings of images in order, some at a time; arguments as in `encode_images`. The model is in eval mode."""
@@ -282,7 +282,7 @@ def encode_images(
     return_tensors: str = "np",
     errors: str = "report",
     progress: bool | None = None,
-    timeout: float | None = None,
+    timeout: float | None = 30.0,
 ) -> np.ndarray | torch.Tensor:
     """Embeddings of images.
 
@@ -308,7 +308,7 @@ def encode_images(
         errors: "report" gives an unreadable image a row of NaN and names all of them in one warning; "raise" stops at
             the first.
         progress: show a bar; by default on terminals only.
-        timeout: seconds to wait for a URL.
+        timeout: seconds to wait for a URL; None waits for ever.
 
     Returns:
         (images, D) float32, a numpy array or a tensor on the CPU.

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from torch import nn
 
+from siglip_ext_runtime import ExportedModel
+
 from .embedding_blocks import StoredBlocks, open_blocks
 from .embedding_parts import COLUMN_TYPES
 from .embedding_store import weights_fingerprint
@@ -35,6 +37,23 @@ def faiss() -> Any:
         return import_module("faiss")
     except ImportError as error:
         raise ImportError("an index needs FAISS: pip install 'siglip-ext[search]'") from error
+
+
+def check_kind(kind: str) -> None:
+    """Whether FAISS knows a kind of index, before anything is computed.
+
+    Raises:
+        ImportError: FAISS is missing.
+        ValueError: it does not.
+    """
+    library = faiss()
+    try:
+        library.index_factory(64, f"IDMap2,{kind}", library.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        # all else depends on the width of the vectors
+        if any(said in str(error) for said in ("could not parse", "METRIC_L2")):
+            message = f"FAISS knows no index {kind!r} of inner products: take Flat, HNSW32 or IVF4096,SQ8, say"
+            raise ValueError(message) from error
 
 
 @dataclass(frozen=True)
@@ -63,8 +82,17 @@ class SearchIndex:
     rows: pa.Table
 
     def search(self, queries: np.ndarray, count: int = 10) -> list[list[Match]]:
-        """The nearest rows of each query (n, D) float32 of unit length, best first; fewer where there are fewer."""
-        scores, rows = self.index.search(np.ascontiguousarray(queries, np.float32), count)
+        """The nearest rows of each query (n, D) float32 of unit length, best first; fewer where there are fewer.
+
+        Raises:
+            ValueError: queries of another shape, or no row to be found.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.index.d:
+            raise ValueError(f"queries must have the shape (n, {self.index.d}), got {queries.shape}")
+        if count < 1:
+            raise ValueError(f"count={count} must be at least 1")
+        scores, rows = self.index.search(queries, count)
         found = zip(rows.tolist(), scores.tolist())
         return [[self.match(row, score) for row, score in zip(*one) if row >= 0] for one in found]
 
@@ -143,8 +171,8 @@ def sample(stored: StoredBlocks) -> np.ndarray:
     return rows[np.isfinite(rows).all(1)]
 
 
-def open_index(folder: str | Path, model: nn.Module) -> SearchIndex:
-    """The index of a folder, for queries that `model` embeds.
+def open_index(folder: str | Path, model: nn.Module | ExportedModel) -> SearchIndex:
+    """The index of a folder, for queries that `model` embeds, one of torch or an exported one.
 
     Raises:
         ImportError: FAISS is missing.

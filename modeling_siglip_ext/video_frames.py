@@ -112,7 +112,7 @@ def read_frames(source: Any, frames_per_second: float) -> Iterator[Frame]:
                 shown_until = end
                 if seconds:
                     yield Frame(upright(frame), seconds, end)
-            stated = float((stream.duration or 0) * stream.time_base)
+            stated = stated_length(container, stream)
             if shown_until + longest < LEAST_SHOWN * stated:  # how long the last frame is shown is often not said
                 raise UnreadableVideoError(f"{describe(source)} ends after {shown_until:.1f} of {stated:.1f} seconds")
         if not count:
@@ -121,6 +121,17 @@ def read_frames(source: Any, frames_per_second: float) -> Iterator[Frame]:
         raise UnreadableVideoError(f"{describe(source)} cannot be read as a video: {error.strerror}") from error
     except OSError as error:
         raise UnreadableVideoError(f"{describe(source)} cannot be read: {error}") from error
+
+
+def stated_length(container: Any, stream: Any) -> float:
+    """Seconds that a file says its pictures last; 0 where it says nothing of them."""
+    stated = float((stream.duration or 0) * stream.time_base)
+    if "matroska" not in container.format.name:
+        return stated
+    if not stated and len(container.streams) == 1:  # Matroska often says it of the whole file alone
+        stated = (container.duration or 0) / 1e6
+    # and counts from 0, wherever the first frame stands
+    return stated - float((stream.start_time or 0) * stream.time_base)
 
 
 def timed(frames: Iterator[Any], stream: Any) -> Iterator[tuple[Any, float]]:

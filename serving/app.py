@@ -107,10 +107,13 @@ def add_errors(app: FastAPI) -> None:
         return failed(error.status, str(error), code=error.code, param=error.param)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         """The first thing that is wrong, without what was sent."""
+        if "json" not in request.headers.get("content-type", ""):
+            message = "the body is read as JSON where the request says so: content-type: application/json"
+            return failed(400, message, code="invalid_request")
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
+        place = [str(part) for part in first["loc"] if part != "body" and not str(part).startswith("<")]
         message = f"{'.'.join(place) or 'the body'}: {first['msg']}"
         return failed(400, message[:500], code="invalid_request", param=place[0] if place else None)
 

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
 from modeling_siglip_ext.encoding import EncodedBatch, evaluating, joined, stream_images, stream_texts
+from modeling_siglip_ext.inputs import ONE, inputs_of
+from modeling_siglip_ext.texts import check_characters
 
 
 @dataclass
@@ -38,7 +40,8 @@ class BatchEmbedder:
         max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
 
     Raises:
-        ValueError: another kind, or a batch without the column.
+        ValueError: another kind, a batch without the column, or with one of the two new ones, which would be lost.
+        TypeError: a batch as a table, whose other columns would be lost, or a row by itself.
 
     Example:
 
@@ -88,8 +91,17 @@ class BatchEmbedder:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a batch and the two new ones; of a batch of `datasets`, which keeps its own, only these."""
         column = self.column or self.kind
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"a batch is a {type(batch).__name__}, not a mapping of columns: leave out batch_format with Ray, and "
+                "with datasets take with_format(None)"
+            )
         if column not in batch:
             raise ValueError(f"the rows have no column {column!r}; they have {', '.join(batch)}: give column=")
+        if taken := {"embedding", "error"} & set(batch):
+            raise ValueError(f"the rows have a column {min(taken)!r} already, which would be lost: rename it")
+        if is_one(batch[column], self.kind):
+            raise TypeError(f"{column!r} holds one input, not a batch: take batched=True, with Ray map_batches")
         inputs = list(batch[column])
         model, _ = self.load()
         with evaluating(model):
@@ -104,11 +116,28 @@ class BatchEmbedder:
         return joined(stream_images(*self.load(), some, normalize=self.normalize, **options))
 
     def texts(self, inputs: list) -> EncodedBatch:
-        texts = [text if isinstance(text, str) else "" for text in inputs] or [""]
+        faults = {place: fault for place, text in enumerate(inputs) if (fault := fault_of(text))}
+        texts = ["" if place in faults else text for place, text in enumerate(inputs)] or [""]
         options: dict[str, Any] = {"batch_size": self.batch_size, "normalize": self.normalize}
         encoded = joined(stream_texts(*self.load(), texts, **options))
-        for place, text in enumerate(inputs):
-            if not isinstance(text, str):
-                encoded.embeds[place] = torch.nan
-                encoded.errors[place] = "there is no text" if text is None else f"a {type(text).__name__} is no text"
+        encoded.embeds[list(faults)] = torch.nan
+        encoded.errors.update(faults)
         return encoded
+
+
+def is_one(given: Any, kind: str) -> bool:
+    """Whether it is one input, as of a row by itself, whose letters or lines would be taken for a batch."""
+    if isinstance(given, np.ndarray) and kind == "image":
+        return given.ndim > 1 and inputs_of(given).single
+    return given is None or isinstance(given, (*ONE, Mapping))
+
+
+def fault_of(text: Any) -> str | None:
+    """Why something is no text."""
+    if not isinstance(text, str):
+        return "there is no text" if text is None else f"a {type(text).__name__} is no text"
+    try:
+        check_characters([text])
+    except ValueError as error:
+        return str(error)
+    return None

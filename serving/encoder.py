@@ -7,7 +7,8 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .settings import EncoderSettings
 
 # Formats of pictures on the web and of cameras. PIL has dozens more, some of which start other programs (EPS).
 FORMATS = frozenset({"AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
+BLANK = Image.new("RGB", (32, 32))
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,22 @@ class Encoder:
             if self.budget.batch_tokens is None:
                 self.budget = replace(self.budget, batch_tokens=settings.batch_images * self.patches)
         else:
-            vision: Any = self.model.config.vision_config
-            self.patches = (vision.image_size // vision.patch_size) ** 2
+            pixels = self.budget.prepare(image_processor, BLANK)["pixel_values"]
+            # a tower from elsewhere may be given other sizes than its configuration says, or make no patches
+            side = getattr(self.model.config.vision_config, "patch_size", max(pixels.shape[-2:]))
+            self.patches = prod(length // side for length in pixels.shape[-2:])
 
     def facts(self) -> Facts:
-        """Computes a vector of each kind: what is wrong with a model shows before it is served."""
-        blank = Image.new("RGB", (32, 32))
-        with evaluating(self.model):
-            found = next(iter(stream_images(self.model, self.processor, [blank], budget=self.budget, workers=0)))
-        width = found.embeds.shape[1]
-        assert self.encode("text", [""]).embeds.shape == (1, width)
+        """Computes a vector of each kind: what is wrong with a model shows before it is served.
+
+        Raises:
+            ValueError: it gives no numbers.
+        """
+        image, text = self.encode("image", [BLANK]), self.encode("text", [""])
+        for error in (*image.errors.values(), *text.errors.values()):
+            raise ValueError(error)
+        width = image.embeds.shape[1]
+        assert text.embeds.shape == (1, width)
         model: Any = self.model
         bias = getattr(model, "logit_bias", None)
         return Facts(
@@ -83,12 +91,12 @@ class Encoder:
             getattr(model.config, "loss_type", "sigmoid"),
         )
 
-    def encode(self, kind: str, items: Sequence[bytes] | Sequence[str]) -> Encoded:
+    def encode(self, kind: str, items: Sequence[Any]) -> Encoded:
         """Vectors of images, as the bytes of their files, or of texts. A broken image is an error of its own."""
         if kind == "image":
             batches = stream_images(self.model, self.processor, items, batch_size=len(items), budget=self.budget)
         else:
-            batches = stream_texts(self.model, self.processor, cast(Sequence[str], items), batch_size=len(items))
+            batches = stream_texts(self.model, self.processor, items, batch_size=len(items))
         with evaluating(self.model):
             found = joined(batches)
         embeds, errors = found.embeds.numpy(), found.errors

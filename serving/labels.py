@@ -16,6 +16,7 @@ from modeling_siglip_ext.pipeline_siglip_ext import (
     check_labels,
     check_templates,
 )
+from modeling_siglip_ext.texts import check_characters
 
 from .batcher import Item, Outcome
 from .encoder import Facts
@@ -43,9 +44,15 @@ def read_label_sets(path: Path) -> dict[str, Key]:
 def label_key(labels: Sequence[str], templates: str | Sequence[str] | None = None) -> Key:
     """
     Raises:
-        ValueError, TypeError: no labels, one twice, or a template without `{}`.
+        ValueError, TypeError: no labels, one twice, a template without `{}`, or half of a character.
     """
-    return check_labels(labels), check_templates(DEFAULT_TEMPLATE if templates is None else templates)
+    key = check_labels(labels), check_templates(DEFAULT_TEMPLATE if templates is None else templates)
+    check_characters([*key[0], *key[1]])
+    return key
+
+
+class LabelError(ValueError):
+    """The model gives no vector for a label."""
 
 
 class LabelEmbeddings:
@@ -82,13 +89,20 @@ class LabelEmbeddings:
         return embeds
 
     async def embed(self, key: Key) -> np.ndarray:
-        """The mean over the templates of unit vectors, of unit length again, as in the pipeline."""
+        """The mean over the templates of unit vectors, of unit length again, as in the pipeline.
+
+        Raises:
+            LabelError: a label has no vector.
+        """
         labels, templates = key
         texts = [template.replace("{}", label) for label in labels for template in templates]
         rows: list[Any] = []
         for start in range(0, len(texts), self.batch):
             items = [Item("text", text) for text in texts[start : start + self.batch]]
-            rows += [outcome.embed for outcome in await self.encode(items)]
+            for item, outcome in zip(items, await self.encode(items)):
+                if outcome.error is not None:
+                    raise LabelError(f"{item.content!r:.100}: {outcome.error}")
+                rows.append(outcome.embed)
         means = np.stack(rows).reshape(len(labels), len(templates), -1).mean(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 

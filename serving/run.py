@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from types import FrameType
 
 import uvicorn
 
@@ -30,6 +31,14 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self.address, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """While it still starts, labels may be embedded for long, and nothing was accepted that must be answered:
+        the process ends as it would without a handler, and its workers with it."""
+        if not self.started:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
 
 
 def serve(settings: ServerSettings) -> None:
@@ -80,6 +89,6 @@ def run_app(service: Service, listener: socket.socket) -> None:
     server = Server(config, f"http://{host}:{listener.getsockname()[1]}")
     # uvicorn ends well upon these, and then raises them again: they have done their work
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.handle_exit)
     logger.info("process %d serves %s", os.getpid(), settings.name)
     server.run(sockets=[listener])

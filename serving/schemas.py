@@ -7,9 +7,9 @@ bytes of their files here, so that all that a client can make the server open is
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from .batcher import Item
 
@@ -54,8 +54,39 @@ class ImageURL(Body):
     image_url: Address
 
 
-Input = Str | Text | Image | ImageURL
-Picture = Str | Image | ImageURL
+def form_of(given: Any) -> str | None:
+    """Which form of an input somebody meant, so that errors are those of that form alone."""
+    if isinstance(given, str):
+        return "<string>"
+    if not isinstance(given, dict):
+        return None
+    named = given.get("type")
+    known = next((name for name in ("image_url", "image", "text") if name in (named, *given)), None)
+    return known and f"<{known}>"
+
+
+def one_or_many(given: Any) -> str:
+    return "<many>" if isinstance(given, list) else "<one>"
+
+
+# The names of forms are in brackets, by which they are told from those of fields in the places of errors.
+Plain = Annotated[Str, Tag("<string>")]
+Written = Annotated[Text, Tag("<text>")]
+Pictured = Annotated[Image, Tag("<image>")]
+Linked = Annotated[ImageURL, Tag("<image_url>")]
+IMAGES = '{"image": ...} or {"type": "image_url", "image_url": {"url": ...}}'
+Input = Annotated[
+    Plain | Written | Pictured | Linked,
+    Discriminator(form_of, custom_error_type="input", custom_error_message=f'give a text, {{"text": ...}}, {IMAGES}'),
+]
+Picture = Annotated[
+    Plain | Pictured | Linked,
+    Discriminator(form_of, custom_error_type="picture", custom_error_message=f"give a data URI, base64, {IMAGES}"),
+]
+ONE, MANY, SEVERAL = Tag("<one>"), Tag("<many>"), Discriminator(one_or_many)
+Inputs = Annotated[Annotated[Input, ONE] | Annotated[list[Input], Field(min_length=1), MANY], SEVERAL]
+Pictures = Annotated[Annotated[Picture, ONE] | Annotated[list[Picture], Field(min_length=1), MANY], SEVERAL]
+Strings = Annotated[Annotated[Str, ONE] | Annotated[list[Str], Field(min_length=1), MANY], SEVERAL]
 
 
 class Request(Body):
@@ -66,7 +97,7 @@ class Request(Body):
 class EmbeddingsRequest(Request):
     """A string is a text, or an image if it is a data URI of one."""
 
-    input: Input | Annotated[list[Input], Field(min_length=1)]
+    input: Inputs
     dimensions: Annotated[int, Field(ge=1)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
 
@@ -74,10 +105,10 @@ class EmbeddingsRequest(Request):
 class ClassifyRequest(Request):
     """One or many images, and the labels: here, or by the name of a registered set."""
 
-    images: Picture | Annotated[list[Picture], Field(min_length=1)]
+    images: Pictures
     labels: Annotated[list[Str], Field(min_length=1)] | None = None
     label_set: Str | None = None
-    templates: Str | Annotated[list[Str], Field(min_length=1)] | None = None
+    templates: Strings | None = None
     function: Literal["sigmoid", "softmax"] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -86,8 +117,8 @@ class ClassifyRequest(Request):
 class SimilarityRequest(Request):
     """Two lists, each of texts and images."""
 
-    queries: Input | Annotated[list[Input], Field(min_length=1)]
-    documents: Input | Annotated[list[Input], Field(min_length=1)]
+    queries: Inputs
+    documents: Inputs
 
 
 def listed(given: object) -> list:

@@ -15,7 +15,7 @@ import numpy as np
 from .batcher import Batcher, Item, Outcome
 from .encoder import Facts
 from .fetch import Fetcher
-from .labels import LabelEmbeddings, label_key, logits, ranked, sigmoid
+from .labels import LabelEmbeddings, LabelError, label_key, logits, ranked, sigmoid
 from .metrics import Metrics
 from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, listed, to_item
 from .settings import ServerSettings
@@ -129,7 +129,10 @@ class Service:
         pictures = listed(body.images)
         self.check_count(len(pictures), "images")
         labels, templates = key = self.label_key(body)
-        texts = await self.labels.of(key)
+        try:
+            texts = await self.labels.of(key)
+        except LabelError as error:
+            raise BadRequest(str(error), "labels", code="invalid_input") from error
         outcomes = await self.outcomes(pictures, "images", pictures=True)
         function = body.function or self.facts.loss_type
         data = []

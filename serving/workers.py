@@ -11,8 +11,8 @@ from .encoder import Encoded, Facts
 from .settings import EncoderSettings
 
 
-class WorkerLost(Exception):
-    """The process died in the middle of a batch."""
+class WorkerLost(ChildProcessError):
+    """The process died while it loaded the model, or in the middle of a batch."""
 
 
 class Worker:
@@ -45,7 +45,7 @@ class Worker:
         try:
             pid, facts = await asyncio.wrap_future(self.pool.submit(encoder.load, self.settings))
         except BrokenProcessPool as error:
-            raise WorkerLost("the process died while it loaded the model") from error
+            raise WorkerLost("the process that loaded the model died, as it does where memory is short") from error
         self.process = next(process for process in multiprocessing.active_children() if process.pid == pid)
         self.standing.set()
         return facts

@@ -35,12 +35,16 @@ def cast_to(inputs: Mapping[str, np.ndarray], types: Mapping[str, str], path: Pa
     """The inputs that a file takes, in its types.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: one is missing, or has fractions in place of whole numbers.
     """
     missing = [name for name in types if inputs.get(name) is None]
     if missing:
         raise ValueError(f"{path.name} needs {', '.join(missing)}")
-    return {name: np.ascontiguousarray(inputs[name], dtype=dtype) for name, dtype in types.items()}
+    arrays = {name: np.ascontiguousarray(inputs[name], dtype=dtype) for name, dtype in types.items()}
+    for name, dtype in types.items():
+        if dtype.startswith("int") and not np.array_equal(arrays[name], inputs[name]):
+            raise ValueError(f"{path.name} takes whole numbers for {name}")
+    return arrays
 
 
 def onnx_runtime(path: Path, *, threads: int | None = None) -> Run:

@@ -117,8 +117,11 @@ class ExportedModel:
         Raises:
             ValueError: inputs that the tower does not take.
         """
+        ids, padding, count = as_array(input_ids), self.settings.pad_token_id, self.settings.vocabulary
+        if count is not None and (ids.min(initial=0) < 0 or ids.max(initial=0) >= count):  # engines take any for some
+            file = Path(self.settings.files.get(TEXT, TEXT)).name
+            raise ValueError(f"{file} does not take these inputs: tokens are 0 to {count - 1}")
         if attention_mask is None:
-            ids, padding = as_array(input_ids), self.settings.pad_token_id
             attention_mask = np.ones_like(ids) if padding is None else ids != padding
         return self._run(TEXT, {"input_ids": input_ids, "attention_mask": attention_mask}, "text_embeds")
 

@@ -21,6 +21,7 @@ class ExportSettings:
         logit_bias: None where there is none.
         loss_type: "sigmoid" or "softmax": what makes probabilities of logits.
         pad_token_id: of a text tower that takes a mask, the id that is none of a text's tokens.
+        vocabulary: the number of tokens; None where that is not known.
         source: the folder or repository that was exported.
         runtime: what a runtime must be told, because the files do not say it, by backend.
     """
@@ -31,6 +32,7 @@ class ExportSettings:
     logit_bias: float | None = None
     loss_type: str = "sigmoid"
     pad_token_id: int | None = None
+    vocabulary: int | None = None
     source: str = ""
     runtime: dict[str, dict[str, str]] | None = None
 

@@ -143,7 +143,7 @@ def text_lines(file: str) -> list[str]:
     Raises:
         ValueError: no text, or none in UTF-8.
     """
-    with open(file, encoding="utf-8") as opened:
+    with open(file, encoding="utf-8-sig") as opened:
         try:
             lines = [line.strip() for line in opened]
         except UnicodeDecodeError as error:

@@ -9,9 +9,7 @@ from modeling_siglip_ext.files import write_json
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
 from ..model_folder.processor import BESIDE_VOCABULARY, VOCABULARIES
-from ..resize import AnyConfig
 from .sentencepiece_json import tokenizer_json
-from .towers import vision_of
 
 
 CONFIG, PROCESSOR, PREPROCESSOR = "config.json", "processor_config.json", "preprocessor_config.json"
@@ -20,35 +18,18 @@ COPIED = (CONFIG, PROCESSOR, *VOCABULARIES, *BESIDE_VOCABULARY, "LICENSE")
 
 
 def image_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a folder's image processor.
+    """The settings of a folder's image processor, from the file that transformers takes them from.
 
     Raises:
         CheckpointError: it has none.
     """
-    for name in (PREPROCESSOR, PROCESSOR):
-        if (folder / name).is_file():
-            settings = read_mapping(folder / name)
-            return settings.get("image_processor", settings)
+    if (folder / PROCESSOR).is_file():
+        settings = read_mapping(folder / PROCESSOR)
+        if "image_processor" in settings:
+            return settings["image_processor"]
+    if (folder / PREPROCESSOR).is_file():
+        return read_mapping(folder / PREPROCESSOR)
     raise CheckpointError(f"{folder} has no {PROCESSOR}: save the model's processor there")
-
-
-def image_size(folder: Path, config: AnyConfig) -> tuple[int, int]:
-    """Height and width in pixels of what the image processor makes; of no meaning for NaFlex.
-
-    Raises:
-        CheckpointError: its settings do not say, and neither does the configuration.
-    """
-    vision, settings = vision_of(config), image_settings(folder)
-    for key in ("crop_size", "size"):
-        size = settings.get(key)
-        if isinstance(size, dict) and {"height", "width"} <= set(size):
-            return size["height"], size["width"]
-    side = getattr(vision, "image_size", None)
-    if isinstance(side, int):
-        return side, side
-    if getattr(vision, "naflex", False):
-        return 0, 0
-    raise CheckpointError(f"{folder}: neither {PROCESSOR} nor {CONFIG} says how large images are")
 
 
 def write_companions(folder: Path, out: Path) -> None:

@@ -15,10 +15,10 @@ from modeling_siglip_ext.files import new_folder
 from siglip_ext_runtime.backends import OPENVINO, built_with
 from siglip_ext_runtime.settings import ExportSettings
 
-from ..errors import VerificationError
+from ..errors import CheckpointError, VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
 from .card import write_export_card
-from .companions import image_size, write_companions
+from .companions import write_companions
 from .figures import Evaluate, before_and_after
 from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
@@ -29,7 +29,7 @@ from .samples import Samples, take_samples
 from .search import Bars
 from .towers import DUAL, OUTPUTS, TEXT, VISION, check_towers
 from .transformers_js import arrange, check_layout
-from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, inputs_of
+from .vectors import ALONE, BATCH, TOGETHER, by_file, by_torch, embed_all, embeds_of, images_and_texts, inputs_of
 
 
 Vectors = dict[str, torch.Tensor]
@@ -141,19 +141,22 @@ def judge(
     found = embed_all(embed, inputs, TOGETHER)
     alone = embed_all(embed, inputs[:ALONE], 1)
     answers = None
-    if TEXT in wanted and name != DUAL:
+    if name == DUAL:
+        answers = compare_answers(images_and_texts(wanted[DUAL]), images_and_texts(found))
+    elif TEXT in wanted:
         both = wanted | (others or {}) | {name: found}
         answers = compare_answers((wanted[VISION], wanted[TEXT]), (both[VISION], both[TEXT]))
     return Judgement(compare(wanted[name], found, alone), answers, found)
 
 
 def facts_of(folder: ModelFolder) -> dict[str, Any]:
-    """Of `ExportSettings`: the loss head, as the checkpoint has it, and the padding of a text tower with a mask."""
+    """Of `ExportSettings`: the loss head, as the checkpoint has it, and what token ids there are."""
     values = {name: folder.tensors.get(name) for name in ("logit_scale", "logit_bias")}
     found = {name: None if array is None else float(array.load().float()) for name, array in values.items()}
     text = getattr(folder.config, "text_config", None)
     padding = text.pad_token_id if text is not None and is_foreign(text) else None
-    return {**found, "loss_type": getattr(folder.config, "loss_type", "sigmoid"), "pad_token_id": padding}
+    tokens = {"pad_token_id": padding, "vocabulary": getattr(text, "vocab_size", None)}
+    return {**found, **tokens, "loss_type": getattr(folder.config, "loss_type", "sigmoid")}
 
 
 def check_bars(report: ExportReport, options: ExportOptions) -> None:
@@ -189,11 +192,12 @@ def export_tower(
         others: those of the files that are there already: together with them it must give the answers asked for.
     """
     about: dict[str, Any] = {"name": name, "samples": samples, "wanted": wanted, "backend": options.format}
+    height, width = samples.images[0]["pixel_values"].shape[-2:]
     job = Job(
         load_part(folder, name),
         folder.config,
         name,
-        image_size(folder.path, folder.config),
+        (height, width),
         draft,
         options.opset,
         options.external_above,
@@ -233,6 +237,8 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     if options.layout == TRANSFORMERS_JS:
         check_layout(folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)
+    if options.min_agreement is not None and not samples.texts:
+        raise CheckpointError("an image tower alone gives no answers to compare: ask for --min_cosine instead")
     towers: dict[str, TowerReport] = {}
     found: Vectors = {}
     with new_folder(out) as draft:

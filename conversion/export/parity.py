@@ -56,7 +56,7 @@ class Judgement:
 
     Args:
         parity: of its vectors.
-        answers: with float32 vectors of the other tower; None where there is no other.
+        answers: with float32 vectors of the other tower, or both of one file; None where there is no other.
         vectors: of the file, (N, D).
     """
 

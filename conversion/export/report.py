@@ -24,7 +24,8 @@ class TowerReport:
         file: its name.
         bytes: with the weights beside it.
         parity: of its vectors with the model's in float32.
-        answers: nearest neighbours, this tower against the other one in float32; None without another.
+        answers: nearest neighbours, this tower against the other one in float32, or both of the file; None without
+            another.
         cpu_time_ratio: how many times the CPU time of this file torch takes in float32, for one input in one thread.
         peak_memory: bytes of a process that loads the file and runs it once; None where the system does not tell.
         in_float: of a file in 8 bits, layers that were given back to float to keep what was asked for.

@@ -17,7 +17,7 @@ from modeling_siglip_ext.stock import stock_family
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
 from ..resize import AnyConfig
-from .companions import CONFIG, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
+from .companions import CONFIG, PREPROCESSOR, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from .onnx_file import EXTERNAL_SUFFIX
 
 
@@ -60,7 +60,7 @@ def arrange(folder: Path, files: dict[str, str], config: AnyConfig, precision: s
         move(folder / file, path, external)
         moved[name] = path.relative_to(folder).as_posix()
     write_config(folder, config, external)
-    write_json(folder / PREPROCESSOR, read_mapping(folder / PREPROCESSOR) | {"resample": LANCZOS})
+    write_image_settings(folder)
     if (folder / TOKENIZER_CONFIG).is_file():
         write_tokenizer(folder)
     return moved
@@ -93,6 +93,15 @@ def write_config(folder: Path, config: AnyConfig, external: dict[str, int]) -> N
         found = {name: value for name, value in found.items() if name not in ("auto_map", "custom_pipelines")}
     runtime: dict[str, Any] = {"transformers.js_config": {"use_external_data_format": external}} if external else {}
     write_json(folder / CONFIG, found | runtime)
+
+
+def write_image_settings(folder: Path) -> None:
+    """Lanczos for transformers.js; Python finds the model's own where it looks first, also where the folder had none
+    there, as most of the released ones have none."""
+    settings = read_mapping(folder / PREPROCESSOR)
+    processor = read_mapping(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+    write_json(folder / PROCESSOR, {"image_processor": settings} | processor)
+    write_json(folder / PREPROCESSOR, settings | {"resample": LANCZOS})
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -33,6 +33,12 @@ def embeds_of(name: str, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts, dim=-1) / len(parts) ** 0.5
 
 
+def images_and_texts(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the whole model's vectors those of the images and of the texts, each (B, D)."""
+    texts, images = pairs.chunk(2, dim=-1)
+    return images, texts
+
+
 def by_torch(model: PreTrainedModel, name: str) -> Embed:
     """By the model, or by that tower of it alone."""
     module = MODULES[name](model).eval()

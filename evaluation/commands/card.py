@@ -59,12 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
     print(add_results(folder, results))
 
 
-def print_of(folder: Path, dtype: str, trust_remote_code: bool) -> str:
-    """The fingerprint of the weights in a folder, loaded as they were for a result; of an exported model's files."""
+def print_of(folder: Path, dtype: str, trust_remote_code: bool) -> str | None:
+    """The fingerprint of the weights in a folder, loaded as they were for a result; of an exported model's files.
+
+    None where they cannot be those of a result, whose precision is that of an exported model.
+    """
     if is_exported(folder):
-        return ExportedModel(folder).fingerprint()
-    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code}
-    return weights_fingerprint(AutoModel.from_pretrained(folder, **options))
+        return weights_fingerprint(ExportedModel(folder))
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        return None
+    return weights_fingerprint(AutoModel.from_pretrained(folder, dtype=kind, trust_remote_code=trust_remote_code))
 
 
 def as_results(result: Result) -> Results:

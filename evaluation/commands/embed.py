@@ -10,7 +10,7 @@ from modeling_siglip_ext.command_line import Subparsers, add_command, refuse_unu
 from modeling_siglip_ext.embedding_blocks import open_blocks
 from modeling_siglip_ext.embedding_store import fingerprint
 from modeling_siglip_ext.inputs import files_below
-from modeling_siglip_ext.search_index import faiss, write_index
+from modeling_siglip_ext.search_index import check_kind, write_index
 from modeling_siglip_ext.video_frames import Sampling, pyav
 
 from ..data import columns, load
@@ -115,12 +115,20 @@ def files_in(arguments: argparse.Namespace, kind: str, sampling: Sampling | None
         raise ValueError(f"--{kind}s takes a folder, not {given}: {remedy}")
     root = Path(given)
     names = [path.relative_to(root).as_posix() for path in files_below(root, kind)]
+    odd = next((name for name in names if not is_unicode(name)), None)
+    if odd is not None:
+        raise ValueError(f"--{kind}s: the name of {odd!r} is not in UTF-8, and could not be kept: rename the file")
     return Files(kind, root, names, bool(arguments.check_contents), sampling)
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a name has no bytes in it that Python could not read as text."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.index is not None:
-        faiss()  # missing, it is missed before anything is computed
+        check_kind(arguments.index)
     inputs, folder = inputs_of(arguments), Path(arguments.output_dir)
     if isinstance(inputs, Inputs) and not len(inputs.items):
         raise ValueError("there is nothing to embed")

@@ -24,6 +24,20 @@ def test_a_checkpoint_without_some_weights_is_refused(tmp_path):
         Session.open(Settings(str(tmp_path)))
 
 
+def test_a_processor_that_is_missing_in_whole_or_part_is_said(tmp_path):
+    processor = make_processor(["a red square"], length=8)
+    SiglipExtModel(make_config({"vocab_size": 300})).save_pretrained(tmp_path)
+    remedy = "save the processor of images and texts there"
+    for part, said in ((None, "cannot be loaded"), (processor.image_processor, "cannot be loaded|without")):
+        if part is not None:
+            part.save_pretrained(tmp_path)
+        with pytest.raises((OSError, ValueError), match=f"(?s)({said}).*{remedy}") as refusal:
+            Session.open(Settings(str(tmp_path)))
+        assert str(tmp_path) in str(refusal.value)
+    processor.save_pretrained(tmp_path)
+    Session.open(Settings(str(tmp_path)))
+
+
 def test_naflex_in_stock_form_is_not_padded(tmp_path):
     vision = {"naflex": True, "num_patches": 16, "patch_size": 4, "image_size": None}
     SiglipExtModel(make_config({"vocab_size": 300}, vision)).save_pretrained(tmp_path)

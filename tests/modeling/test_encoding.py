@@ -4,7 +4,9 @@ import io
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -24,7 +26,7 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 from modeling_siglip_ext import images as images_module
-from modeling_siglip_ext.encoding import ahead
+from modeling_siglip_ext.encoding import ahead, stream_images
 from support.models import TINY
 
 
@@ -150,6 +152,19 @@ def test_bad_images_cost_their_rows_and_are_named(parts, caplog):
     with pytest.raises(ValueError, match=r"image 4: 'nowhere\.jpg'"):
         encode_images(model, processor, images[1:3] * 2 + images[4:], errors="raise", batch_size=2)
     assert np.isnan(encode_images(model, processor, [b"no"])).all()
+
+
+def test_no_url_is_waited_for_without_end(parts, monkeypatch):
+    """Or one server that does not answer holds up all images after its own."""
+    waits = []
+    session = SimpleNamespace(get=lambda url, timeout, **_: waits.append(timeout) or SimpleNamespace(status_code=404))
+    monkeypatch.setattr(images_module, "get_session", lambda: session)
+    stream = partial(stream_images, *parts, ["http://a/b.png"])
+    assert np.isnan(encode_images(*parts, ["http://a/b.png"])).all()
+    with torch.no_grad():
+        assert [list(batch.errors) for batch in stream()] == [[0]]
+        assert [list(batch.errors) for batch in stream(timeout=None)] == [[0]]
+    assert waits == [30, 30, None]
 
 
 def test_a_broken_image_in_a_dataset_costs_its_row(parts):

@@ -12,7 +12,7 @@ from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext import search_index
 from modeling_siglip_ext.embedding_parts import Notes, write_part
 from modeling_siglip_ext.files import write_json
-from modeling_siglip_ext.search_index import open_index, write_index
+from modeling_siglip_ext.search_index import check_kind, open_index, write_index
 
 
 pytest.importorskip("faiss")
@@ -104,9 +104,25 @@ def test_what_cannot_be_indexed_is_said_in_one_line(tmp_path, model, monkeypatch
     next(tmp_path.glob("_index-*.faiss")).write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"is damaged.*with --index"):
         open_index(tmp_path, model)
+    for kind in ("Flat", "IVF4096,PQ96", "PQ7", "OPQ16,IVF256,PQ16"):
+        check_kind(kind)  # PQ's numbers suit some widths and others not
+    for kind in ("nonsense", "", "IVFx", "LSH"):
+        with pytest.raises(ValueError, match=f"FAISS knows no index '{kind}' of inner products: take Flat"):
+            check_kind(kind)
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install 'siglip-ext\[search\]'"):
         open_index(tmp_path, model)
+
+
+def test_queries_of_another_shape(tmp_path, model):
+    fill(tmp_path, model)
+    write_index(tmp_path)
+    index = open_index(tmp_path, model)
+    for queries in (QUERIES[0], QUERIES[:, :5], QUERIES[None]):
+        with pytest.raises(ValueError, match=r"must have the shape \(n, 8\), got"):
+            index.search(queries, 1)
+    with pytest.raises(ValueError, match="count=0 must be at least 1"):
+        index.search(QUERIES, 0)
 
 
 def test_training_takes_rows_from_all_over(tmp_path, model, monkeypatch):

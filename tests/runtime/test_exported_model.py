@@ -143,6 +143,12 @@ def test_wrong_inputs_are_errors_of_values(exported):
     model = ExportedModel(exported("fixed")[1])
     with pytest.raises(ValueError, match="does not take"):
         model.get_text_features(torch.zeros(1, 15, dtype=torch.long))
+    with pytest.raises(ValueError, match="takes whole numbers for input_ids"):
+        model.get_text_features(torch.full((1, 16), 0.7))
+    for ids in (np.full((2, 16), 300), -np.ones((2, 16), np.int64)):  # an engine takes them for other ones
+        for backend in ("onnx", "openvino"):
+            with pytest.raises(ValueError, match=r"text_model\.onnx does not take these inputs: tokens are 0 to 299"):
+                ExportedModel(model.folder, backend).get_text_features(ids)
     with pytest.raises(ValueError, match="spatial_shapes"):
         ExportedModel(exported("naflex")[1]).get_image_features(np.zeros((1, 4, 48), np.float32), np.ones((1, 4)))
     with pytest.raises(ValueError, match="choose one of onnx, openvino"):

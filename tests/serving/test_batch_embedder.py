@@ -104,11 +104,12 @@ def test_batches_by_hand(cells, folder, expected):
 
 def test_texts(parts, folder):
     embedder = BatchEmbedder(str(folder / "model"), "text", "caption", batch_size=2)
-    found = embedder({"caption": ["a picture", None, "another", 3]})
-    assert found["error"].tolist() == ["", "there is no text", "", "a int is no text"]
+    found = embedder({"caption": ["a picture", None, "another", 3, "b\ud800"]})
+    assert found["error"].tolist()[:4] == ["", "there is no text", "", "a int is no text"]
+    assert "has no character in place 1" in found["error"][4]
     good = encode_texts(*parts, ["a picture", "another"])
     np.testing.assert_allclose(found["embedding"][[0, 2]], good, atol=1e-6)
-    assert np.isnan(found["embedding"][[1, 3]]).all()
+    assert np.isnan(found["embedding"][[1, 3, 4]]).all()
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -153,5 +154,15 @@ def test_mistakes_are_named(folder):
         BatchEmbedder("anything", "video")
     with pytest.raises(ValueError, match="the rows have no column 'image'; they have picture, number: give column="):
         BatchEmbedder(str(folder / "model"))({"picture": [], "number": []})
+    table = datasets.Dataset.from_dict({"image": ["a"], "number": [1]}).to_pandas()
+    with pytest.raises(TypeError, match="a batch is a DataFrame, not a mapping of columns: leave out batch_format"):
+        BatchEmbedder(str(folder / "model"))(table)
+    one = np.zeros((20, 30, 3), np.uint8)
+    for kind, cell in (("text", "a cat"), ("image", "cat.jpg"), ("image", IMAGES[0]), ("image", one), ("image", None)):
+        with pytest.raises(TypeError, match=f"'{kind}' holds one input, not a batch: take batched=True"):
+            BatchEmbedder(str(folder / "model"), kind)({kind: cell})
+    for name in ("embedding", "error"):
+        with pytest.raises(ValueError, match=f"have a column '{name}' already, which would be lost"):
+            BatchEmbedder(str(folder / "model"))({"image": IMAGES[:1], name: [1]})
     with pytest.raises(FileNotFoundError, match=r"\./nowhere is no folder"):
         BatchEmbedder("./nowhere")({"image": []})

@@ -36,6 +36,12 @@ def test_bad_input_is_one_line(model_folder, capfd, words, said):
     assert "Traceback" not in errors
 
 
+def test_label_sets_are_of_characters(tmp_path):
+    (tmp_path / "sets").write_text('{"a": ["x", "y\\ud800"]}')
+    with pytest.raises(ValueError, match=r"has no label sets .* no character in place 1"):
+        settings_of(make_parser().parse_args(["folder", "--label_sets", str(tmp_path / "sets")]))
+
+
 def test_options_become_settings(tmp_path):
     (tmp_path / "keys").write_text("one\n\n  two \n")
     (tmp_path / "sets").write_text('{"a": ["x", "y"], "b": {"labels": ["z"], "templates": "a {}"}}')

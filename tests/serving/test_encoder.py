@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel, ViTImageProcessor
 
 from modeling_siglip_ext import (
     SiglipExtConfig,
     SiglipExtModel,
     SiglipExtNaflexImageProcessor,
     SiglipExtProcessor,
+    SiglipExtTextConfig,
+    SiglipExtTextModel,
     encode_images,
     encode_texts,
 )
 from support.images import noise
-from support.models import TINY, TINY_NAFLEX, make_processor
+from support.models import TINY, TINY_NAFLEX, TINY_TEXT, make_processor
 from support.serving import png
 
 
@@ -91,6 +94,43 @@ def test_vectors_that_are_not_finite_are_errors(model_folder):
     with torch.no_grad():
         encoder.model.text_model.head.bias.fill_(torch.nan)
     assert "not finite" in encoder.encode("text", ["a"]).errors[0]
+
+
+def test_a_model_that_gives_no_numbers_is_refused_at_the_start(model_folder):
+    encoder = Encoder(EncoderSettings(str(model_folder), device="cpu"))
+    for tower in (encoder.model.text_model.head, encoder.model.vision_model.post_layernorm):
+        bias = tower.bias.detach().clone()
+        with torch.no_grad():
+            tower.bias.fill_(torch.nan)
+        with pytest.raises(ValueError, match="not finite"):
+            encoder.facts()
+        with torch.no_grad():
+            tower.bias.copy_(bias)
+    encoder.facts()
+
+
+@pytest.mark.parametrize(
+    ("vision", "patches"),
+    [
+        (Dinov2Model(Dinov2Config(**TINY, image_size=518, patch_size=14)), (56 // 14) ** 2),
+        (ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[32], depths=[1])), 1),
+    ],
+    ids=["larger in training", "without patches"],
+)
+def test_towers_from_elsewhere(vision, patches, tmp_path):
+    """Their images are as large as their processor makes them, whatever their configuration says."""
+    tokenizer = make_processor(["a cat"]).tokenizer
+    text = SiglipExtTextModel(SiglipExtTextConfig(**{**TINY_TEXT, "vocab_size": len(tokenizer)}))
+    model = SiglipExtModel.from_vision_text_pretrained(vision, text).eval()
+    processor = SiglipExtProcessor(ViTImageProcessor(size={"height": 56, "width": 56}), tokenizer)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    encoder = Encoder(EncoderSettings(str(tmp_path), device="cpu"))
+    assert encoder.facts().dimensions == 32
+    images = [png(noise(60, 40)), png(noise(30, 90, seed=1))]
+    found = encoder.encode("image", images)
+    assert found.lengths == [patches, patches]
+    np.testing.assert_allclose(found.embeds, encode_images(model, processor, images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"upscale": False}, {"max_num_patches": 9, "batch_tokens": 20}])

@@ -1,8 +1,11 @@
 """Servers full, stopped and with workers killed; clients that dawdle. A stopped worker stands for a long batch."""
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +39,12 @@ def held(server: RunningServer):
     finally:
         if pid in server.workers():
             os.kill(pid, signal.SIGCONT)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
 
 
 def taken(server: RunningServer) -> float:
@@ -110,8 +119,40 @@ def test_a_killed_worker_costs_the_requests_that_it_had(own_server, parts):
     # and workers do not outlive a server that was killed
     (pid,) = own_server.workers()
     own_server.process.kill()
-    status = Path(f"/proc/{pid}/status")
-    until(lambda: not status.exists() or "State:\tZ" in status.read_text())
+    until(lambda: gone(pid))
+
+
+@contextmanager
+def starting(model: Path, log: Path, *options: object):
+    """A server that was only just started."""
+    command = [sys.executable, "-m", "modeling_siglip_ext.serving", str(model), "--port", "0", *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with log.open("w") as errors, subprocess.Popen(command, stderr=errors, env=environment) as process:
+        try:
+            yield RunningServer("", process, log)
+        finally:
+            process.kill()
+
+
+def test_a_worker_that_dies_while_it_loads_is_one_line(model_folder, tmp_path):
+    with starting(model_folder, tmp_path / "log") as server:
+        until(lambda: bool(server.workers()))
+        os.kill(server.workers()[0], signal.SIGKILL)
+        assert server.process.wait(60) == 2
+    *_, line = server.log.read_text().splitlines()
+    assert line.startswith("siglip-ext-serve: error: the process that loaded the model died")
+
+
+def test_sigterm_ends_a_server_that_still_embeds_its_labels(model_folder, tmp_path):
+    (tmp_path / "sets.json").write_text(json.dumps({"many": [f"label {number}" for number in range(200_000)]}))
+    with starting(model_folder, tmp_path / "log", "--label_sets", tmp_path / "sets.json") as server:
+        until(lambda: " serves " in server.log.read_text())
+        (pid,) = server.workers()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == -signal.SIGTERM
+        until(lambda: gone(pid))
+    assert "label set many" not in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_slow_clients_and_those_that_go_away_keep_nobody(server):

@@ -93,6 +93,30 @@ def test_a_malformed_request_is_the_clients_error(server, kind):
     assert server.get("/readyz").status == 200
 
 
+FORMS = '{"image": ...} or {"type": "image_url", "image_url": {"url": ...}}'
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (embed(input=[1, 2]), f'input.0: give a text, {{"text": ...}}, {FORMS}'),
+        (embed(input=["a", None]), f'input.1: give a text, {{"text": ...}}, {FORMS}'),
+        (embed(input={"type": "video", "video": "a"}), f'input: give a text, {{"text": ...}}, {FORMS}'),
+        (embed(input={"image": ["a"]}), "input.image: Input should be a valid string"),
+        (embed(input={"image_url": {"url": "a"}}), "input.type: Field required"),
+        (embed(input={"text": "a", "image": "b"}), "input.text: Extra inputs are not permitted"),
+        (classify(images={"text": "a"}, labels=["a"]), f"images: give a data URI, base64, {FORMS}"),
+        (classify(images=URI, labels=["a"], templates=3), "templates: Input should be a valid string"),
+        (
+            raw("/v1/embeddings", b'{"input": "a"}', content_type="application/x-www-form-urlencoded"),
+            "the body is read as JSON where the request says so: content-type: application/json",
+        ),
+    ],
+)
+def test_the_message_names_the_place_and_what_belongs_there(server, request_, message):
+    assert server.send(*request_).json["error"]["message"] == message
+
+
 def memory(pids: list[int]) -> int:
     """KiB that processes have in memory."""
     found = [re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids]

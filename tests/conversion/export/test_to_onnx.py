@@ -21,12 +21,14 @@ from transformers import (
 
 from modeling_siglip_ext import SiglipExtModel, SiglipExtProcessor, encode_images, encode_texts
 from modeling_siglip_ext.conversion.__main__ import main
+from modeling_siglip_ext.conversion.commands.export import text_lines
 from modeling_siglip_ext.conversion.commands.export_figures import evaluation_of
 from modeling_siglip_ext.conversion.export import export, onnx_file
 from modeling_siglip_ext.conversion.export.export import ExportOptions, export_model
 from modeling_siglip_ext.conversion.export.figures import before_and_after
 from modeling_siglip_ext.conversion.export.parity import compare
 from modeling_siglip_ext.conversion.export.report import TowerReport
+from modeling_siglip_ext.conversion.export.samples import Samples
 from modeling_siglip_ext.hub.card import ModelCard
 from siglip_ext_runtime import ExportedModel
 from support.exports import compiled, save_model
@@ -125,6 +127,22 @@ def test_below_the_bars_nothing_is_left(folder, tmp_path, capsys, monkeypatch):
     assert main(["to-onnx", str(folder), str(tmp_path / "out"), "--min_cosine", "0.97"]) == 0
 
 
+def test_both_towers_in_one_file_have_answers_to_compare(monkeypatch):
+    torch.manual_seed(0)
+    wanted = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
+    found = torch.cat([wanted[:, :4], wanted[:, 4:].roll(1, 0)], dim=1)  # each text beside another's image
+    numbers = [torch.tensor([place]) for place in range(6)]
+    samples = Samples([{"image": one} for one in numbers], [{"text": one} for one in numbers], "")
+    about = {"name": "model", "samples": samples, "wanted": {"model": wanted, "text_model": wanted}}
+    for rows, equal in ((wanted, 1.0), (found, 0.0)):
+        monkeypatch.setattr(export, "by_file", lambda *_, rows=rows: lambda inputs: rows[inputs["text"]])
+        answers = export.judge(Path("model.onnx"), **about).answers
+        ours, theirs = (pairs[:, 4:] @ pairs[:, :4].T for pairs in (wanted, rows))
+        assert answers.text_of_image == (ours.argmax(1) == theirs.argmax(1)).float().mean()
+        assert answers.image_of_text == (ours.argmax(0) == theirs.argmax(0)).float().mean()
+        assert (answers.least == 1) == (equal == 1)
+
+
 class FakeTower:
     """An export whose vectors differ."""
 
@@ -153,6 +171,8 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys):
     assert "holds no image files" in refused(capsys, str(folder), out, "--images", str(tmp_path / "empty"))
     (tmp_path / "texts.txt").write_text("\n\n")
     assert "holds no text" in refused(capsys, str(folder), out, "--texts", str(tmp_path / "texts.txt"))
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n b \r\n")
+    assert text_lines(str(tmp_path / "texts.txt")) == ["a cat", "b"]
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "bad.png").write_bytes(b"bad")
     assert "bad.png" in refused(capsys, str(folder), out, "--images", str(tmp_path / "pictures"))
@@ -166,6 +186,10 @@ def test_what_cannot_be_exported_is_said(folder, tmp_path, capsys):
     config["vision_config"]["vision_use_head"] = False
     (without / "config.json").write_text(json.dumps(config))
     assert "pooling" in refused(capsys, str(without), str(tmp_path / "out"))
+    SiglipExtModel.from_pretrained(folder).vision_model.save_pretrained(tmp_path / "tower")
+    shutil.copy(folder / "processor_config.json", tmp_path / "tower")
+    words = str(tmp_path / "tower"), str(tmp_path / "out"), "--towers", "image", "--min_agreement", "0.9"
+    assert "an image tower alone gives no answers" in refused(capsys, *words)
 
 
 def test_a_missing_package_is_named(folder, tmp_path, capsys, monkeypatch):

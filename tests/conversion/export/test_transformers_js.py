@@ -2,16 +2,18 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
 from modeling_siglip_ext import SiglipExtConfig, train_tokenizer
 from modeling_siglip_ext.conversion.errors import CheckpointError
+from modeling_siglip_ext.conversion.export.companions import write_companions
 from modeling_siglip_ext.conversion.export.sentencepiece_json import tokenizer_json
 from modeling_siglip_ext.conversion.export.transformers_js import arrange, check_layout, write_tokenizer
 from modeling_siglip_ext.training.data.emoji.loader import LANGUAGES, load_split
@@ -122,6 +124,34 @@ def test_a_model_of_ours_is_shown_as_siglip(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "siglip_ext"
     arrange(tmp_path, {}, config, "fp32")
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "siglip"
+
+
+def test_python_sees_the_pixels_of_the_model_also_of_a_folder_as_it_was_released(tmp_path):
+    """SigLIP's have no `processor_config.json`; where there are two files, transformers reads that one."""
+    save_model(tmp_path / "model", "fixed")
+    image = torch.randint(0, 255, (3, 90, 70), dtype=torch.uint8)
+    wanted = AutoProcessor.from_pretrained(tmp_path / "model")(images=[image])["pixel_values"]
+    settings = json.loads((tmp_path / "model" / "processor_config.json").read_text())["image_processor"]
+    for name, files in {
+        "released": {"preprocessor_config.json": {**settings, "processor_class": "SiglipProcessor"}},
+        "both": {
+            "preprocessor_config.json": {**settings, "resample": 0},
+            "processor_config.json": {"image_processor": settings, "processor_class": "SiglipProcessor"},
+        },
+    }.items():
+        folder, out = tmp_path / name, tmp_path / f"{name}-js"
+        shutil.copytree(tmp_path / "model", folder)
+        (folder / "processor_config.json").unlink()
+        for file, content in files.items():
+            (folder / file).write_text(json.dumps(content))
+        out.mkdir()
+        write_companions(folder, out)
+        assert json.loads((out / "preprocessor_config.json").read_text())["resample"] == 3
+        arrange(out, {}, SiglipExtConfig.from_pretrained(folder), "fp32")
+        assert json.loads((out / "preprocessor_config.json").read_text())["resample"] == 1
+        for load in (AutoProcessor, AutoImageProcessor):
+            found = load.from_pretrained(out)(images=[image])["pixel_values"]
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
 
 
 def test_weights_beside_a_file_move_with_it(tmp_path):

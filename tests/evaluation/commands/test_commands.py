@@ -411,6 +411,16 @@ def test_half_a_pair_of_surrogates_is_refused_by_its_text(folder, tmp_path, caps
     assert "has no character in place 2" in capsys.readouterr().err
 
 
+def test_a_name_that_cannot_be_kept_is_said_before_anything_is_computed(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    with open(os.fsencode(tmp_path / "images") + b"/\xff.png", "wb") as file:
+        file.write(b"")
+    words = ["--images", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out")]
+    assert main(["embed", "--model", str(tmp_path / "none"), *words]) == 2
+    assert r"the name of '\udcff.png' is not in UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_image_that_was_mended_is_not_that_of_before(folder, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for name in ("a.png", "b.png"):

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from modeling_siglip_ext import SiglipExtModel
+from modeling_siglip_ext import SiglipExtModel, encode_images
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.captioning import CaptionDecoder, CaptionDecoderConfig, save_decoder
+from modeling_siglip_ext.evaluation import open_index
 from modeling_siglip_ext.evaluation.__main__ import main
+from siglip_ext_runtime import ExportedModel
 
 
 COUNT = 24
@@ -111,6 +113,19 @@ def test_embeddings_are_those_of_the_model(exported, data, tmp_path):
     assert main(["duplicates", "--embeddings", str(output), "--output_file", str(tmp_path / "groups.json")]) == 0
 
 
+def test_an_index_is_opened_by_the_export_that_made_it(exported, data, tmp_path):
+    pytest.importorskip("faiss", reason="needs the extra search")
+    source, folder = exported("fixed")
+    words = ["--images", str(data / "images"), "--output_dir", str(tmp_path / "out"), "--index"]
+    assert main(["embed", "--model", str(folder), "--backend", "onnx", *words]) == 0
+    model, processor = ExportedModel(folder), AutoProcessor.from_pretrained(folder)
+    queries = np.asarray(encode_images(model, processor, data / "images"))
+    found = open_index(tmp_path / "out", model).search(queries, 1)
+    assert [matches[0].name for matches in found] == ["0.png", "1.png", "2.png"]
+    with pytest.raises(ValueError, match="made with other weights"):
+        open_index(tmp_path / "out", SiglipExtModel.from_pretrained(source))
+
+
 def test_a_decoder_reads_the_tokens_of_an_export(exported, data, tmp_path):
     folder, out = exported("fixed")
     model, processor = SiglipExtModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
@@ -146,8 +161,9 @@ def test_the_card_of_an_export_takes_its_figures_alone(exported, data, tmp_path,
         assert main(words) == 0
     assert main(["card", "--model", str(copy), str(copy / "out")]) == 0
     assert "zero-shot accuracy@1" in (copy / "README.md").read_text()
-    assert main(["card", "--model", str(copy), str(tmp_path / "other")]) == 2
-    assert "not those in" in capsys.readouterr().err
+    for place, results in ((copy, tmp_path / "other"), (folder, copy / "out")):
+        assert main(["card", "--model", str(place), str(results)]) == 2
+        assert f"not those in {place}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
