@@ -27,6 +27,7 @@ class ModelSettings:
         device: where to compute; None for the accelerator if there is one.
         dtype: "float32", "bfloat16" or "float16".
         backend: of an exported model, "onnx", "openvino" or "aoti"; None for a model of torch.
+        threads: of an exported model's engine; None for one a core.
         max_num_patches, upscale, batch_tokens: of a NaFlex model; see `encode_images`.
     """
 
@@ -36,6 +37,7 @@ class ModelSettings:
     device: str | None = None
     dtype: str = "float32"
     backend: str | None = None
+    threads: int | None = None
     max_num_patches: int | None = None
     upscale: bool = True
     batch_tokens: int | None = None
@@ -70,7 +72,7 @@ def load_dual_model(settings: ModelSettings) -> tuple[Any, ProcessorMixin]:
         if backend == "aoti" and not (Path(name).is_dir() or settings.trust_remote_code):
             raise ValueError(f"{name} on the Hub is machine code: run it with --trust_remote_code if you trust it")
         folder = name if Path(name).is_dir() else snapshot_download(name, revision=settings.revision)
-        model = ExportedModel(folder, backend)
+        model = ExportedModel(folder, backend, threads=settings.threads)
     processor = _processor_of(name, options)
     settings.budget.check(processor.image_processor)
     return model, processor

@@ -14,12 +14,11 @@ class EncoderSettings(ModelSettings):
     """How a worker loads and runs the model.
 
     Args:
-        threads: of torch on the CPU; None for its own choice.
+        threads: on the CPU, of torch, too; None for its own choice.
         batch_images: of a NaFlex model, in place of `batch_tokens`: as many as so many of its largest images have.
         max_pixels: of an image; larger ones are refused before they are decoded.
     """
 
-    threads: int | None = None
     batch_images: int = 32
     max_pixels: int = 50_000_000
 

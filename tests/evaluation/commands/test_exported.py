@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 from modeling_siglip_ext import SiglipExtModel, encode_images
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.captioning import CaptionDecoder, CaptionDecoderConfig, save_decoder
+from modeling_siglip_ext.dual_models import ModelSettings, load_dual_model
 from modeling_siglip_ext.evaluation import open_index
 from modeling_siglip_ext.evaluation.__main__ import main
 from siglip_ext_runtime import ExportedModel
@@ -111,6 +112,13 @@ def test_embeddings_are_those_of_the_model(exported, data, tmp_path):
         found.append(store.read(output)[0])
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
     assert main(["duplicates", "--embeddings", str(output), "--output_file", str(tmp_path / "groups.json")]) == 0
+
+
+def test_threads_are_those_of_the_engine(exported):
+    """Several workers of a server share the cores."""
+    _, folder = exported("fixed")
+    model, _ = load_dual_model(ModelSettings(str(folder), backend="onnx", threads=1))
+    assert model.threads == 1
 
 
 def test_an_index_is_opened_by_the_export_that_made_it(exported, data, tmp_path):
