@@ -32,8 +32,8 @@ class BatchEmbedder:
         kind: "image" or "text".
         column: of the inputs, `kind` by default: of images whatever `encode_images` takes, of undecoded columns of
             `datasets` too.
-        device, dtype, revision, trust_remote_code, backend: as for `ModelSettings`; a worker of Ray sees its own
-            accelerator.
+        device, dtype, revision, trust_remote_code, backend, threads: as for `ModelSettings`; a worker of Ray sees its
+            own accelerator.
         batch_size: inputs in one forward pass, whatever the engine's batch.
         workers: threads that read and prepare images; by default one a core of the machine, at most 8.
         normalize: to unit length.
@@ -59,6 +59,7 @@ class BatchEmbedder:
     revision: str | None = None
     trust_remote_code: bool = False
     backend: str | None = None
+    threads: int | None = None
     batch_size: int = 64
     workers: int | None = None
     normalize: bool = True
