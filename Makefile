@@ -79,10 +79,10 @@ types: $(INSTALLED)
 	@set -o pipefail; $(BIN)/ty check --python $(VENV) --output-format concise build/types \
 		| sed -E 's#build/types/(modeling_siglip_ext/($(subst $(space),|,$(ROOMS)))/)?#\2/#; s#^/##'
 
-# Two hours on two cores, in minutes: towers 4, naflex 15, data 1, encoding 7, duplicates 3, conversion 2, loss 10,
-# training 20, objectives 4, pipeline 20, serving 15, emoji 15 (three trainings and the controls). benchmarks/peers.py
+# Three hours on two cores, in minutes: export 45, towers 4, naflex 15, data 1, encoding 7, duplicates 3, conversion 2,
+# loss 10, training 20, objectives 4, pipeline 20, serving 11, emoji 27 (six trainings, controls). benchmarks/peers.py
 # (4) needs timm and open_clip in an environment of their own: PEER_PYTHON=OTHER/bin/python make bench.
-# conversion_catalogue.py (hours) is started by hand, and so is naflex_emoji.py (40); WITH_RAY=1 where the extra ray is
+# conversion_catalogue.py (hours) is started by hand, and so is naflex_emoji.py (50); WITH_RAY=1 where the extra ray is
 # installed adds ray_workers.py (3).
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/towers.py

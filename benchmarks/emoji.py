@@ -1,6 +1,6 @@
 """What the emoji recipe reaches: held-out figures over seeds, beside controls that must be at chance.
 
-    python benchmarks/emoji.py                         # three seeds and the controls, about 15 minutes
+    python benchmarks/emoji.py                         # all runs, about 27 minutes
     python benchmarks/emoji.py --runs seed0 --max_seconds 1e9    # all steps, however busy the machine is
     python benchmarks/emoji.py --validation --runs seed0 --group_from_epoch 8    # printed only
 

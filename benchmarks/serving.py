@@ -1,6 +1,6 @@
 """What does HTTP cost? 64 clients of the server against encode_images, and against the endpoint one writes first.
 
-    python benchmarks/serving.py                    # all lines, half an hour on two idle cores
+    python benchmarks/serving.py                    # all lines, eleven minutes on two idle cores
     python benchmarks/serving.py --only labels      # this line anew, the others as they were
     python benchmarks/serving.py --size tiny --rounds 1
 

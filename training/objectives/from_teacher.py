@@ -35,7 +35,7 @@ class FromTeacher(TrainedObjective):
         Raises:
             ValueError: the tower is none that this objective can train, see `check_tower`.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # crops need a tower of any size with a pooled vector, masks do not
 
     def check(self, core: nn.Module) -> None:
         self.suits(core)
