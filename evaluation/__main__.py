@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from modeling_siglip_ext.command_line import command_line
 from modeling_siglip_ext.command_line import main as run_command
+from modeling_siglip_ext.memory import keep_freed_memory
 
 from .commands import caption, card, duplicates, embed, locate, probe, report, retrieval, threshold, zero_shot
 
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS,
         epilog="Under torchrun the processes share the inputs. A run that was stopped goes on where it was.",
     )
+    if argv is None:  # a process of its own
+        keep_freed_memory()
     return run_command(parser, argv)
 
 

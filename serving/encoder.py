@@ -17,6 +17,7 @@ from PIL import Image
 from modeling_siglip_ext.dual_models import load_dual_model
 from modeling_siglip_ext.encoding import evaluating, joined, stream_images, stream_texts
 from modeling_siglip_ext.image_budget import is_naflex
+from modeling_siglip_ext.memory import keep_freed_memory
 
 from .settings import EncoderSettings
 
@@ -115,6 +116,7 @@ def prepare_process(threads: int | None, max_pixels: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     Image.init()

@@ -15,7 +15,7 @@ import numpy as np
 from .batcher import Batcher, Item, Outcome
 from .encoder import Facts
 from .fetch import Fetcher
-from .labels import LabelEmbeddings, LabelError, label_key, logits, ranked, sigmoid
+from .labels import LabelEmbeddings, LabelError, cosines, label_key, logits, ranked, sigmoid
 from .metrics import Metrics
 from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, listed, to_item
 from .settings import ServerSettings
@@ -141,7 +141,7 @@ class Service:
             if outcome.embed is None:
                 entry |= {"labels": None, "error": outcome.error}
             else:
-                row = logits(self.facts, outcome.embed[None], texts)[0]
+                row = logits(self.facts, cosines(outcome.embed[None], texts))[0]
                 entry["labels"] = ranked(row, labels, function, body.top_k, body.threshold)
             data.append(entry)
         return self.answer(data, outcomes, function=function, templates=list(templates))
@@ -174,11 +174,11 @@ class Service:
         outcomes = await self.outcomes(queries + documents, "documents")
         rows, columns = outcomes[: len(queries)], outcomes[len(queries) :]
         first, second = (np.stack([vector_or_nan(one, self.facts) for one in side]) for side in (rows, columns))
-        cosines = first.astype(np.float64) @ second.T.astype(np.float64)
+        found = cosines(first, second)
         errors = [{"index": place, "error": one.error} for place, one in enumerate(outcomes) if one.error is not None]
         data = [
             {"object": "similarity", "index": index, "cosines": numbers(of_query), "scores": numbers(scores)}
-            for index, (of_query, scores) in enumerate(zip(cosines, sigmoid(logits(self.facts, first, second))))
+            for index, (of_query, scores) in enumerate(zip(found, sigmoid(logits(self.facts, found))))
         ]
         return self.answer(data, outcomes, errors=errors)
 

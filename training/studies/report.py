@@ -51,6 +51,9 @@ def render_tables(study: Study, charts: list[Chart]) -> str:
         "",
         f"`siglip-ext-train study {study.name}`: {study.experiment.headline}",
     ]
+    notes = {chart.note for chart in charts}
+    shared = notes.pop() if len(charts) > 1 and len(notes) == 1 else ""
+    lines += ["", shared] if shared else []
     for chart in charts:
         lines += ["", f"## {chart.title}", ""]
         ours, paper = _cells(_with_difference(chart), partial(_mean, digits=chart.digits)), _published(chart)
@@ -61,7 +64,7 @@ def render_tables(study: Study, charts: list[Chart]) -> str:
         else:
             lines += _table(f"{chart.x_label}{unit}".strip(), ours)
             lines += ["", f"Published: {chart.paper_title}", "", *_table(chart.x_label, paper)] if paper else []
-        lines += ["", chart.note] if chart.note else []
+        lines += ["", chart.note] if chart.note and not shared else []
     return "\n".join(lines) + "\n"
 
 
@@ -167,7 +170,7 @@ def _with_difference(chart: Chart) -> dict[str, dict[str, list[float]]]:
     """The lines and what they differ by, seed by seed: a seed starts all from the same weights and gives them the same
     batches, as far as these are of one size.
 
-    Two lines are compared with each other, more or one with their own values at the chart's `reference`.
+    Two comparable lines are compared with each other, others with their own values at the chart's `reference`.
     """
     lines = chart.ours
     if chart.reference:
@@ -179,7 +182,7 @@ def _with_difference(chart: Chart) -> dict[str, dict[str, list[float]]]:
             for label, line in lines.items()
         }
         return {**lines, **own}
-    if len(lines) != 2:
+    if len(lines) != 2 or not chart.comparable:
         return lines
     (name, one), (other_name, other) = lines.items()
     return {**lines, f"{other_name} − {name}, by seed": {x: _less(other.get(x, []), one[x]) for x in one}}

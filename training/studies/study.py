@@ -55,8 +55,8 @@ class Chart:
 
     `ours` has, for each line and place on the axis, one value a seed, in percent; `paper` the published ones and
     `paper_interval` what they are given ± of, of another model, data and metric: only their order and shape can be
-    compared. With `reference`, a place on the axis, the table gives each line's differences from it. `note` says what
-    else is to know.
+    compared. With `reference`, a place on the axis, the table gives each line's differences from it; else, where it
+    has two lines, what these differ by, if they are `comparable`. `note` says what else is to know.
     """
 
     title: str
@@ -67,6 +67,7 @@ class Chart:
     paper_interval: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
     reference: str = ""
+    comparable: bool = True  # the lines are of one figure
     categories: bool = False  # the places have no order: no line is drawn between them
     y_label: str = "held-out recall@1, %"
     digits: int = 1  # behind the point, in tables

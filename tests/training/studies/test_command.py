@@ -85,6 +85,23 @@ def test_the_papers_figures_stand_beside_ours(tmp_path):
     assert "| b | 2.0 (1) | 3.0 ± 0.5 |" in table.read_text().splitlines()
 
 
+def test_a_note_that_all_charts_share_is_said_once(tmp_path):
+    charts = [Chart(title, "x", {"ours": {"a": [1.0]}}, note="A note.") for title in "AB"]
+    study = Study("tiny", "a study", lambda plan: charts)
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    assert table.read_text().count("A note.") == 1
+    charts[1].note = "Another."
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 3, tmp_path)
+    assert table.read_text().count("A note.") == table.read_text().count("Another.") == 1
+
+
+def test_lines_of_different_figures_are_not_compared(tmp_path):
+    lines = {"names found": {"1": [10.0, 20.0]}, "word for word": {"1": [5.0, 6.0]}}
+    study = Study("tiny", "a study", lambda plan: [Chart("A", "x", lines, comparable=False)])
+    _, table, _ = write_study_report(study, Runs(tmp_path / "none"), 2, tmp_path)
+    assert "| x | names found | word for word |" in table.read_text().splitlines()
+
+
 def test_two_lines_are_compared_seed_by_seed(tmp_path):
     figure = Chart("A", "x", {"one": {"1": [10.0, 20.0, 30.0]}, "other": {"1": [12.0, 22.0, 32.0]}})
     study = Study("tiny", "a study", lambda plan: [figure])

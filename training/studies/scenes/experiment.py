@@ -31,6 +31,7 @@ def chart_of(
     scale: float = 100.0,
     digits: int = 1,
     reference: str = "",
+    comparable: bool = False,
     note: str = "",
     paper_title: str = "",
     paper: Mapping[str, float] | None = None,
@@ -39,6 +40,7 @@ def chart_of(
 
     Args:
         figures: names of held-out figures and of their lines.
+        comparable: whether the figures are of one kind.
         paper: published figures of some points.
     """
     lines = {
@@ -54,6 +56,7 @@ def chart_of(
         published,
         note=note,
         reference=reference,
+        comparable=comparable,
         categories=True,
         y_label=y_label,
         digits=digits,

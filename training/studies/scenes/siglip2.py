@@ -44,6 +44,7 @@ class Shown:
     Args:
         figures: held-out ones, and the names of their lines.
         decoded: only of models with a decoder.
+        comparable: two figures of one kind.
         paper_title, paper: what the paper has beside it.
     """
 
@@ -51,6 +52,7 @@ class Shown:
     figures: Mapping[str, str]
     y_label: str
     decoded: bool = False
+    comparable: bool = False
     scale: float = 100.0
     paper_title: str = ""
     paper: Mapping[str, float] = field(default_factory=dict)
@@ -84,7 +86,7 @@ SHOWN = (
     Shown(
         "Caption loss on held-out scenes",
         {"held_out_caption_loss": "own image", "held_out_caption_loss_wrong": "image of another scene"},
-        "nats a token", decoded=True, scale=1.0,
+        "nats a token", decoded=True, comparable=True, scale=1.0,
     ),
     Shown(
         "Captions", {"held_out_names": "names found", "held_out_exact": "word for word"}, "%", decoded=True,
@@ -147,6 +149,7 @@ def siglip2(plan: Plan) -> list[Chart]:
             scale=shown.scale,
             digits=1 if shown.scale == 100 else 3,
             reference="" if shown.decoded else ALONE,
+            comparable=shown.comparable,
             note=note,
             paper_title=shown.paper_title,
             paper=shown.paper or None,
