@@ -280,7 +280,8 @@ def waits(r: dict) -> list[str]:
 def render(found: dict) -> list[str]:
     lines = ["# Serving", "", f"Written by `benchmarks/serving.py`. {found['machine']}; {found['load']}.", ""]
     lines += [
-        f"{CLIENTS} clients on the same machine, one input a request; batches of {BATCH} images, {2 * BATCH} texts."
+        f"{CLIENTS} clients on the same machine, one input a request. `encode_*` has batches of {BATCH} images or "
+        f"{2 * BATCH} texts; the server takes its own, for a CPU."
     ]
     kinds = [kind for kind in KINDS if kind in found]
     lines += [

@@ -43,6 +43,11 @@ class ModelSettings:
     batch_tokens: int | None = None
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the model computes on the CPU."""
+        return self.backend is not None or (self.device or default_device()).startswith("cpu")
+
+    @property
     def budget(self) -> ImageBudget:
         """Patches of an image, and of a forward pass."""
         return ImageBudget(self.max_num_patches, self.upscale, self.batch_tokens)

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def make_parser() -> Parser:
     where.add_argument("--backend", choices=("onnx", "openvino", "aoti"), help="of an exported MODEL, on the CPU")
     where.add_argument("--workers", type=int, default=1, help="processes a device: on a GPU, 2 keep it busy")
     batches = parser.add_argument_group("batches")
-    batches.add_argument("--max_batch", type=int, default=32, help="images in a batch; texts come twice as many")
+    text = "images in a batch; texts come twice as many (default: 32; on a CPU, where batches gain little, 16)"
+    batches.add_argument("--max_batch", type=int, help=text)
     batches.add_argument("--max_queue", type=int, default=limits.queue, help="items that may wait; then comes a 429")
     batches.add_argument("--max_num_patches", type=int, help="for NaFlex: patches of an image")
     batches.add_argument("--upscale", action=Switch, default=True, help="for NaFlex: enlarge small images")
@@ -100,15 +102,17 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         max_num_patches=given.max_num_patches,
         upscale=given.upscale,
         batch_tokens=given.batch_tokens,
-        batch_images=given.max_batch,
         max_pixels=given.max_pixels,
     )
+    encoders = [encoder.on(device) for device in devices for _ in range(given.workers)]
+    # small ones share the cores better: one is computed while clients of the last have their answers and ask again
+    max_batch = given.max_batch or (16 if encoders[0].on_cpu else 32)
     return ServerSettings(
-        encoders=tuple(encoder.on(device) for device in devices for _ in range(given.workers)),
+        encoders=tuple(replace(one, batch_images=max_batch) for one in encoders),
         name=given.served_name or given.model,
         host=given.host,
         port=given.port,
-        max_batch=given.max_batch,
+        max_batch=max_batch,
         keys=read_keys(given.api_key_file),
         label_sets=read_label_sets(given.label_sets) if given.label_sets else {},
         allow_urls=given.allow_urls,

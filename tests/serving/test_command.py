@@ -54,6 +54,11 @@ def test_options_become_settings(tmp_path):
     assert settings.label_sets == {"a": (("x", "y"), ("This is a photo of {}.",)), "b": (("z",), ("a {}",))}
     assert settings.limits.body == MIB // 2
     assert settings.batch_sizes == {"image": 32, "text": 16}
-    plain = settings_of(make_parser().parse_args(["folder"]))
+    plain = settings_of(make_parser().parse_args(["folder", "--device", "cpu"]))
+    assert plain.batch_sizes == settings_of(make_parser().parse_args(["folder", "--backend", "onnx"])).batch_sizes
+    assert plain.batch_sizes == {"image": 16, "text": 32}
+    on_gpu = settings_of(make_parser().parse_args(["folder", "--device", "cuda"]))
+    assert on_gpu.batch_sizes == {"image": 32, "text": 64}
+    assert on_gpu.encoders[0].batch_images == 32
     assert (plain.host, plain.keys, plain.allow_urls) == ("127.0.0.1", (), False)
     assert not plain.encoders[0].trust_remote_code
