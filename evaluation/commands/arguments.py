@@ -40,11 +40,14 @@ def evaluation_command(commands: Subparsers, name: str, run: Run, summary: str) 
     return data, own
 
 
-def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False) -> None:
+def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False) -> Group:
     """The options of a model; with those for many embeddings, unless a command makes none.
 
     Args:
         lengths: whether it takes several numbers of patches.
+
+    Returns:
+        Their group.
     """
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=True, help="name on the Hub or folder")
@@ -57,28 +60,37 @@ def add_model(parser: Parser, *, embeddings: bool = True, lengths: bool = False)
     )
     group.add_argument("--batch_size", type=int, default=64, metavar="N", help="inputs in one forward pass")
     if not embeddings:
-        return
+        return group
     group.add_argument(
         "--workers", type=int, metavar="N", help="threads that prepare images (default: one a core, at most 8)"
     )
     group.add_argument("--part_rows", type=int, default=4096, metavar="N", help="embeddings in one file on disk")
-    patches: dict[str, Any] = {"type": int, "metavar": "N"}
-    which: dict[str, Any] = {**patches, "dest": "lengths", "nargs": "+"} if lengths else patches
+    add_patches(group, lengths=lengths)
+    text = "NaFlex: patches in one forward pass, for --batch_size"
+    group.add_argument("--batch_tokens", type=int, metavar="N", help=text)
+    return group
+
+
+def add_patches(group: Group, *, lengths: bool = False) -> None:
+    """What a NaFlex model sees of an image; with `lengths`, once for each of several."""
+    which: dict[str, Any] = {"dest": "lengths", "nargs": "+"} if lengths else {}
     several = "; several give the figures by length" if lengths else ""
-    group.add_argument(
-        "--max_num_patches",
-        **which,
-        help=f"NaFlex: patches of an image (default: as its processor says){several}",
-    )
+    text = f"NaFlex: patches of an image (default: as its processor says){several}"
+    group.add_argument("--max_num_patches", type=int, metavar="N", help=text, **which)
     group.add_argument(
         "--upscale", action=Switch, help="NaFlex: enlarge small images to so many patches (default: yes, as trained)"
     )
-    group.add_argument("--batch_tokens", **patches, help="NaFlex: patches in one forward pass, for --batch_size")
+
+
+def passes_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `caption` and `locate_all` are told of forward passes."""
+    names = ("batch_size", "max_num_patches", "upscale")
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def add_decoder(parser: Parser) -> None:
     """The options of a model, and of a decoder beside it."""
-    add_model(parser, embeddings=False)
+    add_patches(add_model(parser, embeddings=False))
     parser.add_argument(
         "--decoder",
         required=True,

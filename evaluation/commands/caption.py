@@ -11,7 +11,7 @@ from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import UnreadableImageError, load_image
 from modeling_siglip_ext.inputs import files_below
 
-from .arguments import add_decoder, open_decoder
+from .arguments import add_decoder, open_decoder, passes_of
 
 
 def register(commands: Subparsers) -> None:
@@ -44,9 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     session, decoder, path, weights = open_decoder(arguments, "captions.json")
     if not session.first:
         return
-    found = caption(
-        session.model, decoder, session.processor, images, batch_size=arguments.batch_size, sampling=sampling
-    )
+    found = caption(session.model, decoder, session.processor, images, sampling=sampling, **passes_of(arguments))
     rows = [{"image": name, "caption": text} for name, text in zip(names, found)]
     write_json(path, {"weights": weights, "captions": [*rows, *unreadable]})
     if arguments.shown > 0:

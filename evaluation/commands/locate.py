@@ -8,7 +8,7 @@ from modeling_siglip_ext.command_line import Subparsers, add_command
 from modeling_siglip_ext.files import write_json
 from modeling_siglip_ext.images import load_image
 
-from .arguments import add_decoder, open_decoder
+from .arguments import add_decoder, open_decoder, passes_of
 
 
 def register(commands: Subparsers) -> None:
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not session.first:
         return
     images, phrases = [image] * len(arguments.phrases), arguments.phrases
-    found = locate_all(session.model, decoder, session.processor, images, phrases, batch_size=arguments.batch_size)
+    found = locate_all(session.model, decoder, session.processor, images, phrases, **passes_of(arguments))
     rows = [{"phrase": phrase, "box": box} for phrase, box in zip(phrases, found)]
     write_json(path, {"weights": weights, "image": arguments.image, "size": image.size, "boxes": rows})
     drawn = [DrawnBox(box, phrase) for phrase, box in zip(phrases, found) if box is not None]

@@ -24,7 +24,7 @@ class Sampling:
         temperature: above 0; below 1 likely words become likelier.
         top_k: draw among this many likeliest words.
         top_p: draw among the fewest words whose probabilities add up to this.
-        seed: of the draws.
+        seed: of the draws for the first text; the others have the numbers after it.
 
     Raises:
         ValueError: settings out of range.
@@ -88,8 +88,10 @@ def generate(
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens leaves no room in {limit} tokens")
     device = encoded.device
-    generator = None if sampling is None else torch.Generator(device).manual_seed(sampling.seed)
     processors = None if sampling is None else sampling.processors()
+    # one a text: what is drawn for it does not depend on what is written beside it
+    seeds = [] if sampling is None else range(sampling.seed, sampling.seed + len(encoded))
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
     filled = [[*prompt, *[config.pad_token_id] * (limit - len(prompt))] for prompt in prompts]
     written = torch.tensor(filled, device=device)
@@ -103,7 +105,7 @@ def generate(
             chosen = logits.argmax(-1)
         else:
             chances = processors(cast(Any, written), cast(Any, logits)).softmax(-1)
-            chosen = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+            chosen = torch.cat([torch.multinomial(row, 1, generator=own) for row, own in zip(chances, generators)])
         free = place >= starts  # the others are still in their prompt
         current = torch.where(free, chosen.masked_fill(ended, config.pad_token_id), written[:, place])
         written[:, place] = current

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..encoding import batches_of, evaluating, moved
+from ..image_budget import ImageBudget, collate
 from ..images import load_image
 from ..inputs import inputs_of
 from .decoder import CaptionDecoder
@@ -35,22 +35,36 @@ def image_tokens(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tup
 
 
 def encoded_batches(
-    model: PreTrainedModel, processor: ProcessorMixin, images: Iterable[Image.Image], batch_size: int
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Iterable[Image.Image],
+    batch_size: int,
+    budget: ImageBudget | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, list[tuple[int, int]]]]:
-    """For each batch its tokens, their mask, and the widths and heights of the images in pixels."""
+    """For each batch its tokens, their mask, and the widths and heights of the images in pixels.
+
+    Raises:
+        ValueError: a budget for another kind of model.
+    """
     image_processor = getattr(processor, "image_processor", processor)
+    budget = budget or ImageBudget()
+    budget.check(image_processor)
     for batch in batches_of(images, batch_size):
-        inputs = [dict(image_processor(images=[image], return_tensors="pt")) for image in batch]
-        together = {name: pad_sequence([row[name][0] for row in inputs], batch_first=True) for name in inputs[0]}
-        yield *image_tokens(model, together), [image.size for image in batch]
+        inputs = collate([budget.prepare(image_processor, image) for image in batch])
+        yield *image_tokens(model, inputs), [image.size for image in batch]
 
 
 def _batches(
-    model: PreTrainedModel, decoder: CaptionDecoder, processor: ProcessorMixin, images: Iterable[Any], batch_size: int
+    model: PreTrainedModel,
+    decoder: CaptionDecoder,
+    processor: ProcessorMixin,
+    images: Iterable[Any],
+    batch_size: int,
+    budget: ImageBudget,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, list[tuple[int, int]]]]:
     """`encoded_batches` of whatever `load_image` takes, where the decoder is."""
     device = decoder.output.weight.device
-    for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size):
+    for tokens, mask, sizes in encoded_batches(model, processor, map(load_image, images), batch_size, budget):
         yield tokens.to(device), None if mask is None else mask.to(device), sizes
 
 
@@ -62,6 +76,8 @@ def caption(
     *,
     column: str | None = None,
     batch_size: int = 32,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
     max_length: int | None = None,
     sampling: Sampling | None = None,
 ) -> list[str]:
@@ -74,31 +90,41 @@ def caption(
         images: as for `encode_images`: a list of paths, URLs, PIL images, bytes and arrays, a folder, or a dataset.
         column: the images' column in a dataset, "image" by default.
         batch_size: images in one forward pass.
+        max_num_patches, upscale: for NaFlex, as in `encode_images`.
         max_length: of a caption in tokens, prefix included; the decoder's unless given.
-        sampling: draw words, differently for each image; by default the likeliest is taken.
+        sampling: draw words, image i with `seed + i` whatever the batch; by default the likeliest is taken.
 
     Raises:
-        ValueError: an image that cannot be read, or an unknown column.
+        ValueError: an image that cannot be read, an unknown column, or settings of NaFlex for another model.
     """
     items = inputs_of(images, column, "image").items
     writer, found = _writer(decoder, processor), []
+    budget = ImageBudget(max_num_patches, upscale)
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size):
+        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size, budget):
             prompts = [writer.prefixes["caption"]] * len(tokens)
-            own = _seeded(sampling, len(found))
+            own = None if sampling is None else replace(sampling, seed=sampling.seed + len(found))
             texts = generate(decoder, tokens, prompts, encoded_mask=mask, max_length=max_length, sampling=own)
             found += [_text(writer.tokenizer, ids) for ids in texts]
     return found
 
 
 def locate(
-    model: PreTrainedModel, decoder: CaptionDecoder, processor: ProcessorMixin, image: Any, phrase: str
+    model: PreTrainedModel,
+    decoder: CaptionDecoder,
+    processor: ProcessorMixin,
+    image: Any,
+    phrase: str,
+    *,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
 ) -> Box | None:
     """The box of what a phrase refers to: left, top, right, bottom in pixels of the image, upright.
 
     None where the decoder wrote no box, as an untrained one does. Arguments and errors as for `locate_all`.
     """
-    return locate_all(model, decoder, processor, [image], [phrase])[0]
+    options: dict[str, Any] = {"max_num_patches": max_num_patches, "upscale": upscale}
+    return locate_all(model, decoder, processor, [image], [phrase], **options)[0]
 
 
 def locate_all(
@@ -109,25 +135,28 @@ def locate_all(
     phrases: Sequence[str],
     *,
     batch_size: int = 32,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
 ) -> list[Box | None]:
     """`locate` for many images, with a phrase for each; an image may come again with another phrase.
 
     Args:
-        model, decoder, processor, batch_size: as for `caption`.
+        model, decoder, processor, batch_size, max_num_patches, upscale: as for `caption`.
         images: paths, URLs, PIL images, bytes or arrays.
         phrases: as many.
 
     Raises:
         TypeError: one image or phrase in place of a list.
-        ValueError: lengths that differ, or an image that cannot be read.
+        ValueError: lengths that differ, an image that cannot be read, or settings of NaFlex for another model.
     """
     check_several(images=images, phrases=phrases)
     if len(images) != len(phrases):
         raise ValueError(f"{len(images)} images need as many phrases, got {len(phrases)}")
     writer, form = _writer(decoder, processor), decoder.config.text_format
     found: list[Box | None] = []
+    budget = ImageBudget(max_num_patches, upscale)
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, sizes in _batches(model, decoder, processor, images, batch_size):
+        for tokens, mask, sizes in _batches(model, decoder, processor, images, batch_size, budget):
             own = phrases[len(found) : len(found) + len(tokens)]
             prompts = [writer.referring_prompt(phrase) for phrase in own]
             texts = generate(decoder, tokens, prompts, encoded_mask=mask)
@@ -145,11 +174,13 @@ def score_captions(
     *,
     column: str | None = None,
     batch_size: int = 8,
+    max_num_patches: int | None = None,
+    upscale: bool = True,
 ) -> torch.Tensor:
     """Log-likelihood of every caption given every image, summed over tokens: CapPa as a zero-shot classifier.
 
     Args:
-        model, decoder, processor, images, column, batch_size: as for `caption`.
+        model, decoder, processor, images, column, batch_size, max_num_patches, upscale: as for `caption`.
         captions: the same for all images, one a class.
 
     Returns:
@@ -165,9 +196,9 @@ def score_captions(
     items = inputs_of(images, column, "image").items
     writer = _writer(decoder, processor)
     labels, weights = padded([writer.caption(text) for text in captions], decoder.config)
-    rows = []
+    rows, budget = [], ImageBudget(max_num_patches, upscale)
     with evaluating(model), evaluating(decoder):
-        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size):
+        for tokens, mask, _ in _batches(model, decoder, processor, items, batch_size, budget):
             parts = [
                 log_likelihoods(
                     decoder,
@@ -210,8 +241,3 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text.strip()
-
-
-def _seeded(sampling: Sampling | None, start: int) -> Sampling | None:
-    """Other draws for each batch."""
-    return None if sampling is None else replace(sampling, seed=sampling.seed + start)

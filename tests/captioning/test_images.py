@@ -96,7 +96,8 @@ def test_draws_differ_between_images_and_repeat(model, decoder, processor):
     same = [IMAGES[0]] * 6
     drawn = caption(model, decoder, processor, same, batch_size=2, sampling=Sampling(5.0))
     assert len(set(drawn)) == 6
-    assert caption(model, decoder, processor, same, batch_size=2, sampling=Sampling(5.0)) == drawn
+    for size in (2, 1, 5):  # whatever is written beside them
+        assert caption(model, decoder, processor, same, batch_size=size, sampling=Sampling(5.0)) == drawn
     assert caption(model, decoder, processor, same, batch_size=2, sampling=Sampling(5.0, seed=9)) != drawn
 
 
@@ -109,6 +110,18 @@ def test_naflex(processor):
     images = [noise(30, 40), noise(90, 20), noise(16, 16)]
     expected = [caption(ours, decoder, naflex, [image])[0] for image in images]
     assert caption(ours, decoder, naflex, images) == expected
+    # of 2 x 2 patches of its own
+    small, own = noise(8, 8), SiglipExtNaflexImageProcessor(patch_size=4, max_num_patches=4)
+    alone = score_captions(ours, decoder, SiglipExtProcessor(own, processor.tokenizer), [small], TEXTS)
+    scores = score_captions(ours, decoder, naflex, [*images, small], TEXTS, upscale=False)
+    torch.testing.assert_close(scores[3:], alone)
+    assert not torch.allclose(score_captions(ours, decoder, naflex, [small], TEXTS), alone)
+    torch.testing.assert_close(
+        score_captions(ours, decoder, naflex, images, TEXTS, max_num_patches=4)[2:],
+        score_captions(ours, decoder, SiglipExtProcessor(own, processor.tokenizer), images[2:], TEXTS),
+    )
+    with pytest.raises(ValueError, match="for NaFlex models"):
+        caption(ours, decoder, make_processor(TEXTS, length=8), images, upscale=False)
 
 
 def test_scores_are_of_each_caption_alone(model, decoder, processor):

@@ -77,6 +77,14 @@ def test_captions_are_those_of_python(folder, parts, tmp_path, capsys):
     assert not (drawn / "captions.png").exists()
 
 
+@pytest.mark.parametrize(("command", "what"), [("caption", "--images"), ("locate", "--image")])
+def test_settings_of_naflex_are_for_naflex(folder, tmp_path, capsys, command, what):
+    words = [what, folder / "images" / "0.png", "--output_dir", tmp_path, "--no_upscale"]
+    words += ["--phrases", "a cat"] if command == "locate" else []
+    assert run(folder, command, *words) == 2
+    assert "are for NaFlex models" in capsys.readouterr().err
+
+
 def test_a_broken_image_costs_only_itself(folder, tmp_path, capsys):
     images = [folder / "images" / "0.png", folder / "broken.png", folder / "images" / "1.png"]
     assert run(folder, "caption", "--images", *images, "--output_dir", tmp_path) == 0
