@@ -87,7 +87,8 @@ def create_app(service: Service) -> FastAPI:
     paths = [str(getattr(route, "path", "")) for route in app.routes]
     if settings.host in LOOPBACK:  # a page elsewhere whose name is made to lead here would be its own origin otherwise
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
-    app.add_middleware(Guard, paths=paths, keys=settings.keys, limits=settings.limits, metrics=service.metrics)
+    own = {"limits": settings.limits, "held": service.held, "metrics": service.metrics}
+    app.add_middleware(Guard, paths=paths, keys=settings.keys, **own)
     return app
 
 

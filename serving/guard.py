@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .held import Held, Share
 from .metrics import Metrics
 from .settings import Limits
 
@@ -42,18 +43,26 @@ class Guard:
     Args:
         paths: that the server knows; others share one name in logs and metrics.
         keys: one of which a request must have, if there are any.
+        held: what bodies take their room from.
     """
 
-    def __init__(self, app: ASGIApp, paths: Sequence[str], keys: Sequence[bytes], limits: Limits, metrics: Metrics):
-        self.app, self.paths, self.limits, self.metrics = app, frozenset(paths), limits, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        paths: Sequence[str],
+        keys: Sequence[bytes],
+        limits: Limits,
+        held: Held,
+        metrics: Metrics,
+    ):
+        self.app, self.paths, self.limits, self.held, self.metrics = app, frozenset(paths), limits, held, metrics
         self.digests = [digest(key) for key in keys]
-        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, held = time.monotonic(), 499, [0]  # 499: the client went away before it was answered
+        started, status = time.monotonic(), 499  # the client went away before it was answered
         path = scope["path"] if scope["path"] in self.paths else "other"
 
         async def noting(message: Message) -> None:
@@ -64,13 +73,13 @@ class Guard:
 
         try:
             self.check_key(scope, path)
-            body = await self.read(scope, receive, held)
-            if body is not None:
-                await self.answer(scope, body, receive, noting)
+            with self.held.share() as share:
+                body = await self.read(scope, receive, share)
+                if body is not None:
+                    await self.answer(scope, body, receive, noting)
         except Refused as error:
             await refuse(error, noting)
         finally:
-            self.held -= held[0]
             seconds = time.monotonic() - started
             self.metrics.requests.labels(path, status).inc()
             self.metrics.request_seconds.labels(path).observe(seconds)
@@ -88,7 +97,7 @@ class Guard:
         if scheme.lower() != b"bearer" or not any(fits):
             raise Refused(401, "a valid API key is needed: Authorization: Bearer KEY", "invalid_api_key")
 
-    async def read(self, scope: Scope, receive: Receive, held: list[int]) -> bytes | None:
+    async def read(self, scope: Scope, receive: Receive, share: Share) -> bytes | None:
         """The body; None if the client goes away."""
         parts, size = [], 0
         too_large = Refused(413, f"a request may have {self.limits.body} bytes", "request_too_large")
@@ -109,10 +118,8 @@ class Guard:
             size += len(part)
             if size > self.limits.body:
                 raise too_large
-            if self.held + len(part) > self.limits.held:
+            if not share.take(len(part)):
                 raise Refused(429, "the server holds as much as it can", "overloaded", {"retry-after": "1"})
-            self.held += len(part)
-            held[0] += len(part)
             parts.append(part)
             more = message.get("more_body", False)
         return b"".join(parts)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .batcher import Batcher, Item, Outcome
+from .batcher import Batcher, Item, Outcome, QueueFull
 from .encoder import Facts
 from .fetch import Fetcher
+from .held import Held, Share
 from .labels import LabelEmbeddings, LabelError, cosines, label_key, logits, ranked, sigmoid
 from .metrics import Metrics
 from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, listed, to_item
@@ -44,12 +45,18 @@ class Service:
     metrics: Metrics
     ready: bool = False
 
+    def __post_init__(self) -> None:
+        self.held = Held(self.settings.limits.held)
+
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         about = self.settings
         self.batcher = Batcher(self.workers, about.batch_sizes, about.limits.queue, about.linger, self.metrics)
         self.labels = LabelEmbeddings(self.batcher.encode, min(about.batch_sizes["text"], about.limits.queue))
         self.fetcher = Fetcher(about.limits.body) if about.allow_urls else None
+        # as many as may hold half of the memory when each is as large as it may be
+        at_once = max(1, min(FETCHING_THREADS, about.limits.held // (2 * about.limits.body)))
+        self.turns = asyncio.Semaphore(at_once)
         self.metrics.workers_ready.set_function(lambda: sum(worker.ready for worker in self.workers))
         self.started = int(time.time())
         self.batcher.start()
@@ -57,7 +64,7 @@ class Service:
             await self.labels.register(key)
             logger.info("label set %s: %d labels", name, len(key[0]))
         self.ready = True
-        with ThreadPoolExecutor(FETCHING_THREADS, "fetch") as self.fetching:
+        with ThreadPoolExecutor(at_once, "fetch") as self.fetching:
             yield
         await self.batcher.stop()
 
@@ -72,20 +79,31 @@ class Service:
         if count > self.settings.limits.items:
             raise BadRequest(f"more than {self.settings.limits.items} items in one request", param)
 
-    async def item(self, given: Any, pictures: bool) -> Item | str:
-        """An item, or why there is none."""
+    async def item(self, given: Any, pictures: bool, share: Share) -> Item | str:
+        """An item, or why there is none.
+
+        Raises:
+            QueueFull: there is no room for what is to be fetched.
+        """
         try:
             found = to_item(given, self.settings.limits.characters, pictures=pictures)
             if isinstance(found, Item):
                 return found
-            return await self.fetch(found)
+            return await self.fetch(found, share)
         except ValueError as error:
             return str(error)
 
-    async def fetch(self, link: Link) -> Item:
+    async def fetch(self, link: Link, share: Share) -> Item:
         if self.fetcher is None:
             raise ValueError("this server fetches no URLs: send the image as a data URI")
-        content = await asyncio.get_running_loop().run_in_executor(self.fetching, self.fetcher, link.url)
+        async with self.turns:
+            most, content = self.fetcher.max_bytes, b""
+            if not share.take(most):
+                raise QueueFull(1)
+            try:
+                content = await asyncio.get_running_loop().run_in_executor(self.fetching, self.fetcher, link.url)
+            finally:
+                share.give_back(most - len(content))
         return Item("image", content)
 
     async def outcomes(self, given: Sequence[Any], param: str, *, pictures: bool = False) -> list[Outcome]:
@@ -96,9 +114,10 @@ class Service:
             QueueFull, WorkerLost: as `Batcher.encode`.
         """
         self.check_count(len(given), param)
-        items = await asyncio.gather(*(self.item(one, pictures) for one in given))
-        good = [item for item in items if isinstance(item, Item)]
-        encoded = iter(await self.batcher.encode(good))
+        with self.held.share() as share:
+            items = await asyncio.gather(*(self.item(one, pictures, share) for one in given))
+            good = [item for item in items if isinstance(item, Item)]
+            encoded = iter(await self.batcher.encode(good))
         found = [next(encoded) if isinstance(item, Item) else Outcome(None, error=item) for item in items]
         if all(outcome.embed is None for outcome in found):
             which = "" if len(found) == 1 else "none of the inputs can be used; the first: "

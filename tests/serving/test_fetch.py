@@ -1,5 +1,6 @@
 """URLs lead to public addresses or nowhere."""
 
+import asyncio
 import http.server
 import socket
 import threading
@@ -11,7 +12,14 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs siglip-ext[serve]")
 
+from modeling_siglip_ext.serving.batcher import QueueFull
+from modeling_siglip_ext.serving.encoder import Facts
 from modeling_siglip_ext.serving.fetch import Fetcher, FetchError, is_public
+from modeling_siglip_ext.serving.held import Held
+from modeling_siglip_ext.serving.metrics import Metrics
+from modeling_siglip_ext.serving.schemas import EmbeddingsRequest, Link
+from modeling_siglip_ext.serving.service import Service
+from modeling_siglip_ext.serving.settings import EncoderSettings, Limits, ServerSettings
 
 
 PRIVATE = [
@@ -152,3 +160,42 @@ def test_environments_proxies_are_not_asked(monkeypatch, fetch, base):
 def test_what_is_no_url_is_an_error_of_ours(url):
     with pytest.raises(FetchError):
         Fetcher(100)(url)
+
+
+def test_what_is_fetched_shares_the_memory_of_requests(fetch, base):
+    """Of three images of 60 bytes two find room; a request that is refused gives back what it had."""
+    settings = ServerSettings((EncoderSettings("tiny"),), "tiny", allow_urls=True, limits=Limits(body=100, held=190))
+    service = Service(settings, [], Facts(4, 1.0, 0.0, "sigmoid"), Metrics())
+    links = [Link(f"{base}/60")] * 3
+    several = [{"type": "image_url", "image_url": {"url": link.url}} for link in links]
+
+    async def main():
+        async with service.running():
+            service.fetcher = fetch
+            with service.held.share() as share:
+                with pytest.raises(FetchError):
+                    await service.fetch(Link(f"{base}/missing"), share)
+                found = await asyncio.gather(*(service.fetch(link, share) for link in links[:2]))
+                assert [len(item.content) for item in found] == [60, 60]
+                assert service.held.size == 120
+            assert service.held.size == 0
+            with pytest.raises(QueueFull):
+                await service.embeddings(EmbeddingsRequest(input=several))
+            await asyncio.sleep(0.2)  # what was under way ends
+            assert service.held.size == 0
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_over_holds_nothing():
+    held = Held(10)
+    with held.share() as first, held.share() as second:
+        assert first.take(6)
+        assert not second.take(5)
+        assert second.take(4)
+        first.give_back(2)
+        assert held.size == 8
+    assert held.size == 0
+    assert not first.take(1)
+    first.give_back(1)
+    assert held.size == 0

@@ -11,6 +11,7 @@ pytest.importorskip("fastapi", reason="the server needs siglip-ext[serve]")
 
 from modeling_siglip_ext.serving import guard
 from modeling_siglip_ext.serving.guard import Guard
+from modeling_siglip_ext.serving.held import Held
 from modeling_siglip_ext.serving.metrics import Metrics
 from modeling_siglip_ext.serving.settings import Limits
 
@@ -54,7 +55,7 @@ async def echo(scope, receive, send):
 
 
 def guarded(app=echo, keys=(), limits=LIMITS):
-    return Guard(app, ["/v1/embeddings", "/"], keys, limits, Metrics())
+    return Guard(app, ["/v1/embeddings", "/"], keys, limits, Held(limits.held), Metrics())
 
 
 def test_a_body_comes_through_in_one_piece():
@@ -103,7 +104,7 @@ def test_large_bodies_are_refused(call):
     async def main():
         found = await call().run()
         assert (found.status, found.code) == (413, "request_too_large")
-        assert found.app.held == 0
+        assert found.app.held.size == 0
 
     asyncio.run(main())
 
@@ -113,7 +114,7 @@ def test_a_body_that_does_not_arrive_in_time():
         call = Call(guarded(), [b"abc", b"never"])
         call.parts._queue.pop()
         assert (await call.run()).status == 408
-        assert call.app.held == 0
+        assert call.app.held.size == 0
 
     asyncio.run(main())
 
@@ -128,7 +129,7 @@ def test_all_requests_together_hold_so_many_bytes():
 
         app = guarded(slow)
         first = asyncio.create_task(Call(app, [b"x" * 9]).run())
-        while app.held == 0:
+        while app.held.size == 0:
             await asyncio.sleep(0)
         refused = await Call(app, [b"y" * 9]).run()
         assert (refused.status, refused.code) == (429, "overloaded")
@@ -136,7 +137,7 @@ def test_all_requests_together_hold_so_many_bytes():
         go.set()
         assert (await first).status == 200
         assert (await Call(app, [b"y" * 9]).run()).status == 200
-        assert app.held == 0
+        assert app.held.size == 0
 
     asyncio.run(main())
 
@@ -176,4 +177,4 @@ def test_an_error_of_the_application_is_seen_by_the_server():
     app = guarded(fails, limits=replace(LIMITS, body=100))
     with pytest.raises(ZeroDivisionError):
         asyncio.run(Call(app).run())
-    assert app.held == 0
+    assert app.held.size == 0
