@@ -136,6 +136,11 @@ class Captioning(TrainedObjective):
         own = {"task_weights": self.settings.task_weights, "label_smoothing": self.settings.label_smoothing}
         return own | asdict(self.decoder.config)
 
+    def form(self) -> dict[str, Any]:
+        config = asdict(self.decoder.config)
+        del config["dropout"]
+        return config | config.pop("text_format")
+
     def forward(self, core: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch, a mean over its examples; see `losses`."""
         return self.losses(outputs, batch).loss

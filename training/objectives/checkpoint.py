@@ -16,10 +16,8 @@ from torch import nn
 from ..components.checked_run import CheckedRun
 from ..components.run_identity import Identity
 from . import Weighted
+from .another_run import FILE, forms
 from .model import ObjectiveModel, TrainedObjective
-
-
-FILE = "objectives.safetensors"
 
 
 def drawn_by(collator: Any) -> dict[str, Any]:
@@ -71,7 +69,8 @@ class ObjectiveCheckpoints(CheckedRun):
         super().save_extra(folder)
         if len(self.parts) and self.args.should_save:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parts.state_dict().items()}
-            save_file(state, folder / FILE, metadata={"objectives": " ".join(self.parts)})
+            metadata = {"objectives": " ".join(self.parts), "forms": json.dumps(forms(self.parts))}
+            save_file(state, folder / FILE, metadata=metadata)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with self._dual_model():

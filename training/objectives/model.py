@@ -60,6 +60,10 @@ class TrainedObjective(nn.Module):
         """The settings that make a run with it another one, in terms of JSON."""
         return {}
 
+    def form(self) -> Mapping[str, Any]:
+        """What its parameters mean beyond their shapes, in terms of JSON: a run that goes on with them has the same."""
+        return {}
+
     def join(self, core: nn.Module) -> None:
         """Called before its first step in a run, be it the first of all or one that is resumed."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, SiglipModel
 
 from modeling_siglip_ext.captioning import load_decoder
@@ -287,12 +287,22 @@ def test_a_run_goes_on_with_the_settings_and_regions_it_began_with(make, tmp_pat
     ("changes", "said"),
     [
         ({"objectives_from": "nowhere"}, "has no objectives.safetensors"),
-        ({"captioning": {"num_hidden_layers": 2, "parallel": 0.5}}, "is missing there"),
+        ({"captioning": {"num_hidden_layers": 2, "parallel": 0.5}}, "num_hidden_layers is 1 there and 2 here"),
+        # the same words, of which a box now means another place
+        ({"captioning": {**DECODER, "box_scale": 20}}, "captioning.box_scale is 500 there and 20 here"),
         ({"self_distillation": {**SMALL, "prototypes": 64, "starts_at": 0.0}}, "has the shape"),
         # a table of words' places, which is no grid of patches to be resampled
-        ({"captioning": {**DECODER, "max_length": 36}}, r"decoder\.position_embedding\.weight, \(36, 32\)"),
+        ({"captioning": {**DECODER, "max_length": 36}}, "max_length is .* there and 36 here"),
     ],
 )
 def test_objectives_of_another_form_do_not_go_on(make, first_stage, changes, said):
     with pytest.raises((FileNotFoundError, ValueError), match=said):
         prepare(later_stage(make, first_stage, **changes))
+
+
+def test_a_checkpoint_of_an_earlier_version_says_nothing_of_forms(make, first_stage):
+    path = first_stage / "objectives.safetensors"
+    save_file(load_file(path), path)
+    prepare(later_stage(make, first_stage, captioning={**DECODER, "box_scale": 20}))
+    with pytest.raises(ValueError, match="is missing there"):
+        prepare(later_stage(make, first_stage, captioning={**DECODER, "num_hidden_layers": 2}))
