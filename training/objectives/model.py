@@ -61,7 +61,7 @@ class TrainedObjective(nn.Module):
         return {}
 
     def form(self) -> Mapping[str, Any]:
-        """What its parameters mean beyond their shapes, in terms of JSON: a run that goes on with them has the same."""
+        """What its parameters mean beyond their shapes, in terms of JSON; another run goes on with the same."""
         return {}
 
     def join(self, core: nn.Module) -> None:
