@@ -102,6 +102,10 @@ class ExportedModel:
         """
         images = {"pixel_values": pixel_values}
         shapes = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        if pixel_attention_mask is not None and spatial_shapes is not None:
+            wrong = wrong_grid(as_array(pixel_attention_mask), as_array(spatial_shapes))
+            if wrong:  # engines compute something
+                raise ValueError(f"{self._file(VISION)} does not take these inputs: {wrong}")
         return self._run(VISION, images | shapes, "image_embeds")
 
     def get_text_features(
@@ -119,11 +123,13 @@ class ExportedModel:
         """
         ids, padding, count = as_array(input_ids), self.settings.pad_token_id, self.settings.vocabulary
         if count is not None and (ids.min(initial=0) < 0 or ids.max(initial=0) >= count):  # engines take any for some
-            file = Path(self.settings.files.get(TEXT, TEXT)).name
-            raise ValueError(f"{file} does not take these inputs: tokens are 0 to {count - 1}")
+            raise ValueError(f"{self._file(TEXT)} does not take these inputs: tokens are 0 to {count - 1}")
         if attention_mask is None:
             attention_mask = np.ones_like(ids) if padding is None else ids != padding
         return self._run(TEXT, {"input_ids": input_ids, "attention_mask": attention_mask}, "text_embeds")
+
+    def _file(self, tower: str) -> str:
+        return Path(self.settings.files.get(tower, tower)).name
 
     def _run(self, name: str, inputs: dict[str, Any], embeds: str) -> ExportedOutput:
         first = next(iter(inputs.values()))
@@ -208,6 +214,18 @@ def as_array(value: Any) -> np.ndarray:
         return np.asarray(value)
     tensor = value.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def wrong_grid(mask: np.ndarray, shapes: np.ndarray) -> str | None:
+    """What contradicts the other: the first rows times columns patches are the image's, and the others padding. Arrays
+    of a wrong shape are left to the engine."""
+    if mask.ndim != 2 or shapes.shape != (len(mask), 2):
+        return None
+    counts = shapes.astype(np.int64).prod(axis=1)
+    for image, (shape, marked, patches) in enumerate(zip(shapes.tolist(), mask.astype(bool), counts)):
+        if min(shape) < 1 or patches > len(marked) or not np.array_equal(marked, np.arange(len(marked)) < patches):
+            return f"image {image} has a grid of {shape} patches, and {marked.sum()} of {len(marked)} marked"
+    return None
 
 
 def like(given: Any, array: np.ndarray) -> Any:

@@ -151,5 +151,9 @@ def test_wrong_inputs_are_errors_of_values(exported):
                 ExportedModel(model.folder, backend).get_text_features(ids)
     with pytest.raises(ValueError, match="spatial_shapes"):
         ExportedModel(exported("naflex")[1]).get_image_features(np.zeros((1, 4, 48), np.float32), np.ones((1, 4)))
+    naflex, patches = ExportedModel(exported("naflex")[1]), np.zeros((1, 4, 48), np.float32)
+    for mask, grid in (([1, 1, 1, 1], [2, 3]), ([1, 1, 1, 0], [2, 2]), ([0, 0, 0, 0], [0, 4]), ([0, 1, 1, 0], [1, 2])):
+        with pytest.raises(ValueError, match=r"vision_model\.onnx does not take these inputs: image 0 has a grid"):
+            naflex.get_image_features(patches, np.array([mask]), np.array([grid]))
     with pytest.raises(ValueError, match="choose one of onnx, openvino"):
         ExportedModel(exported("fixed")[1], "tensorrt")
