@@ -7,9 +7,9 @@ models with this pipeline and every other model with the stock one.
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -31,6 +31,7 @@ DEFAULT_TEMPLATE = "This is a photo of {}."
 # Rows of class embeddings kept: 100 MB at width 512, 150 MB at 768. The latest set is kept whatever its size.
 CACHE_ROWS = 50_000
 TEXT_BATCH = 64
+Rows = TypeVar("Rows", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,27 @@ class NumberedDataset(Dataset):
         return Numbered(index, self.dataset[index])
 
 
-class RowCache:
-    """Tensors by key, the least recently used dropped first, with at most `limit` rows in all; safe under threads."""
+class RowCache(Generic[Rows]):
+    """Tensors, or others with a length, by key: the least recently used dropped first, with at most `limit` rows in
+    all; safe under threads."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.tensors: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+        self.kept: OrderedDict[Hashable, Rows] = OrderedDict()
         self.lock = threading.Lock()
 
-    def get(self, key: Hashable) -> torch.Tensor | None:
+    def get(self, key: Hashable) -> Rows | None:
         with self.lock:
-            if key in self.tensors:
-                self.tensors.move_to_end(key)
-            return self.tensors.get(key)
+            if key in self.kept:
+                self.kept.move_to_end(key)
+            return self.kept.get(key)
 
-    def put(self, key: Hashable, tensor: torch.Tensor) -> None:
+    def put(self, key: Hashable, rows: Rows) -> None:
         with self.lock:
-            self.tensors[key] = tensor
-            self.tensors.move_to_end(key)
-            while len(self.tensors) > 1 and sum(map(len, self.tensors.values())) > self.limit:
-                self.tensors.popitem(last=False)
+            self.kept[key] = rows
+            self.kept.move_to_end(key)
+            while len(self.kept) > 1 and sum(map(len, self.kept.values())) > self.limit:
+                self.kept.popitem(last=False)
 
 
 def weights_version(model: PreTrainedModel) -> int:
@@ -126,7 +128,7 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
     image_processor: Any
 
     def __init__(self, *args, cache_rows: int = CACHE_ROWS, **kwargs):
-        self._classes = RowCache(cache_rows)
+        self._classes: RowCache[torch.Tensor] = RowCache(cache_rows)
         # the tokenizers library refuses a change of padding or truncation while another thread encodes; and of two
         # threads with the same new labels one waits for the other's embeddings
         self._text_lock = threading.Lock()

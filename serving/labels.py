@@ -2,12 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from modeling_siglip_ext.pipeline_siglip_ext import (
     CACHE_ROWS,
@@ -55,8 +55,24 @@ class LabelError(ValueError):
     """The model gives no vector for a label."""
 
 
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels as the model has them.
+
+    Args:
+        embeds: (labels, D) float32 of unit length.
+        cut: places of those that were longer than the text tower, in one of the templates.
+    """
+
+    embeds: np.ndarray
+    cut: frozenset[int]
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+
 class LabelEmbeddings:
-    """Embeddings (labels, D) float32 of sets of labels; those of the latest ones are kept.
+    """Sets of labels; the latest ones are kept.
 
     Args:
         encode: vectors of items, as of `Batcher.encode`.
@@ -65,30 +81,31 @@ class LabelEmbeddings:
 
     def __init__(self, encode: Callable[[Sequence[Item]], Awaitable[list[Outcome]]], batch: int):
         self.encode, self.batch = encode, batch
-        self.cache = RowCache(CACHE_ROWS)
-        self.kept: dict[Key, np.ndarray] = {}
-        self.running: dict[Key, asyncio.Task[np.ndarray]] = {}
+        self.cache: RowCache[LabelSet] = RowCache(CACHE_ROWS)
+        self.kept: dict[Key, LabelSet] = {}
+        self.running: dict[Key, asyncio.Task[LabelSet]] = {}
 
-    async def register(self, key: Key) -> None:
+    async def register(self, key: Key) -> LabelSet:
         """Embed a set and keep it for good."""
         self.kept[key] = await self.embed(key)
+        return self.kept[key]
 
-    async def of(self, key: Key) -> np.ndarray:
+    async def of(self, key: Key) -> LabelSet:
         """Requests that ask for the same new set share the work, also when one of them goes away."""
         if key in self.kept:
             return self.kept[key]
         found = self.cache.get(key)
         if found is not None:
-            return found.numpy()
+            return found
         task = self.running.get(key)
         if task is None:
             task = self.running[key] = asyncio.create_task(self.embed(key))
             task.add_done_callback(lambda _: self.running.pop(key))
-        embeds = await asyncio.shield(task)
-        self.cache.put(key, torch.from_numpy(embeds))
-        return embeds
+        labels = await asyncio.shield(task)
+        self.cache.put(key, labels)
+        return labels
 
-    async def embed(self, key: Key) -> np.ndarray:
+    async def embed(self, key: Key) -> LabelSet:
         """The mean over the templates of unit vectors, of unit length again, as in the pipeline.
 
         Raises:
@@ -97,14 +114,17 @@ class LabelEmbeddings:
         labels, templates = key
         texts = [template.replace("{}", label) for label in labels for template in templates]
         rows: list[Any] = []
+        cut: set[int] = set()
         for start in range(0, len(texts), self.batch):
             items = [Item("text", text) for text in texts[start : start + self.batch]]
             for item, outcome in zip(items, await self.encode(items)):
                 if outcome.error is not None:
                     raise LabelError(f"{item.content!r:.100}: {outcome.error}")
+                if outcome.cut:
+                    cut.add(len(rows) // len(templates))
                 rows.append(outcome.embed)
         means = np.stack(rows).reshape(len(labels), len(templates), -1).mean(axis=1)
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+        return LabelSet(means / np.linalg.norm(means, axis=1, keepdims=True), frozenset(cut))
 
 
 def cosines(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -127,10 +147,17 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def ranked(
-    row: np.ndarray, labels: Sequence[str], function: str, top_k: int | None, threshold: float | None
+    row: np.ndarray,
+    labels: Sequence[str],
+    cut: Collection[int],
+    function: str,
+    top_k: int | None,
+    threshold: float | None,
 ) -> list[dict[str, Any]]:
-    """Labels with their scores from the logits (labels,) of an image, best first; of equal ones the earlier first."""
+    """Labels with their scores from the logits (labels,) of an image, best first; of equal ones the earlier first.
+    Those that were `cut` say so."""
     scores = sigmoid(row) if function == "sigmoid" else softmax(row)
     order = np.argsort(-row, kind="stable")[:top_k].tolist()
-    found = [{"label": labels[place], "score": float(scores[place])} for place in order]
-    return found if threshold is None else [entry for entry in found if entry["score"] >= threshold]
+    order = order if threshold is None else [place for place in order if scores[place] >= threshold]
+    shortened = {place: {"truncated": True} for place in cut}
+    return [{"label": labels[place], "score": float(scores[place]), **shortened.get(place, {})} for place in order]

@@ -61,8 +61,10 @@ class Service:
         self.started = int(time.time())
         self.batcher.start()
         for name, key in about.label_sets.items():
-            await self.labels.register(key)
-            logger.info("label set %s: %d labels", name, len(key[0]))
+            registered = await self.labels.register(key)
+            logger.info("label set %s: %d labels", name, len(registered))
+            if registered.cut:
+                logger.warning("label set %s: the text tower is too short for %d of them", name, len(registered.cut))
         self.ready = True
         with ThreadPoolExecutor(at_once, "fetch") as self.fetching:
             yield
@@ -149,7 +151,7 @@ class Service:
         self.check_count(len(pictures), "images")
         labels, templates = key = self.label_key(body)
         try:
-            texts = await self.labels.of(key)
+            known = await self.labels.of(key)
         except LabelError as error:
             raise BadRequest(str(error), "labels", code="invalid_input") from error
         outcomes = await self.outcomes(pictures, "images", pictures=True)
@@ -160,8 +162,8 @@ class Service:
             if outcome.embed is None:
                 entry |= {"labels": None, "error": outcome.error}
             else:
-                row = logits(self.facts, cosines(outcome.embed[None], texts))[0]
-                entry["labels"] = ranked(row, labels, function, body.top_k, body.threshold)
+                row = logits(self.facts, cosines(outcome.embed[None], known.embeds))[0]
+                entry["labels"] = ranked(row, labels, known.cut, function, body.top_k, body.threshold)
             data.append(entry)
         return self.answer(data, outcomes, function=function, templates=list(templates))
 

@@ -301,4 +301,4 @@ def test_the_cache_is_bounded_and_drops_what_was_not_used_longest():
     assert cache.get("b") is None
     assert [key for key in "acd" if cache.get(key) is not None] == ["a", "c", "d"]
     cache.put("huge", torch.zeros(99, 2))
-    assert list(cache.tensors) == ["huge"]
+    assert list(cache.kept) == ["huge"]

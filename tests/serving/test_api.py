@@ -132,6 +132,14 @@ def test_a_registered_set_is_its_labels_and_is_not_embedded_again(server):
     assert server.post("/v1/classify", images=image, label_set="none").status == 404
 
 
+def test_a_label_that_was_cut_says_so(server):
+    labels = ["a cat", "a dog " * 60, "a bicycle"]  # the text tower reads 64 tokens
+    for templates in (["{}"], ["a photo of {}.", "{}"]):
+        answer = server.post("/v1/classify", images=data_uri(IMAGES[0]), labels=labels, templates=templates).json
+        said = {row["label"]: row.get("truncated", False) for row in answer["data"][0]["labels"]}
+        assert said == {labels[0]: False, labels[1]: True, labels[2]: False}
+
+
 def test_similarity_is_cosines_and_probabilities(server, parts, expected):
     model, _ = parts
     texts, images = expected

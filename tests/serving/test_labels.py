@@ -21,7 +21,7 @@ def test_a_label_without_a_vector_is_named():
 
     labels = LabelEmbeddings(encode, batch=2)
     good = asyncio.run(labels.of((("a", "b", "c"), ("{}.",))))
-    np.testing.assert_allclose(good, [[0.6, 0.8]] * 3, atol=1e-6)
+    np.testing.assert_allclose(good.embeds, [[0.6, 0.8]] * 3, atol=1e-6)
     with pytest.raises(LabelError, match=r"'bad\.': not finite"):
         asyncio.run(labels.of((("a", "b", "bad"), ("{}.",))))
     assert not labels.running
