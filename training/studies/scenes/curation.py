@@ -8,7 +8,7 @@ from .settings import SceneRun
 STEPS, REFERENCE_STEPS = 400, 800
 SHUFFLED = (0.0, 0.2, 0.4)
 SCORES = {"all pairs": None, "learnability": "learnability", "easy reference": "easy_reference"}
-FIGURES = {"clean": "clean pairs among those trained on", "held_out_recall@1": "recall@1"}
+FIGURES = {"clean": "clean pairs trained on", "held_out_recall@1": "recall@1"}
 
 
 def curation(plan: Plan) -> list[Chart]:
@@ -34,6 +34,6 @@ def curation(plan: Plan) -> list[Chart]:
                 for label, point in points.items()
             }
             if share or figure != "clean":  # where none are shuffled all are clean
-                heading = f"{share:.0%} of the captions shuffled: {title}"
+                heading = f"{share:.0%} of captions shuffled: {title}"
                 charts.append(Chart(heading, "share of training", lines, y_label=f"{title}, %"))
     return charts
