@@ -90,6 +90,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     check_positive(given, ("max_pixels", "max_items", "max_labels", "shutdown_seconds"))
     if not 0 <= given.port < 65536:
         raise ValueError(f"--port {given.port} is none: it lies within 0 and 65535")
+    body = int(given.max_body * MIB)
     devices = given.device.split(",") if given.device else [None]
     count = len(devices) * given.workers
     encoder = EncoderSettings(
@@ -118,7 +119,8 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         allow_urls=given.allow_urls,
         shutdown_seconds=given.shutdown_seconds,
         limits=Limits(
-            body=int(given.max_body * MIB),
+            body=body,
+            held=max(Limits.held, 2 * body),  # a request of that size finds room
             items=min(given.max_items, given.max_queue),  # more would never find room
             labels=given.max_labels,
             queue=given.max_queue,

@@ -54,6 +54,8 @@ def test_options_become_settings(tmp_path):
     assert settings.label_sets == {"a": (("x", "y"), ("This is a photo of {}.",)), "b": (("z",), ("a {}",))}
     assert settings.limits.body == MIB // 2
     assert settings.batch_sizes == {"image": 32, "text": 16}
+    large = settings_of(make_parser().parse_args(["folder", "--max_body", "600"])).limits
+    assert (large.body, large.held) == (600 * MIB, 1200 * MIB)
     plain = settings_of(make_parser().parse_args(["folder", "--device", "cpu"]))
     assert plain.batch_sizes == settings_of(make_parser().parse_args(["folder", "--backend", "onnx"])).batch_sizes
     assert plain.batch_sizes == {"image": 16, "text": 32}
