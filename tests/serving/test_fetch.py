@@ -181,7 +181,6 @@ def test_what_is_fetched_shares_the_memory_of_requests(fetch, base):
             assert service.held.size == 0
             with pytest.raises(QueueFull):
                 await service.embeddings(EmbeddingsRequest(input=several))
-            await asyncio.sleep(0.2)  # what was under way ends
             assert service.held.size == 0
 
     asyncio.run(main())

@@ -138,8 +138,9 @@ class Captioning(TrainedObjective):
 
     def form(self) -> dict[str, Any]:
         config = asdict(self.decoder.config)
-        del config["dropout"]
-        return config | config.pop("text_format")
+        written = config.pop("text_format")
+        del config["dropout"]  # changes what is learnt, and not what it means
+        return config | written
 
     def forward(self, core: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch, a mean over its examples; see `losses`."""

@@ -35,7 +35,7 @@ class FromTeacher(TrainedObjective):
         Raises:
             ValueError: the tower is none that this objective can train, see `check_tower`.
         """
-        raise NotImplementedError  # crops need a tower of any size with a pooled vector, masks do not
+        raise NotImplementedError  # each says it of its own: crops need other towers than masks do
 
     def check(self, core: nn.Module) -> None:
         self.suits(core)
