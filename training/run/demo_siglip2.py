@@ -59,10 +59,16 @@ Look at
   {folder / "before_and_after.png"}   scenes, captions, boxes and features, before training and after
 
 Next
-  siglip-ext-eval locate --model {folder / "model"} --decoder {folder / "model" / DECODER} \\
-      --image {folder / "model" / "held_out"}/0.png --phrases "{scenes[0]["regions"][0]["text"]}"
+  {locating(folder / "model", scenes[0]["regions"][0]["text"])}
   siglip-ext-train study siglip2   the objectives one by one
 """)
+
+
+def locating(model: Path, phrase: str) -> str:
+    """The command that finds a phrase in the first of the held-out images that stand in the model's folder."""
+    image = min((model / "held_out").glob("*.png"))
+    return f'''siglip-ext-eval locate --model {model} --decoder {model / DECODER} \\
+      --image {image} --phrases "{phrase}"'''
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The sheet and the lines of `make demo-siglip2`, of answers that are given."""
 
+import shlex
+
 import pytest
 import torch
 from PIL import Image
 
 from modeling_siglip_ext.training.data.scenes import Scenes, SceneSettings
-from modeling_siglip_ext.training.run.demo_siglip2 import SHOWN, Seen, draw, report
+from modeling_siglip_ext.training.run.demo_siglip2 import SHOWN, Seen, draw, locating, report
 
 
 @pytest.fixture
@@ -29,3 +31,12 @@ def test_the_report_measures_boxes(scenes):
     assert all(line.endswith("IoU 1.00") for line in lines[:-1])
     assert lines[-1].endswith("IoU 0.00")
     assert all(row["caption"] in line for row, line in zip(scenes, lines))
+
+
+def test_the_command_names_an_image_that_is_there(tmp_path):
+    (tmp_path / "held_out").mkdir()
+    for name in ("01.png", "00.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "held_out" / name)
+    words = shlex.split(locating(tmp_path, "a chestnut").replace("\\\n", ""))
+    assert words[words.index("--image") + 1] == str(tmp_path / "held_out" / "00.png")
+    assert words[-2:] == ["--phrases", "a chestnut"]
