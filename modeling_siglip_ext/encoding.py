@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from .cpu_products import fast_products
 from .image_budget import ImageBudget, collate, fill_batches, patches_of, windows
 from .images import UnreadableImageError, load_image
 from .inputs import inputs_of
@@ -51,11 +52,12 @@ def evaluating(model: nn.Module) -> Generator[None]:
     """Put `model` in evaluation mode without gradients, and give every submodule its own mode back afterwards.
 
     A frozen tower kept in evaluation mode while the rest trains stays so, which a plain `model.train()` would undo.
+    Linear layers are computed by the library that is the faster one here.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), fast_products():
             yield
     finally:
         for module, mode in modes:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel, ZeroShotImageClassificationPipeline
 from transformers.utils import logging
 
+from .cpu_products import fast_products
 from .image_budget import ImageBudget, with_length
 from .images import UnreadableImageError, load_image
 from .inputs import inputs_of
@@ -246,8 +247,10 @@ class SiglipExtZeroShotImageClassificationPipeline(ZeroShotImageClassificationPi
         templates: tuple[str, ...] = (DEFAULT_TEMPLATE,),
     ) -> dict[str, torch.Tensor]:
         readable = model_inputs.pop("readable")
-        classes = self.class_embeddings(labels, templates)
-        images = F.normalize(self.model.get_image_features(**model_inputs).pooler_output.float(), dim=-1)
+        with fast_products():
+            classes = self.class_embeddings(labels, templates)
+            pooled = self.model.get_image_features(**model_inputs).pooler_output
+        images = F.normalize(pooled.float(), dim=-1)
         logits = images @ classes.to(images.device).T * self.model.logit_scale.float().exp().to(images.device)
         if getattr(self.model, "logit_bias", None) is not None:
             logits = logits + self.model.logit_bias.float().to(images.device)

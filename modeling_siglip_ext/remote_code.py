@@ -13,6 +13,7 @@ from .files import write_text
 
 MODULES = (
     "configuration_siglip_ext",
+    "cpu_products",
     "embeddings",
     "files",
     "foreign",

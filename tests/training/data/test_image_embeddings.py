@@ -143,6 +143,8 @@ def test_training_from_them_equals_the_locked_tower(our_model, rows, processor, 
         losses[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses["embeddings"] == pytest.approx(losses["locked"], rel=1e-5)
     for name, parameter in results["embeddings"].items():
+        if name.endswith("k_proj.bias"):
+            continue  # softmax does not see it: its gradient is rounding alone, which Adam makes whole steps of
         torch.testing.assert_close(parameter, results["locked"][name], atol=1e-4, rtol=1e-3, msg=name)
 
 
