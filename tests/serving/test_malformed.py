@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 
 from modeling_siglip_ext import encode_images, encode_texts
+from modeling_siglip_ext.conversion.__main__ import main as convert
+from siglip_ext_runtime import ExportedModel
 from support.images import noise
 from support.serving import data_uri, png, serving
 
@@ -152,9 +155,29 @@ def test_good_requests_are_right_whatever_comes_beside_them(server, parts):
     volley(server, parts, 200, seed=0)
 
 
+@pytest.fixture(scope="module")
+def in_8_bits(model_folder, tmp_path_factory):
+    """The model as it is exported with scales of its own, which no batch changes, and what it is here."""
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    folder = tmp_path_factory.mktemp("8 bits")
+    images = folder / "images"
+    images.mkdir()
+    for number in range(16):
+        (images / f"{number}.png").write_bytes(png(noise(30, 30 + number, seed=100 + number)))
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(f"picture number {number}" for number in range(100, 116)))
+    command = ["to-onnx", str(model_folder), str(folder / "out"), "--precision", "int8-static", "--min_cosine", "0.99"]
+    assert convert([*command, "--images", str(images), "--texts", str(texts)]) == 0
+    return folder / "out", (ExportedModel(folder / "out"), AutoProcessor.from_pretrained(model_folder))
+
+
 @pytest.mark.slow
-def test_ten_thousand_requests_leak_nothing(model_folder, parts, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "8 bits"])
+def test_ten_thousand_requests_leak_nothing(model_folder, parts, precision, request, tmp_path):
     options = ("--served_name", "tiny", "--max_body", 1, "--max_items", 64, "--max_pixels", 1_000_000)
+    if precision == "8 bits":
+        model_folder, parts = request.getfixturevalue("in_8_bits")
+        options += ("--backend", "onnx")
     with serving(model_folder, tmp_path / "log", *options) as running:
         pids = [running.process.pid, *running.workers()]
         volley(running, parts, 5000, seed=1)
