@@ -30,8 +30,8 @@ from .components.milestones import Milestones
 from .components.monitor import Monitor, examples_seen
 from .components.process_group import leave_group
 from .components.recompute import recompute_activations
-from .components.sharded import layers_to_shard
 from .components.schedule import TimeBudget, budgeted_schedule
+from .components.sharded import layers_to_shard
 from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
 from .data.collating import collator_for

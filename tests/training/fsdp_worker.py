@@ -41,12 +41,13 @@ CASES = {
     "fsdp-captioning-accumulation-cache": (1, 2),
     "fsdp-captioning-late": (None, 1),
     "fsdp-captioning-late-cache": (2, 1),
+    "fsdp-captioning-late-accumulation": (None, 2),
     "fsdp-captioning-late-accumulation-cache": (1, 2),
 }
 
 
 def captioning(starts_at: float = 0.0) -> Captioning:
-    """The objective for `build`'s towers; its output layer is not zero, so that towers learn from the first step on."""
+    """For the towers of `build`. Its output layer is not zero, so that they learn from it in the first step."""
     torch.manual_seed(1)
     config = CaptionDecoderConfig(20, 16, 32, 2, 2, encoder_hidden_size=32, max_length=6, mask_token=True)
     decoder = CaptionDecoder(config)

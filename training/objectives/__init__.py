@@ -78,11 +78,11 @@ def check_shardable(model: ObjectiveModel, fsdp_version: int) -> None:
         ValueError: naming them, and the remedy.
     """
     parts = cast(Mapping[str, TrainedObjective], model.parts)
-    refused = [name for name, part in parts.items() if not part.shardable]
+    refused = ", ".join(name for name, part in parts.items() if not part.shardable)
     if refused:
-        raise ValueError(f"{', '.join(refused)}: they read parameters outside the forward, where FSDP shards them; use DDP")
+        raise ValueError(f"{refused}: not under FSDP, as they need parameters outside the forward; use DDP")
     if fsdp_version != 2:
-        raise ValueError(f"{', '.join(parts)}: the first FSDP cannot train them; set version 2 in fsdp_config, or use DDP")
+        raise ValueError(f"{', '.join(parts)}: not under the first FSDP; set version 2 in fsdp_config, or use DDP")
 
 
 def weighted_sum(objectives: Sequence[Weighted], outputs: ModelOutput, inputs: Mapping[str, Any]) -> torch.Tensor:
