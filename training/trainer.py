@@ -171,7 +171,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if args.recompute_activations and not (args.gradient_checkpointing or checkpointed):
             recompute_activations(core)
         if args.ema_decay is not None and self.is_fsdp_enabled:
-            raise ValueError("ema_decay does not work with FSDP yet: unset it")
+            raise ValueError("ema_decay does not work with FSDP: unset it, or use DDP")
         # A batch mean, to be divided by gradient_accumulation_steps. Trainer would guess otherwise from the **kwargs
         # of forward as soon as the batch holds `labels`.
         self.model_accepts_loss_kwargs = False

@@ -145,7 +145,10 @@ class Captioning(TrainedObjective):
         return config | written
 
     def whole_decoder(self) -> CaptionDecoder:
-        """The decoder by itself on the host, also of an FSDP run, where every process must call this."""
+        """The decoder by itself on the host, to be saved; under FSDP every process must call this.
+
+        Where no copy is needed it shares the memory of the one that is trained.
+        """
         with torch.device("meta"):
             decoder = CaptionDecoder(self.decoder.config)
         decoder.load_state_dict(whole_state(self.decoder), assign=True)
