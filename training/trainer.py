@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import FullyShardedDataParallelPlugin, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
@@ -31,6 +31,7 @@ from .components.monitor import Monitor, examples_seen
 from .components.process_group import leave_group
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
+from .components.sharded import layers_to_shard
 from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
 from .data.collating import collator_for
@@ -41,10 +42,10 @@ from .data.progress import DataProgress
 from .data.reference_embeddings import REFERENCE
 from .data.samples import ReportingCollator
 from .data.streaming import ImageTextStream
-from .objectives import FromForward, Weighted, trained_beside, weighted_sum
+from .objectives import FromForward, Weighted, check_shardable, trained_beside, weighted_sum
 from .objectives.checkpoint import ObjectiveCheckpoints
 from .objectives.contrastive import PAIRS, Contrastive
-from .objectives.model import ObjectiveModel, ObjectiveSteps, TrainedObjective
+from .objectives.model import ObjectiveSteps, TrainedObjective
 from .objectives.super_batch import Curation, read_for
 from .optimizers import OPTIMIZERS, optimizer_class
 from .optimizers.parameter_groups import kernel_names, parameter_groups
@@ -141,8 +142,12 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if any(objective.starts_at > 0 for objective, _ in (objectives or {}).values()):
             args.ddp_find_unused_parameters = True  # before it joins; DDP waits for the device to find them
         super().__init__(model=beside or model, args=args, **kwargs)
-        if beside is not None and self.is_fsdp_enabled:
-            raise ValueError(f"{', '.join(beside.parts)}: these objectives do not work with FSDP yet; use DDP")
+        if self.is_fsdp_enabled:
+            plugin = cast(FullyShardedDataParallelPlugin, self.accelerator.state.fsdp_plugin)
+            if beside is not None:
+                check_shardable(beside, plugin.fsdp_version)
+            if plugin.transformer_cls_names_to_wrap is None:
+                plugin.transformer_cls_names_to_wrap = layers_to_shard(self.model)
 
         core = core_model(self.model)
         prepare_adapter(getattr(beside, "model", self.model), saves=args.save_strategy != SaveStrategy.NO)
@@ -166,7 +171,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if args.recompute_activations and not (args.gradient_checkpointing or checkpointed):
             recompute_activations(core)
         if args.ema_decay is not None and self.is_fsdp_enabled:
-            raise ValueError("ema_decay does not work with FSDP yet: unset it")
+            raise ValueError("ema_decay does not work with FSDP: unset it, or use DDP")
         # A batch mean, to be divided by gradient_accumulation_steps. Trainer would guess otherwise from the **kwargs
         # of forward as soon as the batch holds `labels`.
         self.model_accepts_loss_kwargs = False
@@ -229,7 +234,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if self.curation is not None:
             at_once = chunk_size(self.args, inputs) or self.args.per_device_train_batch_size
             key = self.args.seed, self.state.global_step + 1
-            own = self.model.inputs(1.0) if isinstance(self.model, ObjectiveModel) else ()
+            own = () if self.everything is None else self.everything.inputs(1.0)
 
             def embed(one: nn.Module, chunk: dict) -> tuple[torch.Tensor, torch.Tensor]:
                 return self.prediction_step(one, {k: value for k, value in chunk.items() if k not in own}, True)[1]
@@ -443,8 +448,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
             total = partial(self.accelerator.reduce, reduction="sum")
             seen = examples_seen(self.args, self.state)
             logs.update(self._monitor.figures(seen, total, self.accelerator.gather))
-            if isinstance(self.model, ObjectiveModel):
-                logs.update(self.model.figures(total))
+            if self.everything is not None:
+                logs.update(self.everything.figures(total))
             if self.curation is not None:
                 logs.update(self.curation.figures(seen))
             if self._data.skips.total_skipped:

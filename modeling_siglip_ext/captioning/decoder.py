@@ -135,6 +135,8 @@ class CaptionDecoder(nn.Module):
 
     ```"""
 
+    _no_split_modules = ["DecoderBlock"]  # transformers' name for what FSDP shards by itself
+
     def __init__(self, config: CaptionDecoderConfig):
         super().__init__()
         self.config = config

@@ -11,7 +11,7 @@ goes by the gradient cache (`Contrastive.in_chunks`), and the others, means over
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import nn
@@ -69,6 +69,20 @@ def check_objectives(objectives: Any) -> None:
             raise ValueError(f"objectives[{name!r}] must have a weight that is not negative, got {entry[1]!r}")
         if not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"objectives: {name!r} is no name of a module; use letters and underscores")
+
+
+def check_shardable(model: ObjectiveModel, fsdp_version: int) -> None:
+    """Refuse objectives that do not work under FSDP, see `TrainedObjective.shardable`.
+
+    Raises:
+        ValueError: naming them, and the remedy.
+    """
+    parts = cast(Mapping[str, TrainedObjective], model.parts)
+    refused = ", ".join(name for name, part in parts.items() if not part.shardable)
+    if refused:
+        raise ValueError(f"{refused}: not under FSDP, as they need parameters outside the forward; use DDP")
+    if fsdp_version != 2:
+        raise ValueError(f"{', '.join(parts)}: not under the first FSDP; set version 2 in fsdp_config, or use DDP")
 
 
 def weighted_sum(objectives: Sequence[Weighted], outputs: ModelOutput, inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 from modeling_siglip_ext.loading import damage_named
 from modeling_siglip_ext.positions import resample_positions
 
+from ..components.sharded import load_whole
 from .model import TrainedObjective
 
 
@@ -64,7 +65,7 @@ def go_on(objectives: Mapping[str, TrainedObjective], checkpoint: Path) -> None:
         raise ValueError(
             f"objectives_from={str(checkpoint)!r}: {first}, {tuple(own[first].shape)} here, {what}: {remedy}"
         )
-    parts.load_state_dict(saved)
+    load_whole(parts, saved)
 
 
 def forms(parts: nn.ModuleDict) -> dict[str, dict[str, Any]]:

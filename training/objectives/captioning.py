@@ -15,6 +15,7 @@ from torch import nn
 from modeling_siglip_ext.captioning import CaptionDecoder, decoder_inputs
 from modeling_siglip_ext.losses.vocabulary import vocabulary_loss
 
+from ..components.sharded import whole_state
 from .model import TrainedObjective
 
 
@@ -126,6 +127,7 @@ class Captioning(TrainedObjective):
     """
 
     inputs = ("caption_labels", "caption_weights", "caption_parallel", "caption_counts")
+    shardable = True
 
     def __init__(self, decoder: CaptionDecoder, settings: CaptionLossSettings = PLAIN):
         super().__init__()
@@ -141,6 +143,16 @@ class Captioning(TrainedObjective):
         written = config.pop("text_format")
         del config["dropout"]  # changes what is learnt, and not what it means
         return config | written
+
+    def whole_decoder(self) -> CaptionDecoder:
+        """The decoder by itself on the host, to be saved; under FSDP every process must call this.
+
+        Where no copy is needed it shares the memory of the one that is trained.
+        """
+        with torch.device("meta"):
+            decoder = CaptionDecoder(self.decoder.config)
+        decoder.load_state_dict(whole_state(self.decoder), assign=True)
+        return decoder
 
     def forward(self, core: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch, a mean over its examples; see `losses`."""

@@ -4,17 +4,19 @@ nothing else; what trains beside it stands in `objectives.safetensors`, by name.
 
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..components.checked_run import CheckedRun
 from ..components.run_identity import Identity
+from ..components.sharded import load_whole, whole_state
 from . import Weighted
 from .another_run import FILE, forms
 from .model import ObjectiveModel, TrainedObjective
@@ -39,14 +41,20 @@ class ObjectiveCheckpoints(CheckedRun):
     """The objectives beside the contrastive one, by name."""
 
     @property
+    def everything(self) -> ObjectiveModel | None:
+        """The model with the objectives that have parameters, without wrappers; None without such objectives."""
+        model = extract_model_from_parallel(self.model, keep_torch_compile=False)  # FSDP's may be compiled
+        return model if isinstance(model, ObjectiveModel) else None
+
+    @property
     def parts(self) -> nn.ModuleDict:
         """The objectives that have parameters or other state, by name."""
-        return self.model.parts if isinstance(self.model, ObjectiveModel) else nn.ModuleDict()
+        return nn.ModuleDict() if self.everything is None else self.everything.parts
 
     @property
     def active_parts(self) -> tuple[str, ...]:
         """Names of those that are computed now."""
-        return self.model.active if isinstance(self.model, ObjectiveModel) else ()
+        return () if self.everything is None else self.everything.active
 
     def about_objectives(self) -> Identity:
         weights = {f"weight of {name}": one.weight for name, one in self._beside.items()}
@@ -57,22 +65,26 @@ class ObjectiveCheckpoints(CheckedRun):
 
     @contextmanager
     def _dual_model(self) -> Generator[None]:
-        everything = self.model
-        if isinstance(everything, ObjectiveModel):
+        model, everything = self.model, self.everything
+        if everything is not None:
             self.model = everything.model
         try:
             yield
         finally:
-            self.model = everything
+            self.model = model
 
     def save_extra(self, folder: Path) -> None:
         super().save_extra(folder)
-        if len(self.parts) and self.args.should_save:
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parts.state_dict().items()}
+        state = whole_state(self.parts, wanted=self.args.should_save)
+        if state:
             metadata = {"objectives": " ".join(self.parts), "forms": json.dumps(forms(self.parts))}
             save_file(state, folder / FILE, metadata=metadata)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is not None and self.everything is not None:
+            # FSDP's is gathered from everything, and has its names
+            named = {name.partition("."): tensor for name, tensor in state_dict.items()}
+            state_dict = {name: tensor for (owner, _, name), tensor in named.items() if owner == "model"}
         with self._dual_model():
             super()._save(output_dir, state_dict)
 
@@ -82,7 +94,8 @@ class ObjectiveCheckpoints(CheckedRun):
         self._load_parts(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        with self._dual_model():
+        # accelerate's file of an FSDP run is of everything
+        with nullcontext() if self.is_fsdp_enabled else self._dual_model():
             super()._load_best_model()
         if self.state.best_model_checkpoint is not None:
             self._load_parts(Path(self.state.best_model_checkpoint))
@@ -102,4 +115,4 @@ class ObjectiveCheckpoints(CheckedRun):
                 f"{folder} was written with other objectives, or other settings of them, than are trained now, "
                 f"e.g. {differing[:3]}: resume with those of that run, or start anew from its model"
             )
-        self.parts.load_state_dict(saved)
+        load_whole(self.parts, saved)

@@ -39,6 +39,12 @@ class TrainedObjective(nn.Module):
     """Names in the batch that are for it and not for the towers."""
     starts_at: float = 0.0
     """Share of training after which it joins. Until then it is not computed, and its parameters stay as they are."""
+    shardable: bool = False
+    """Whether it works under FSDP, which has its parameters and the model's whole inside the forward alone.
+
+    Such an objective reads and changes them nowhere else: not in `join`, `after_step` or `figures`. One with a teacher
+    cannot be shardable: the teacher begins as a copy of the tower and follows it after each step.
+    """
 
     def forward(self, core: nn.Module, outputs: ModelOutput, batch: Mapping[str, Any]) -> torch.Tensor:
         """

@@ -102,10 +102,13 @@ def save(run: Run) -> None:
 
 def save_captioning_decoder(run: Run) -> None:
     """Write the decoder that trained along into a folder of its own, which is not published."""
-    if CAPTIONING in run.trainer.parts and run.trainer.is_world_process_zero():
+    if CAPTIONING not in run.trainer.parts:
+        return
+    decoder = cast(Captioning, run.trainer.parts[CAPTIONING]).whole_decoder()
+    if run.trainer.is_world_process_zero():
         folder = run.folder / DECODER
         shutil.rmtree(folder, ignore_errors=True)  # of this run, resumed after its end
-        save_decoder(cast(Captioning, run.trainer.parts[CAPTIONING]).decoder, folder)
+        save_decoder(decoder, folder)
 
 
 def remove_pickle(run: Run) -> None:

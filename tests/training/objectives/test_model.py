@@ -8,8 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, SiglipModel
 
+from modeling_siglip_ext.captioning import CaptionDecoder, CaptionDecoderConfig
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, SiglipExtTrainer
+from modeling_siglip_ext.training.objectives import check_shardable
+from modeling_siglip_ext.training.objectives.captioning import Captioning
 from modeling_siglip_ext.training.objectives.model import ObjectiveModel, TrainedObjective
+from modeling_siglip_ext.training.objectives.self_distillation import self_distillation
 
 
 WEIGHT = 0.3
@@ -174,6 +178,21 @@ def test_the_best_checkpoint_brings_its_objectives(make, our_model, tmp_path):
     step = trainer.state.best_global_step
     assert step < 3, "a model that learns has its largest loss early"
     assert trainer.model.parts["brightness"].steps.item() == step
+
+
+def test_what_cannot_be_sharded_is_refused_by_name(our_model, stock_model):
+    def check(names: list[str], version: int = 2) -> None:
+        check_shardable(ObjectiveModel(our_model, {name: parts[name] for name in names}), version)
+
+    decoder = CaptionDecoder(CaptionDecoderConfig(20, 16, 32, 1, 2, encoder_hidden_size=32, max_length=6))
+    distilled = self_distillation(stock_model, {"distillation": 1.0, "masking": 1.0})
+    parts = {name: part for name, (part, _) in distilled.items()}
+    parts |= {"brightness": Brightness(32), "captioning": Captioning(decoder)}
+    check(["captioning"])
+    with pytest.raises(ValueError, match=r"^distillation, masking, brightness: .*; use DDP$"):
+        check(["distillation", "captioning", "masking", "brightness"])
+    with pytest.raises(ValueError, match=r"^captioning: .* set version 2 in fsdp_config, or use DDP$"):
+        check(["captioning"], version=1)
 
 
 def test_it_looks_like_the_dual_model(our_model):
