@@ -28,7 +28,7 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def computed(inputs, weight, bias=None, **autocast):
+def computed(inputs, weight, bias=None):
     """The product under the mode, and whether oneDNN made it."""
     with OneDNNLinear(), Operators() as operators:
         found = F.linear(inputs, weight, bias)

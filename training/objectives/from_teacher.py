@@ -31,11 +31,12 @@ class FromTeacher(TrainedObjective):
 
     @staticmethod
     def suits(core: nn.Module) -> None:
-        """
+        """Refuse a tower that this objective cannot train; crops need one of any size that pools, masks do not.
+
         Raises:
-            ValueError: the tower is none that this objective can train, see `check_tower`.
+            ValueError: says why, see `check_tower`.
         """
-        raise NotImplementedError  # each says it of its own: crops need other towers than masks do
+        raise NotImplementedError
 
     def check(self, core: nn.Module) -> None:
         self.suits(core)
