@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..initialisation import lecun_normal_
 from .configuration import CaptionDecoderConfig
+from .unpadded import TokenPlaces
 
 
 @dataclass
@@ -46,25 +47,28 @@ class DecoderAttention(nn.Module):
         self.v_proj = nn.Linear(source_width, width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
-    def keys_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._by_head(self.k_proj(source)), self._by_head(self.v_proj(source))
+    def keys_values(self, source: torch.Tensor, tokens: TokenPlaces) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, H, L, h) each, of the tokens (N, source width)."""
+        return self._by_head(self.k_proj(source), tokens), self._by_head(self.v_proj(source), tokens)
 
     def forward(
         self,
         states: torch.Tensor,
+        tokens: TokenPlaces,
         keys: torch.Tensor,
         values: torch.Tensor,
         mask: torch.Tensor | None = None,
         causal: bool = False,
     ) -> torch.Tensor:
-        """(B, Q, D) from states (B, Q, D), keys and values (B, H, K, h), and a mask of what is seen, (B, 1, Q, K)."""
-        query = self._by_head(self.q_proj(states))
+        """(N, D) from states (N, D), keys and values (R, H, K, h), and a mask of what is seen, (R, 1, L, K)."""
+        query = self._by_head(self.q_proj(states), tokens)
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, keys, values, mask, dropout, is_causal=causal)
-        return F.dropout(self.out_proj(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        found = tokens.take(attended.transpose(1, 2).flatten(2))
+        return F.dropout(self.out_proj(found), self.dropout, self.training)
 
-    def _by_head(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _by_head(self, states: torch.Tensor, tokens: TokenPlaces) -> torch.Tensor:
+        return tokens.pad(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class DecoderMLP(nn.Module):
@@ -93,29 +97,32 @@ class DecoderBlock(nn.Module):
     def forward(
         self,
         states: torch.Tensor,
+        tokens: TokenPlaces,
         encoded: torch.Tensor,
         mask: torch.Tensor | None,
         encoded_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """(B·T, L, D), of T texts to each image. Without a mask a token sees those before it."""
+        """(N, D), of tokens in B·T rows, T texts to each image. Without a mask a token sees those before it."""
         normed = self.layer_norm1(states)
-        keys_values = self.self_attn.keys_values(normed)
-        states = states + self.self_attn(normed, *keys_values, mask, causal=mask is None)
+        keys_values = self.self_attn.keys_values(normed, tokens)
+        states = states + self.self_attn(normed, tokens, *keys_values, mask, causal=mask is None)
         # The texts of an image read the same keys and values: they stand in a row, as cross-attention knows no order.
-        query = self.layer_norm2(states).view(len(encoded), -1, states.shape[-1])
-        seen = self.cross_attn(query, *self.cross_attn.keys_values(encoded), encoded_mask)
-        states = states + seen.view(states.shape)
+        images, patches, _ = encoded.shape
+        keys_values = self.cross_attn.keys_values(encoded.flatten(0, 1), TokenPlaces((images, patches)))
+        query = self.layer_norm2(states)
+        states = states + self.cross_attn(query, tokens.in_rows(images), *keys_values, encoded_mask)
         return states + self.mlp(self.layer_norm3(states))
 
     def step(
         self, states: torch.Tensor, cache: LayerCache, place: int, encoded_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """(B, 1, D): the same for the token at `place` alone, after those in the cache."""
+        """(B, D): the same for the token at `place` alone, after those in the cache."""
+        tokens = TokenPlaces((len(states), 1))
         normed = self.layer_norm1(states)
-        keys_values = cache.extended(*self.self_attn.keys_values(normed), place)
-        states = states + self.self_attn(normed, *keys_values)
+        keys_values = cache.extended(*self.self_attn.keys_values(normed, tokens), place)
+        states = states + self.self_attn(normed, tokens, *keys_values)
         query = self.layer_norm2(states)
-        states = states + self.cross_attn(query, cache.image_keys, cache.image_values, encoded_mask)
+        states = states + self.cross_attn(query, tokens, cache.image_keys, cache.image_values, encoded_mask)
         return states + self.mlp(self.layer_norm3(states))
 
 
@@ -174,6 +181,7 @@ class CaptionDecoder(nn.Module):
         encoded: torch.Tensor,
         parallel: torch.Tensor | None = None,
         encoded_mask: torch.Tensor | None = None,
+        tokens: TokenPlaces | None = None,
     ) -> torch.Tensor:
         """States after the last norm; `output` makes logits of them, which are too many to make of a whole batch.
 
@@ -182,32 +190,41 @@ class CaptionDecoder(nn.Module):
             encoded: the image tower's tokens after its last norm, (B, N, E), in any precision.
             parallel: rows whose tokens see all others and not only those before them, (B·T,) bool; none by default.
             encoded_mask: True for tokens of the image, False for NaFlex's padding, (B, N).
+            tokens: compute these alone, see `without_padding`.
 
         Returns:
-            (B·T, L, D).
+            (B·T, L, D), or (N, D) of the `tokens`.
 
         Raises:
             ValueError: tokens of another tower, texts that are too long, or not the same number for each image.
         """
         encoded = self._read(encoded)
-        length = input_ids.shape[1]
+        rows, length = input_ids.shape
         if length > self.config.max_length:
             raise ValueError(f"{length} tokens, but the decoder has {self.config.max_length} positions (max_length)")
-        if len(input_ids) % len(encoded):
-            raise ValueError(f"{len(input_ids)} texts for {len(encoded)} images: each needs the same number")
+        if rows % len(encoded):
+            raise ValueError(f"{rows} texts for {len(encoded)} images: each needs the same number")
         mask = None
         if parallel is not None:
             before = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
             mask = before | parallel.bool()[:, None, None, None]
         if encoded_mask is not None:
             encoded_mask = encoded_mask.bool()[:, None, None, :]
-        states = self.token_embedding(input_ids) + self.position_embedding.weight[:length]
+        every = tokens or TokenPlaces((rows, length))
+        states = self.token_embedding(every.take(input_ids)) + self._positions(every)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                states = checkpoint(layer, states, encoded, mask, encoded_mask, use_reentrant=False)
+                states = checkpoint(layer, states, every, encoded, mask, encoded_mask, use_reentrant=False)
             else:
-                states = layer(states, encoded, mask, encoded_mask)
-        return self.final_layer_norm(states)
+                states = layer(states, every, encoded, mask, encoded_mask)
+        states = self.final_layer_norm(states)
+        return states if tokens is not None else every.pad(states)
+
+    def _positions(self, tokens: TokenPlaces) -> torch.Tensor:
+        rows, length = tokens.shape
+        if tokens.places is None:
+            return self.position_embedding.weight[:length].repeat(rows, 1)
+        return self.position_embedding(tokens.places % length)
 
     def _blocks(self) -> Iterable[DecoderBlock]:
         return cast(Iterable[DecoderBlock], self.layers)
@@ -231,7 +248,8 @@ class CaptionDecoder(nn.Module):
         encoded = self._read(encoded)
         caches = []
         for layer in self._blocks():
-            keys, values = layer.cross_attn.keys_values(encoded)
+            images, patches, _ = encoded.shape
+            keys, values = layer.cross_attn.keys_values(encoded.flatten(0, 1), TokenPlaces((images, patches)))
             size = (len(encoded), keys.shape[1], self.config.max_length, keys.shape[3])
             caches.append(LayerCache(keys.new_empty(size), keys.new_empty(size), keys, values))
         return caches
@@ -246,10 +264,10 @@ class CaptionDecoder(nn.Module):
         """Logits (B, V) for the token after `input_ids` (B,), which stand at `place` behind those in the cache."""
         if encoded_mask is not None:
             encoded_mask = encoded_mask.bool()[:, None, None, :]
-        states = (self.token_embedding(input_ids) + self.position_embedding.weight[place])[:, None]
+        states = self.token_embedding(input_ids) + self.position_embedding.weight[place]
         for layer, layer_cache in zip(self._blocks(), cache):
             states = layer.step(states, layer_cache, place, encoded_mask)
-        return self.output(self.final_layer_norm(states[:, 0]))
+        return self.output(self.final_layer_norm(states))
 
 
 def decoder_inputs(

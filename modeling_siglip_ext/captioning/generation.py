@@ -14,6 +14,7 @@ from transformers import (
 
 from ..losses.vocabulary import vocabulary_loss
 from .decoder import CaptionDecoder, decoder_inputs
+from .unpadded import without_padding
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,9 @@ def log_likelihoods(
     Returns:
         (B, T).
     """
-    rows = labels.flatten(0, 1)
-    states = decoder(decoder_inputs(rows, decoder.config), encoded, encoded_mask=encoded_mask)
+    rows, row_weights = labels.flatten(0, 1), token_weights.flatten(0, 1)
+    tokens, _ = without_padding(row_weights)
+    states = decoder(decoder_inputs(rows, decoder.config), encoded, encoded_mask=encoded_mask, tokens=tokens)
     output = decoder.output
-    result = vocabulary_loss(states.flatten(0, 1), output.weight, output.bias, rows.flatten(), token_weights.flatten())
-    return -(result.token_losses.view(labels.shape) * token_weights).sum(-1)
+    result = vocabulary_loss(states, output.weight, output.bias, tokens.take(rows), tokens.take(row_weights))
+    return -(tokens.pad(result.token_losses).view(labels.shape) * token_weights).sum(-1)

@@ -98,7 +98,7 @@ def chunked_vocabulary_loss(
     ]
     state_grad, weight_grad, bias_grad = grads
     token_losses = states.new_zeros(len(states), dtype=exact)
-    kept, missed = _counted_tokens(token_weights, counted)
+    kept, missed = counted_tokens(token_weights, counted)
     off = label_smoothing / max(1, len(weight) - 1)
     on = 1 - label_smoothing - off
     words = weight.to(dtype)
@@ -139,8 +139,13 @@ def chunked_vocabulary_loss(
     return loss, state_grad, weight_grad, bias_grad, token_losses
 
 
-def _counted_tokens(token_weights: torch.Tensor, counted: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The places of the tokens that take part, in order, and whether some with a weight are not among them."""
+def counted_tokens(token_weights: torch.Tensor, counted: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places of the tokens that take part, in order, and whether some with a weight are not among them.
+
+    Args:
+        token_weights: (N,), of any type.
+        counted: see `vocabulary_loss`.
+    """
     nowhere = torch.zeros((), dtype=torch.bool, device=token_weights.device)
     if token_weights.device.type == "xla":  # compiles for one shape, so that there all tokens take part
         return torch.arange(len(token_weights), device=token_weights.device), nowhere

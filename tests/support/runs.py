@@ -62,7 +62,7 @@ def make_run(kind: str, folder: Path, **changes: Any) -> SiglipExtTrainer:
     settings = dict(KINDS[kind])
     beside, curated = settings.pop("beside", None), settings.pop("curated", False)
     model_settings, collator_settings = settings.pop("model", {}), settings.pop("collator", {})
-    captions = [f"a picture of {number % 13} things" for number in range(32)]
+    captions = [f"a picture of {number % 13} things" + " and more" * (number % 3) for number in range(32)]
     images = [Image.new("RGB", (16, 16), (7 * number, 255 - number, number)) for number in range(32)]
     processor = make_processor(captions, length=12, size=16)
     model = make_model(processor, **model_settings)

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_siglip_ext.captioning import TASKS, CaptionDecoderConfig, Target, TargetWriter, padded
+from modeling_siglip_ext.captioning.unpadded import needed_tokens
 
 from .collator import ImageTextCollator
 from .regions import Region, as_regions
@@ -118,7 +119,8 @@ class CaptioningCollator:
 
     def __call__(self, examples: list[dict]) -> dict[str, Any]:
         """Adds `caption_labels` int64 (B, T, L), `caption_weights` float32 (B, T, L), `caption_parallel` bool (B, T),
-        and `caption_counts`, for each example the number of tokens with a weight: numbers that stay on the host.
+        and numbers that stay on the host: `caption_counts`, for each example that of its tokens with a weight, and
+        `caption_lengths`, that of the tokens which a decoder computes for these.
 
         Raises:
             ValueError: no column of captions.
@@ -137,6 +139,9 @@ class CaptioningCollator:
         batch["caption_labels"], batch["caption_weights"] = torch.stack(labels), torch.stack(weights)
         batch["caption_parallel"] = torch.tensor([self.targets.parallel(key) for key in keys])
         batch["caption_counts"] = batch["caption_weights"].count_nonzero((1, 2)).tolist()
+        rows, parallel = batch["caption_weights"].flatten(0, 1), batch["caption_parallel"].flatten()
+        needed = needed_tokens(rows, parallel).view(batch["caption_weights"].shape)
+        batch["caption_lengths"] = needed.count_nonzero((1, 2)).tolist()
         return batch
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from modeling_siglip_ext.captioning import CaptionDecoder, decoder_inputs
+from modeling_siglip_ext.captioning.unpadded import without_padding
 from modeling_siglip_ext.losses.vocabulary import vocabulary_loss
 
 from ..components.sharded import whole_state
@@ -65,6 +66,7 @@ def caption_loss(
     *,
     encoded_mask: torch.Tensor | None = None,
     counted: int | None = None,
+    computed: int | None = None,
     settings: CaptionLossSettings = PLAIN,
 ) -> CaptionLoss:
     """The loss of T texts for each image.
@@ -76,6 +78,7 @@ def caption_loss(
         parallel: which texts are predicted in parallel, (B, T) bool; none by default.
         encoded_mask: True for tokens of the image, (B, N).
         counted: how many tokens have a weight, see `vocabulary_loss`.
+        computed: how many tokens the decoder must compute for these, see `without_padding`.
         settings: weights of the tasks and more.
 
     Raises:
@@ -95,7 +98,8 @@ def caption_loss(
     rows = labels.flatten(0, 1)
     row_parallel = None if parallel is None else parallel.flatten()
     inputs = decoder_inputs(rows, decoder.config, row_parallel)
-    states = decoder(inputs, encoded, row_parallel, encoded_mask)
+    tokens, missed = without_padding(token_weights.flatten(0, 1), row_parallel, computed)
+    states = decoder(inputs, encoded, row_parallel, encoded_mask, tokens)
 
     weights = token_weights.to(torch.promote_types(states.dtype, torch.float32))
     means = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
@@ -103,30 +107,32 @@ def caption_loss(
     shares = torch.stack([part * (weight / batch) for part, weight in zip(means.unbind(1), task_weights)], 1)
     output = decoder.output
     loss, token_losses = vocabulary_loss(
-        states.flatten(0, 1),
+        states,
         output.weight,
         output.bias,
-        rows.flatten(),
-        shares.flatten(),
+        tokens.take(rows),
+        tokens.take(shares.flatten(0, 1)),
         label_smoothing=settings.label_smoothing,
         chunk_tokens=settings.chunk_tokens,
         counted=counted,
     )
-    return CaptionLoss(loss, (token_losses.view(labels.shape) * means).sum(-1))
+    by_text = (tokens.pad(token_losses).view(labels.shape) * means).sum(-1)
+    return CaptionLoss(loss.masked_fill(missed, torch.nan), by_text)
 
 
 class Captioning(TrainedObjective):
     """The objective, and the module that owns its parameters.
 
     It needs batches with `caption_labels`, `caption_weights` and `caption_parallel`, see `CaptioningCollator`. With
-    `caption_counts`, for each image the number of its tokens that have a weight, the device is not asked for them.
+    `caption_counts` and `caption_lengths`, for each image the number of its tokens that have a weight and of those
+    that the decoder computes, the device is not asked for them; a compiled model asks it once a step nevertheless.
 
     Args:
         decoder: see `CaptionDecoder`.
         settings: weights of the tasks and more.
     """
 
-    inputs = ("caption_labels", "caption_weights", "caption_parallel", "caption_counts")
+    inputs = ("caption_labels", "caption_weights", "caption_parallel", "caption_counts", "caption_lengths")
     shardable = True
 
     def __init__(self, decoder: CaptionDecoder, settings: CaptionLossSettings = PLAIN):
@@ -174,7 +180,9 @@ class Captioning(TrainedObjective):
         tokens = getattr(tower, "last_hidden_state", None)
         if tokens is None or tokens.ndim != 3:
             raise ValueError("captioning reads the image tower's tokens, and the outputs have none")
-        counts = inputs.get("caption_counts")
+        counts, lengths = inputs.get("caption_counts"), inputs.get("caption_lengths")
+        if torch.compiler.is_compiling():  # numbers of the host are constants of a graph, which is to serve all steps
+            counts = lengths = None
         return caption_loss(
             self.decoder,
             tokens,
@@ -183,5 +191,6 @@ class Captioning(TrainedObjective):
             inputs["caption_parallel"],
             encoded_mask=inputs.get("pixel_attention_mask"),
             counted=None if counts is None else sum(counts),
+            computed=None if lengths is None else sum(lengths),
             settings=self.settings,
         )

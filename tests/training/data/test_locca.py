@@ -55,6 +55,12 @@ def test_a_fraction_is_below_one_and_even():
     assert torch.histc(numbers, 10, 0, 1).min() > 320
 
 
+def length_of(weights: torch.Tensor, parallel: torch.Tensor) -> int:
+    """Of a text, up to its last token that counts; of one that is predicted in parallel, with all its padding."""
+    places = [place for place, weight in enumerate(weights.tolist()) if weight]
+    return 0 if not places else len(weights) if parallel else places[-1] + 1
+
+
 def test_a_batch_has_what_the_objective_needs(targets, processor, rows):
     collator = CaptioningCollator(ImageTextCollator(processor), targets())
     examples = [dict(ImageTextDataset(rows)[index]) for index in range(3)]
@@ -70,6 +76,8 @@ def test_a_batch_has_what_the_objective_needs(targets, processor, rows):
     assert batch["caption_parallel"].tolist() == [targets().parallel(f"0/0/{index}") for index in range(3)]
     again = collator(examples)
     assert batch.pop("caption_counts") == batch["caption_weights"].sum((1, 2)).int().tolist()
+    lengths = [sum(map(length_of, *rows)) for rows in zip(batch["caption_weights"], batch["caption_parallel"])]
+    assert batch.pop("caption_lengths") == lengths
     assert all(torch.equal(batch[name], again[name]) for name in batch if name.startswith("caption_"))
 
 

@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_siglip_ext import SiglipExtConfig, SiglipExtModel
 from modeling_siglip_ext.captioning import CaptionDecoder, CaptionDecoderConfig, caption, locate_all, score_captions
+from modeling_siglip_ext.captioning.unpadded import needed_tokens
 from modeling_siglip_ext.conversion.big_vision.captioner import decoder_to_big_vision
 from modeling_siglip_ext.training import ImageTextCollator
 from modeling_siglip_ext.training.data.locca import CaptioningCollator, CaptionTargets
@@ -148,6 +150,33 @@ def test_it_is_an_objective_among_others_also_of_an_image_tower_alone(batch):
     assert torch.equal(together["objective_losses"]["captioning"], expected)
     tokens = BaseModelOutput(last_hidden_state=outputs.vision_model_output.last_hidden_state)
     assert torch.equal(objective(model, tokens, inputs), expected)
+
+
+def test_numbers_from_the_host_change_nothing_and_too_few_give_no_loss(batch):
+    model, objective, inputs = batch
+    weights, parallel = inputs["caption_weights"], inputs["caption_parallel"]
+    lengths = needed_tokens(weights.flatten(0, 1), parallel.flatten()).view(weights.shape).sum((1, 2)).tolist()
+    told = {**inputs, "caption_counts": weights.count_nonzero((1, 2)).tolist(), "caption_lengths": lengths}
+    expected = run(model, objective, inputs)
+    found = run(model, objective, told)
+    assert all(map(torch.equal, found, expected))
+    lengths[0] -= 1
+    assert run(model, objective, told).loss.isnan()
+
+
+def test_a_compiled_objective_keeps_its_shapes(batch):
+    """And so is compiled once, however long the texts are."""
+    model, objective, inputs = batch
+    tokens = model.get_image_features(inputs["pixel_values"]).last_hidden_state.detach()
+    weights = inputs["caption_weights"]
+    arguments = objective.decoder, tokens, inputs["caption_labels"], weights, inputs["caption_parallel"]
+    counter = CompileCounter()
+    compiled = torch.compile(caption_loss, backend=counter, fullgraph=True)
+    for cut in (9, 5):
+        weights[:, :, cut:] = 0
+        for one, other in zip(compiled(*arguments), caption_loss(*arguments)):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert counter.frame_count == 1
 
 
 def test_what_does_not_fit_is_refused(batch):

@@ -116,7 +116,10 @@ def test_only_what_an_objective_reads_is_drawn(make):
     for objectives, names in (
         ({"masking": 1.0}, {"global_view", "hidden_patches"}),
         ({"distillation": 1.0}, {"global_view", "local_views"}),
-        ({"captioning": 1.0}, {"caption_labels", "caption_weights", "caption_parallel", "caption_counts"}),
+        (
+            {"captioning": 1.0},
+            {"caption_labels", "caption_weights", "caption_parallel", "caption_counts", "caption_lengths"},
+        ),
     ):
         trainer = prepare(make(objectives=objectives)).trainer
         plain = {"input_ids", "pixel_values", "return_loss"}
