@@ -24,6 +24,7 @@ from timing import Ratio, alternate
 from torch import nn
 
 from modeling_siglip_ext.captioning import TASKS
+from modeling_siglip_ext.memory import keep_freed_memory
 from modeling_siglip_ext.threads import one_thread
 from modeling_siglip_ext.training.objectives.model import ObjectiveModel
 from modeling_siglip_ext.training.studies.scenes.data import DataSettings, TrainingScenes
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20, help="alternating pairs")
     parser.add_argument("--memory_of", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keep_freed_memory()  # as the command that trains does
     with one_thread():
         if args.memory_of:
             return print(json.dumps(peak(args.memory_of)))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from modeling_siglip_ext import command_line
+from modeling_siglip_ext.memory import keep_freed_memory
 
 from .run import precompute, recipe_command, regions
 from .run.recipe import is_recipe
@@ -45,6 +46,8 @@ COMMANDS = (precompute, regions, study, recipe_command)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `siglip-ext-train`; returns the exit status."""
+    if argv is None:  # a process of its own
+        keep_freed_memory()
     words = command_line.underscored(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in ("precompute", "regions", "study") and is_recipe(words[0]):
         return recipe_command.run_recipe(PROG, words[0], words[1:])
