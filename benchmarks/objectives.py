@@ -75,7 +75,7 @@ def step_of(
     if waiting:
         for part in model.parts.values():
             part.starts_at = 1.0
-    model.active = ()
+    model.begin(0.0)
     model.activate(0.0)
     batch = batch_of(SIGMOID if waiting else settings, length)
     switch = {} if bare else {"objectives": True}

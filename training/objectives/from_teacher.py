@@ -45,6 +45,11 @@ class FromTeacher(TrainedObjective):
     def identity(self) -> dict[str, Any]:
         return asdict(self.matching.settings)
 
+    def wait(self) -> None:
+        """A teacher that has stood still since is none to go on with."""
+        self._teacher[0].begun.fill_(False)
+        self.matching.teacher.begun.fill_(False)
+
     def join(self, core: nn.Module) -> None:
         self._teacher[0].begin(vision_tower(core))
         self.matching.begin()

@@ -70,6 +70,9 @@ class TrainedObjective(nn.Module):
         """What its parameters mean beyond their shapes, in terms of JSON; another run goes on with the same."""
         return {}
 
+    def wait(self) -> None:
+        """Called when a run begins that it has yet to join; it may have joined before, if that was to be shorter."""
+
     def join(self, core: nn.Module) -> None:
         """Called before its first step in a run, be it the first of all or one that is resumed."""
 
@@ -121,6 +124,13 @@ class ObjectiveModel(nn.Module):
         losses = {name: self.parts[name](core, outputs, inputs) for name in self.active}
         known = {name: outputs[name] for name in outputs if name in ObjectiveOutput.__dataclass_fields__}
         return ObjectiveOutput(**known, objective_losses=losses)
+
+    def begin(self, progress: float) -> None:
+        """A run begins at this share of training: none is active, those that start later wait."""
+        self.active = ()
+        for _, part in self._named():
+            if part.starts_at > progress:
+                part.wait()
 
     def activate(self, progress: float) -> None:
         """Choose the objectives of the step that comes, at this share of training; those that are new join."""
@@ -174,16 +184,19 @@ class ObjectiveSteps(TrainerCallback):
         self.model, self.elapsed, self.want, self.ahead = model, elapsed, want, ahead
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.model.active = ()
+        self.model.begin(self._progress(state))
         self._want(state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        elapsed = 0.0 if self.elapsed is None else self.elapsed()
-        self.model.activate(max(elapsed, state.global_step / state.max_steps))
+        self.model.activate(self._progress(state))
         self._want(state)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.model.after_step()
+
+    def _progress(self, state: TrainerState) -> float:
+        elapsed = 0.0 if self.elapsed is None else self.elapsed()
+        return max(elapsed, state.global_step / state.max_steps)
 
     def _want(self, state: TrainerState) -> None:
         if self.want is not None:

@@ -161,6 +161,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(make, our_model, tmp_path, size,
     torch.testing.assert_close(teacher, students[0].lerp(students[1], 0.1), rtol=1e-6, atol=1e-8)
 
 
+def test_a_run_that_is_made_longer_waits_again_and_begins_with_the_student_of_then(make, our_model, tmp_path):
+    """And not with the teacher of before, which has stood still while the tower learned."""
+    settings = {"starts_at": 0.5, "save_strategy": "steps", "save_steps": 1}
+    make(our_model, max_steps=4, **settings).train()
+    longer = make(our_model, max_steps=10, **settings)
+    longer.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-4"))
+    assert len([log for log in longer.state.log_history if "loss_masking" in log and log["step"] > 4]) == 5
+    name = "encoder.layers.0.mlp.fc1.weight"
+    folders = [tmp_path / f"run/checkpoint-{step}" for step in (5, 6)]
+    students = [load_file(folder / "model.safetensors")[f"vision_model.{name}"] for folder in folders]
+    saved = load_file(folders[1] / "objectives.safetensors")
+    teacher = saved[f"distillation.teacher.average.{name}"]
+    torch.testing.assert_close(teacher, students[0].lerp(students[1], 0.1), rtol=1e-6, atol=1e-8)
+    assert saved["masking.matching.teacher.begun"]
+
+
 def test_what_is_saved_is_the_dual_model_alone(make, model, tmp_path):
     trainer = make(model, max_steps=2, save_strategy="steps", save_steps=1, ema_decay=0.9)
     trainer.train()
