@@ -24,6 +24,7 @@ from modeling_siglip_ext.encoding import evaluating
 from modeling_siglip_ext.evaluation.metrics.dense import box_iou
 from modeling_siglip_ext.evaluation.pictures.boxes import DrawnBox, box_sheet
 from modeling_siglip_ext.evaluation.pictures.features import feature_colors
+from modeling_siglip_ext.memory import keep_freed_memory
 
 from ..components.towers import core_model
 from ..data.scenes import Scenes, SceneSettings
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of training")
     arguments = parser.parse_args()
     folder, seconds = arguments.folder, str(arguments.seconds)
+    keep_freed_memory()
     disable_progress_bar()
     run = prepare(parse_recipe("scenes", ["--output_dir", str(folder / "model"), "--max_seconds", seconds]))
     scenes = Scenes(SceneSettings(**(as_mapping("scenes", run.recipe.data.scenes) or {})), "validation")
