@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from modeling_siglip_ext import command_line
 from modeling_siglip_ext.memory import keep_freed_memory
 
@@ -46,7 +48,7 @@ COMMANDS = (precompute, regions, study, recipe_command)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `siglip-ext-train`; returns the exit status."""
-    if argv is None:  # a process of its own
+    if argv is None and not torch.accelerator.is_available():  # a process of its own, that trains on the CPU
         keep_freed_memory()
     words = command_line.underscored(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in ("precompute", "regions", "study") and is_recipe(words[0]):

@@ -1,7 +1,7 @@
 """Texts without what changes nothing: a decoder computes each text up to its last word that counts, and no padding.
 
 Captions are cut and padded to one length, which is several times that of most. Norms, projections and MLPs act on each
-token by itself, so they are given the others in one row; attention alone has them in their places.
+token by itself, so they are given the needed ones in one row; attention alone has them in their places.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class TokenPlaces:
 
     Args:
         shape: rows and their padded length, (R, L).
-        places: of the N tokens among the R·L, int64 (N,), in order; None for all of them.
+        places: of the N tokens among the R·L, int64 (N,), in order, then any surplus;
+            None for all of them.
     """
 
     shape: tuple[int, int]

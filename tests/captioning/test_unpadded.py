@@ -34,8 +34,12 @@ def test_needed_is_what_a_counted_token_depends_on(decoder, encoded, weights, pa
     assert 0 < needed.sum() < needed.numel()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("length", [None, 5])
-def test_states_and_gradients_are_those_of_the_padded_decoder(decoder, encoded, weights, parallel, length):
+def test_states_and_gradients_are_those_of_the_padded_decoder(
+    decoder, encoded, weights, parallel, length, checkpointing
+):
+    decoder.train().gradient_checkpointing = checkpointing
     ids, mask = torch.randint(30, (10, 9)), None
     if length is not None:
         mask = torch.ones(5, 7)
@@ -66,9 +70,13 @@ def test_padding_is_not_computed(decoder, encoded, weights, parallel):
 
 
 def test_a_batch_in_which_nothing_counts(decoder, encoded):
+    """As on a rank that has no captions: every parameter has a gradient, for DDP waits for it."""
     tokens, missed = without_padding(torch.zeros(5, 9))
-    assert decoder(torch.zeros(5, 9, dtype=torch.long), encoded, tokens=tokens).shape == (0, 16)
+    states = decoder(torch.zeros(5, 9, dtype=torch.long), encoded, tokens=tokens)
+    assert states.shape == (0, 16)
     assert not missed
+    decoder.output(states).sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in decoder.parameters())
 
 
 def test_a_number_from_the_host_may_be_too_large_and_never_too_small(weights, parallel):

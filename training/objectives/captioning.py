@@ -78,7 +78,8 @@ def caption_loss(
         parallel: which texts are predicted in parallel, (B, T) bool; none by default.
         encoded_mask: True for tokens of the image, (B, N).
         counted: how many tokens have a weight, see `vocabulary_loss`.
-        computed: how many tokens the decoder must compute for these, see `without_padding`.
+        computed: how many tokens the decoder must compute for these, see `without_padding`. With too small a number
+            of either kind the loss is NaN.
         settings: weights of the tasks and more.
 
     Raises:
@@ -126,6 +127,7 @@ class Captioning(TrainedObjective):
     It needs batches with `caption_labels`, `caption_weights` and `caption_parallel`, see `CaptioningCollator`. With
     `caption_counts` and `caption_lengths`, for each image the number of its tokens that have a weight and of those
     that the decoder computes, the device is not asked for them; a compiled model asks it once a step nevertheless.
+    Whoever changes labels or weights of a batch leaves both out.
 
     Args:
         decoder: see `CaptionDecoder`.

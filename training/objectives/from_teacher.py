@@ -47,8 +47,8 @@ class FromTeacher(TrainedObjective):
 
     def wait(self) -> None:
         """A teacher that has stood still since is none to go on with."""
-        self._teacher[0].begun.fill_(False)
-        self.matching.teacher.begun.fill_(False)
+        self._teacher[0].wait()
+        self.matching.wait()
 
     def join(self, core: nn.Module) -> None:
         self._teacher[0].begin(vision_tower(core))

@@ -74,6 +74,11 @@ class Matching(nn.Module):
     def teacher_prototypes(self) -> torch.Tensor:
         return cast(ProjectionHead, self.teacher.average).prototypes()
 
+    def wait(self) -> None:
+        """Forget the teacher's head and its center."""
+        self.teacher.wait()
+        self.center.zero_()
+
     def begin(self) -> None:
         """The teacher's head becomes the student's, unless it has begun before."""
         self.teacher.begin(self.head)

@@ -71,7 +71,7 @@ class TrainedObjective(nn.Module):
         return {}
 
     def wait(self) -> None:
-        """Called when a run begins that it has yet to join; it may have joined before, if that was to be shorter."""
+        """Called when a run begins that it has yet to join; a shorter one that this goes on from may have had it."""
 
     def join(self, core: nn.Module) -> None:
         """Called before its first step in a run, be it the first of all or one that is resumed."""
@@ -184,19 +184,16 @@ class ObjectiveSteps(TrainerCallback):
         self.model, self.elapsed, self.want, self.ahead = model, elapsed, want, ahead
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.model.begin(self._progress(state))
+        self.model.begin(state.global_step / state.max_steps)  # nothing is used up yet of a time budget
         self._want(state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.model.activate(self._progress(state))
+        elapsed = 0.0 if self.elapsed is None else self.elapsed()
+        self.model.activate(max(elapsed, state.global_step / state.max_steps))
         self._want(state)
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.model.after_step()
-
-    def _progress(self, state: TrainerState) -> float:
-        elapsed = 0.0 if self.elapsed is None else self.elapsed()
-        return max(elapsed, state.global_step / state.max_steps)
 
     def _want(self, state: TrainerState) -> None:
         if self.want is not None:

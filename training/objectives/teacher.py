@@ -51,6 +51,10 @@ class Teacher(nn.Module):
         self._used = True
         return self.average(*args, **kwargs)
 
+    def wait(self) -> None:
+        """Begin with the student when `begin` comes, whatever was before."""
+        self.begun.fill_(False)
+
     @torch.no_grad()
     def begin(self, student: nn.Module) -> None:
         """Become the student, unless that was done before, in this run or in the one that is resumed."""

@@ -76,7 +76,8 @@ class ObjectiveArguments:
     objectives_from: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint of another run whose decoder, heads and teacher go on, perhaps at another resolution. "
+            "help": "Checkpoint of another run whose decoder, heads and teacher go on, perhaps at another resolution; "
+            "a teacher begins anew where its objectives start later than at 0. "
             "model_name_or_path names the same one for the towers."
         },
     )

@@ -167,14 +167,20 @@ def test_numbers_from_the_host_change_nothing_and_too_few_give_no_loss(batch):
 def test_a_compiled_objective_keeps_its_shapes(batch):
     """And so is compiled once, however long the texts are."""
     model, objective, inputs = batch
-    tokens = model.get_image_features(inputs["pixel_values"]).last_hidden_state.detach()
-    weights = inputs["caption_weights"]
-    arguments = objective.decoder, tokens, inputs["caption_labels"], weights, inputs["caption_parallel"]
+    features = model.get_image_features(inputs["pixel_values"]).last_hidden_state.detach()
+    weights, parallel = inputs["caption_weights"], inputs["caption_parallel"].flatten()
     counter = CompileCounter()
-    compiled = torch.compile(caption_loss, backend=counter, fullgraph=True)
+
+    def losses(tokens: torch.Tensor, batch: dict) -> tuple[torch.Tensor, ...]:
+        return tuple(objective.losses(BaseModelOutput(last_hidden_state=tokens), batch))
+
+    compiled = torch.compile(losses, backend=counter, fullgraph=True)
     for cut in (9, 5):
         weights[:, :, cut:] = 0
-        for one, other in zip(compiled(*arguments), caption_loss(*arguments)):
+        needed = needed_tokens(weights.flatten(0, 1), parallel).view(weights.shape)
+        inputs["caption_counts"] = weights.count_nonzero((1, 2)).tolist()
+        inputs["caption_lengths"] = needed.sum((1, 2)).tolist()
+        for one, other in zip(compiled(features, inputs), losses(features, inputs)):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert counter.frame_count == 1
 

@@ -9,7 +9,7 @@ from .experiment import chart_of
 from .settings import SceneRun
 
 
-# With all objectives seven minutes on one core. Shorter runs say little of captions, longer ones little of what
+# Three to six and a half minutes on one core. Shorter runs say little of captions, longer ones little of what
 # objectives add: towers of this size then know most of what these scenes have.
 STEPS = 900
 FEWER, MORE = 600, 1200
