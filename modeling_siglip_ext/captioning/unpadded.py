@@ -19,8 +19,7 @@ class TokenPlaces:
 
     Args:
         shape: rows and their padded length, (R, L).
-        places: of the N tokens among the R·L, int64 (N,), in order, then any surplus;
-            None for all of them.
+        places: of the N tokens among the R·L, int64 (N,), in order, then any surplus; None for all.
     """
 
     shape: tuple[int, int]

@@ -171,17 +171,15 @@ def test_a_run_that_is_made_longer_waits_again_and_begins_with_the_student_of_th
     name = "encoder.layers.0.mlp.fc1.weight"
     folders = [tmp_path / f"run/checkpoint-{step}" for step in (5, 6)]
     students = [load_file(folder / "model.safetensors")[f"vision_model.{name}"] for folder in folders]
-    saved = load_file(folders[1] / "objectives.safetensors")
-    teacher = saved[f"distillation.teacher.average.{name}"]
-    torch.testing.assert_close(teacher, students[0].lerp(students[1], 0.1), rtol=1e-6, atol=1e-8)
-    kept = [load_file(folder / "objectives.safetensors") for folder in folders]
-    heads = [one["masking.matching.head.mlp.0.weight"] for one in kept]
-    expected = heads[0].lerp(heads[1], 0.1)
-    torch.testing.assert_close(
-        kept[1]["masking.matching.teacher.average.mlp.0.weight"], expected, rtol=1e-6, atol=1e-8
-    )
-    assert not kept[0]["masking.matching.center"].any()
-    assert kept[1]["masking.matching.center"].any()
+    waiting, joined = (load_file(folder / "objectives.safetensors") for folder in folders)
+    heads = [one["masking.matching.head.mlp.0.weight"] for one in (waiting, joined)]
+    for (before, after), teacher in (
+        (students, joined[f"distillation.teacher.average.{name}"]),
+        (heads, joined["masking.matching.teacher.average.mlp.0.weight"]),
+    ):
+        torch.testing.assert_close(teacher, before.lerp(after, 0.1), rtol=1e-6, atol=1e-8)
+    assert not waiting["masking.matching.center"].any()
+    assert joined["masking.matching.center"].any()
 
 
 def test_what_is_saved_is_the_dual_model_alone(make, model, tmp_path):
