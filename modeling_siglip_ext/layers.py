@@ -76,11 +76,17 @@ class SiglipExtAttention(nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key, value = (rows.view(heads).transpose(1, 2) for rows in self.projected(hidden_states))
         output, weights = attend(self, self.config, query, key, value, attention_mask, **kwargs)
         return self.out_proj(output.reshape(hidden_states.shape).contiguous()), weights
+
+    def projected(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, (..., D) each; on a GPU by one product where they may, reading the input once."""
+        layers = self.q_proj, self.k_proj, self.v_proj
+        if on_gpu(hidden_states) and all(may_be_joined(layer, hidden_states) for layer in layers):
+            weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            return nn.functional.linear(hidden_states, weight, bias).chunk(3, dim=-1)
+        return tuple(layer(hidden_states) for layer in layers)
 
 
 class SiglipExtMLP(nn.Module):
@@ -92,18 +98,19 @@ class SiglipExtMLP(nn.Module):
         self.is_gelu = config.hidden_act == "gelu_pytorch_tanh"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.is_gelu and on_gpu(hidden_states) and gelu_fits_in(self.fc1, hidden_states):
+        if self.is_gelu and on_gpu(hidden_states) and may_be_joined(self.fc1, hidden_states):
             rows = hidden_states.flatten(0, -2)
             rows = torch._addmm_activation(self.fc1.bias, rows, self.fc1.weight.t(), use_gelu=True)
             return self.fc2(rows.unflatten(0, hidden_states.shape[:-1]))
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
-def gelu_fits_in(linear: nn.Linear, inputs: torch.Tensor) -> bool:
-    """Whether a GPU's matrix product may take the activation along: for inference, in half precision.
+def may_be_joined(linear: nn.Linear, inputs: torch.Tensor) -> bool:
+    """Whether a GPU may compute the layer with what stands beside it: for inference, in half precision.
 
-    It saves a pass over the widest of all activations. A layer that an adapter, a quantiser or an offloading hook has
-    changed is called as it is; so is one in training, where the gradient cache's two passes must round alike.
+    The product takes the activation along, which saves a pass over the widest of all activations; queries, keys and
+    values are one product. A layer that an adapter, a quantiser or an offloading hook has changed is called as it is;
+    so is one in training, where the gradient cache's two passes must round alike.
     """
     half = torch.is_autocast_enabled(inputs.device.type) or linear.weight.dtype.itemsize == 2
     if torch.is_grad_enabled() or linear.training or not half:

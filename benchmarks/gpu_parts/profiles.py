@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from modeling_siglip_ext import sigmoid_loss
 
 from . import losses
-from .models import B16, VARIANTS
+from .models import B16, BFLOAT16_STREAM, VARIANTS
 from .setting import Bench, Figures, Item
 from .steps import make_step
 
@@ -79,6 +79,6 @@ def loss_step(bench: Bench) -> Callable[[int], object]:
 
 
 def profiles(bench: Bench) -> Iterator[Item]:
-    for variant in VARIANTS[:2]:
+    for variant in (*VARIANTS[:2], f"{VARIANTS[1]}, {BFLOAT16_STREAM}"):
         yield Item(f"{B16}, {variant}", partial(measure, bench, partial(training_step, variant=variant)))
     yield Item("sigmoid loss, 65,536 pairs", partial(measure, bench, loss_step))

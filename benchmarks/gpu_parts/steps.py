@@ -10,7 +10,7 @@ from modeling_siglip_ext import SiglipExtImageProcessor, SiglipExtModel, sigmoid
 from modeling_siglip_ext.training.components.grad_cache import cached_backward
 from modeling_siglip_ext.training.data.pixels import normalized
 
-from .models import B16, SO400M_14, VARIANTS, compile_layers, forward_flops, make_batch, make_model
+from .models import B16, SO400M_14, TRIALS, VARIANTS, arrange, forward_flops, make_batch, make_model
 from .setting import Bench, Figures, Item, first_that_fits
 
 
@@ -20,14 +20,13 @@ CACHED_PAIRS, CHUNKS = 32_768, (512, 256)
 
 def make_step(bench: Bench, name: str, pairs: int, variant: str) -> Callable[[int], None]:
     """bfloat16 autocast over float32 weights, the loss of the model's choice, fused AdamW."""
-    model = make_model(bench, name).train()
+    model = arrange(bench, make_model(bench, name).train(), variant)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     batch = make_batch(bench, name, pairs)
-    if variant == "layers compiled":
-        compile_layers(bench, model)
     run = bench.compiled(model) if variant == "compiled" else model
 
     def step(_: int) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(bench.device.type, torch.bfloat16):
             loss = run(**batch, return_loss=True).loss
         loss.backward()
@@ -61,8 +60,7 @@ def measure_cache(bench: Bench, name: str, variant: str) -> Figures:
 
     def run(size: int) -> Figures:
         model: SiglipExtModel = make_model(bench, name).train()
-        if variant == "layers compiled":
-            compile_layers(bench, model)
+        arrange(bench, model, variant)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         chunk, processor = make_batch(bench, name, size, torch.uint8), SiglipExtImageProcessor()
 
@@ -92,6 +90,8 @@ def training(bench: Bench) -> Iterator[Item]:
     for name in (B16, SO400M_14):
         for variant in VARIANTS[:2]:
             yield Item(f"{name}, {variant}", partial(measure_step, bench, name, variant))
+    for variant in (f"{VARIANTS[1]}, {trial}" for trial in TRIALS):
+        yield Item(f"{B16}, {variant}", partial(measure_step, bench, B16, variant))
     cached = VARIANTS[1]
     yield Item(f"{B16}, gradient cache, {cached}", partial(measure_cache, bench, B16, cached))
     for name in (B16, SO400M_14):  # compiling the whole takes a minute or two

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from naflex import RUNS, mixed_grids, naflex_inputs, tower
 
-from .models import B16, SO400M_14, TINY, VARIANTS, compile_layers, forward_flops, make_batch, make_model
+from .models import B16, SO400M_14, TINY, VARIANTS, arrange, forward_flops, make_batch, make_model
 from .setting import Bench, Figures, Item, first_that_fits
 
 
@@ -45,12 +45,10 @@ def measure_inference(bench: Bench, name: str, part: str, variant: str) -> Figur
     """Embeddings of one tower in bfloat16, from inputs on the device."""
 
     def run(count: int) -> Figures:
-        model = make_model(bench, name).eval().to(torch.bfloat16)
+        model = arrange(bench, make_model(bench, name).eval().to(torch.bfloat16), variant)
         inputs = make_batch(bench, name, count, torch.bfloat16)
         module = model.vision_model if part == "image" else model.text_model
         key = "pixel_values" if part == "image" else "input_ids"
-        if variant == "layers compiled":
-            compile_layers(bench, model)
         call: Callable = bench.compiled(module) if variant == "compiled" else module
 
         def forward(_: int) -> None:

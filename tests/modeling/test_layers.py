@@ -1,10 +1,11 @@
-"""When a matrix product may take its activation along; what it gives then is tested on a GPU."""
+"""Which layers a GPU may compute together; what a product with its activation gives is tested on a GPU."""
 
 import pytest
 import torch
 from torch import nn
 
-from modeling_siglip_ext.layers import gelu_fits_in
+from modeling_siglip_ext import SiglipExtVisionConfig, layers
+from modeling_siglip_ext.layers import SiglipExtAttention, may_be_joined
 
 
 class Adapted(nn.Linear):
@@ -24,16 +25,30 @@ def offloaded(linear: nn.Linear) -> nn.Linear:
 @torch.no_grad()
 def test_only_inference_in_half_precision_by_a_plain_layer():
     inputs = torch.zeros(1, 4)
-    assert gelu_fits_in(nn.Linear(4, 4).bfloat16().eval(), inputs)
+    assert may_be_joined(nn.Linear(4, 4).bfloat16().eval(), inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        assert gelu_fits_in(nn.Linear(4, 4).eval(), inputs)
-    assert not gelu_fits_in(nn.Linear(4, 4).eval(), inputs)  # float32
-    assert not gelu_fits_in(nn.Linear(4, 4).bfloat16().train(), inputs)
+        assert may_be_joined(nn.Linear(4, 4).eval(), inputs)
+    assert not may_be_joined(nn.Linear(4, 4).eval(), inputs)  # float32
+    assert not may_be_joined(nn.Linear(4, 4).bfloat16().train(), inputs)
     with torch.enable_grad():
-        assert not gelu_fits_in(nn.Linear(4, 4).bfloat16().eval(), inputs)
+        assert not may_be_joined(nn.Linear(4, 4).bfloat16().eval(), inputs)
 
 
 @pytest.mark.parametrize("changed", [hooked, offloaded, lambda linear: Adapted(4, 4)])
 @torch.no_grad()
 def test_a_changed_layer_is_called_as_it_is(changed):
-    assert not gelu_fits_in(changed(nn.Linear(4, 4)).bfloat16().eval(), torch.zeros(1, 4))
+    assert not may_be_joined(changed(nn.Linear(4, 4)).bfloat16().eval(), torch.zeros(1, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("joined", "calls"), [(False, 4), (True, 1)])
+def test_queries_keys_and_values_of_one_product_are_those_of_three(joined, calls, monkeypatch):
+    torch.manual_seed(0)
+    config = SiglipExtVisionConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4)
+    config._attn_implementation = "sdpa"
+    attention, states = SiglipExtAttention(config).bfloat16().eval(), torch.randn(3, 7, 32).bfloat16()
+    expected, called, forward = attention(states)[0], [], nn.Linear.forward
+    monkeypatch.setattr(layers, "on_gpu", lambda _: joined)
+    monkeypatch.setattr(nn.Linear, "forward", lambda *inputs: called.append(inputs) or forward(*inputs))
+    torch.testing.assert_close(attention(states)[0], expected)
+    assert len(called) == calls
