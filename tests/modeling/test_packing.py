@@ -270,7 +270,7 @@ class Pooled(nn.Module):
         return self.tower(*inputs).pooler_output
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
 def test_a_traced_tower_takes_other_grids():
     tower, inputs = make_tower(), naflex_inputs()
     with torch.no_grad():
