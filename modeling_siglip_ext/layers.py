@@ -110,13 +110,15 @@ def may_be_joined(linear: nn.Linear, inputs: torch.Tensor) -> bool:
 
     The product takes the activation along, which saves a pass over the widest of all activations; queries, keys and
     values are one product. A layer that an adapter, a quantiser or an offloading hook has changed is called as it is;
-    so is one in training, where the gradient cache's two passes must round alike.
+    so is one in training, where the gradient cache's two passes must round alike, and one under autocast, which knows
+    nothing of a product with an activation.
     """
-    half = torch.is_autocast_enabled(inputs.device.type) or linear.weight.dtype.itemsize == 2
-    if torch.is_grad_enabled() or linear.training or not half:
+    if torch.is_grad_enabled() or linear.training or torch.is_autocast_enabled(inputs.device.type):
         return False
+    weight = linear.weight  # quantisers put a subclass of tensors there
+    half = weight.dtype.itemsize == 2 and weight.dtype == inputs.dtype
     hooked = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    return type(linear) is nn.Linear and not hooked
+    return half and type(linear) is nn.Linear and type(weight) in (torch.Tensor, nn.Parameter) and not hooked
 
 
 class SiglipExtEncoderLayer(GradientCheckpointingLayer):

@@ -55,6 +55,18 @@ def test_autocast_keeps_the_head_in_float32(device):
     assert relative(loss, expected) <= 1e-2
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+def test_inference_under_autocast(weights, device):
+    """Where the products that inference joins are left alone: autocast does not know them."""
+    model = dual_model("sdpa").eval()
+    pixels = torch.randn(5, 3, 32, 32)
+    on_device = copy.deepcopy(model).to(device, weights)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        found = on_device.get_image_features(pixel_values=pixels.to(device)).pooler_output
+    with torch.no_grad():
+        assert relative(found, model.get_image_features(pixel_values=pixels).pooler_output) <= 5e-2
+
+
 def test_compiled(device):
     model = dual_model("sdpa").to(device)
     inputs = {"pixel_values": torch.randn(5, 3, 32, 32), "input_ids": torch.randint(99, (5, 8))}

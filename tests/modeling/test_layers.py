@@ -22,22 +22,41 @@ def offloaded(linear: nn.Linear) -> nn.Linear:
     return linear
 
 
+class QuantisedTensor(torch.Tensor):
+    """As a quantiser leaves it in a layer that is otherwise untouched."""
+
+
+def quantised(linear: nn.Linear) -> nn.Linear:
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(QuantisedTensor), requires_grad=False)
+    return linear
+
+
+INPUTS = torch.zeros(1, 4, dtype=torch.bfloat16)
+
+
 @torch.no_grad()
 def test_only_inference_in_half_precision_by_a_plain_layer():
-    inputs = torch.zeros(1, 4)
-    assert may_be_joined(nn.Linear(4, 4).bfloat16().eval(), inputs)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert may_be_joined(nn.Linear(4, 4).eval(), inputs)
-    assert not may_be_joined(nn.Linear(4, 4).eval(), inputs)  # float32
-    assert not may_be_joined(nn.Linear(4, 4).bfloat16().train(), inputs)
+    assert may_be_joined(nn.Linear(4, 4).bfloat16().eval(), INPUTS)
+    assert may_be_joined(nn.Linear(4, 4).half().eval(), INPUTS.half())
+    assert not may_be_joined(nn.Linear(4, 4).eval(), INPUTS.float())
+    assert not may_be_joined(nn.Linear(4, 4).bfloat16().eval(), INPUTS.float())
+    assert not may_be_joined(nn.Linear(4, 4).bfloat16().train(), INPUTS)
     with torch.enable_grad():
-        assert not may_be_joined(nn.Linear(4, 4).bfloat16().eval(), inputs)
+        assert not may_be_joined(nn.Linear(4, 4).bfloat16().eval(), INPUTS)
 
 
-@pytest.mark.parametrize("changed", [hooked, offloaded, lambda linear: Adapted(4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_not_under_autocast(dtype):
+    """CUDA's autocast leaves a product with its activation as it is: float32, or of two types, which raises."""
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not may_be_joined(nn.Linear(4, 4).to(dtype).eval(), INPUTS)
+
+
+@pytest.mark.parametrize("changed", [hooked, offloaded, quantised, lambda linear: Adapted(4, 4)])
 @torch.no_grad()
 def test_a_changed_layer_is_called_as_it_is(changed):
-    assert not may_be_joined(changed(nn.Linear(4, 4)).bfloat16().eval(), torch.zeros(1, 4))
+    assert not may_be_joined(changed(nn.Linear(4, 4).bfloat16()).bfloat16().eval(), INPUTS)
 
 
 @torch.no_grad()
