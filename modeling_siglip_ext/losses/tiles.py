@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -148,7 +150,15 @@ def triton_problem(embeds: torch.Tensor) -> str | None:
         return "the package triton, which is not installed here"
     if not (on_gpu(embeds) or INTERPRETED):
         return f"tensors on a GPU, got {embeds.device}"
+    if not (INTERPRETED or finds_c_compiler()):
+        return "a C compiler, with which it builds what launches a kernel: install gcc or clang, or set CC"
     return "float32, bfloat16 or float16 embeddings, got float64" if embeds.dtype == torch.float64 else None
+
+
+@cache
+def finds_c_compiler() -> bool:
+    """Whether Triton will find one, where it looks; images of containers that only run things often have none."""
+    return "CC" in os.environ or any(map(shutil.which, ("clang", "gcc")))
 
 
 def triton_tiles() -> ModuleType:

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..gpu import launching_on
 from .positives import Diagonal, SameIds
 
 
@@ -48,11 +49,12 @@ def sigmoid_pass_(
     """
     rows, columns = tile.shape
     offset, row_ids, column_ids = _labels(tile, positives)
-    _sigmoid_kernel[(rows,)](
-        tile, tile.stride(0), columns, offset, row_ids, column_ids, scale, bias, losses, bias_sums, scale_sums,
-        SAME_IDS=isinstance(positives, SameIds), EVEN=columns % COLUMNS == 0, DERIVATIVE=derivative, COLUMNS=COLUMNS,
-        num_warps=WARPS,
-    )  # fmt: skip
+    with launching_on(tile):
+        _sigmoid_kernel[(rows,)](
+            tile, tile.stride(0), columns, offset, row_ids, column_ids, scale, bias, losses, bias_sums, scale_sums,
+            SAME_IDS=isinstance(positives, SameIds), EVEN=columns % COLUMNS == 0, DERIVATIVE=derivative,
+            COLUMNS=COLUMNS, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def log_sum_exps(
@@ -68,10 +70,11 @@ def log_sum_exps(
     by_row, targets = scale.new_empty(2, column_blocks, rows)
     by_column = scale.new_empty(row_blocks, columns)
     offset, row_ids, column_ids = _labels(tile, positives)
-    _log_sum_exp_kernel[(column_blocks, row_blocks)](
-        tile, tile.stride(0), rows, columns, offset, row_ids, column_ids, scale, by_row, by_column, targets,
-        SAME_IDS=isinstance(positives, SameIds), ROWS=BLOCK[0], COLUMNS=BLOCK[1],
-    )  # fmt: skip
+    with launching_on(tile):
+        _log_sum_exp_kernel[(column_blocks, row_blocks)](
+            tile, tile.stride(0), rows, columns, offset, row_ids, column_ids, scale, by_row, by_column, targets,
+            SAME_IDS=isinstance(positives, SameIds), ROWS=BLOCK[0], COLUMNS=BLOCK[1],
+        )  # fmt: skip
     sums = targets.sum(0)
     weights = _weights(positives)
     return by_row.logsumexp(0), by_column.logsumexp(0), sums if weights is None else sums * weights
@@ -94,11 +97,12 @@ def softmax_pass_(
     rows, columns = tile.shape
     offset, row_ids, column_ids = _labels(tile, positives)
     weights = _weights(positives)
-    _softmax_kernel[(rows,)](
-        tile, tile.stride(0), columns, offset, row_ids, column_ids, scale, row_lse, column_lse,
-        row_lse if weights is None else weights, scale_sums, SAME_IDS=isinstance(positives, SameIds),
-        EVEN=columns % COLUMNS == 0, WEIGHTED=weights is not None, COLUMNS=COLUMNS, num_warps=WARPS,
-    )  # fmt: skip
+    with launching_on(tile):
+        _softmax_kernel[(rows,)](
+            tile, tile.stride(0), columns, offset, row_ids, column_ids, scale, row_lse, column_lse,
+            row_lse if weights is None else weights, scale_sums, SAME_IDS=isinstance(positives, SameIds),
+            EVEN=columns % COLUMNS == 0, WEIGHTED=weights is not None, COLUMNS=COLUMNS, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def _labels(tile: torch.Tensor, positives: Diagonal | SameIds) -> tuple[int, torch.Tensor, torch.Tensor]:

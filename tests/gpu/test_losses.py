@@ -112,3 +112,14 @@ def test_memory_is_linear_in_the_batch(loss, device):
     before = torch.cuda.memory_allocated()
     loss(*arguments).backward()
     assert torch.cuda.max_memory_allocated() - before <= pairs**2 * 2 / 2  # half of one matrix of logits in bfloat16
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_on_a_device_that_is_not_the_current_one(loss, device):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    arguments = rounded(batch(2000), torch.float32)
+    expected = value_and_gradients(loss, [x.double() for x in arguments], implementation="eager")
+    with torch.cuda.device(0):
+        got = value_and_gradients(loss, [x.to("cuda:1") for x in arguments], implementation="triton")
+    assert_close(got, expected, TOLERANCES[torch.float32])

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_siglip_ext.losses import sigmoid_loss, tiles
+from modeling_siglip_ext.losses import contrastive, sigmoid_loss, tiles
 from support.losses import (
     CASES,
     HEADS,
@@ -123,6 +125,54 @@ def test_half_precision(loss, dtype, head, small_kernels, monkeypatch):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_any_subset_of_gradients(loss, small_kernels):
     assert_any_subset(loss, single(batch(20)), rtol=1e-6, atol=1e-9, implementation="triton")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_kernels_start_on_the_device_of_their_tile(loss, small_kernels, monkeypatch):
+    """Triton would start them on the current device. On a CPU there is but one: what counts is what surrounds them."""
+    from modeling_siglip_ext.losses import triton_tiles
+
+    around, started = [], []
+
+    @contextmanager
+    def launching_on(tile):
+        around.append(tile.device)
+        yield
+        around.pop()
+
+    class Watched:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def start(tile, *rest, **options):
+                started.append(around == [tile.device])
+                return self.kernel[grid](tile, *rest, **options)
+
+            return start
+
+    monkeypatch.setattr(triton_tiles, "launching_on", launching_on)
+    for name in ("_sigmoid_kernel", "_log_sum_exp_kernel", "_softmax_kernel"):
+        monkeypatch.setattr(triton_tiles, name, Watched(getattr(triton_tiles, name)))
+    value_and_gradients(loss, single(batch(20)), implementation="triton")
+    assert started
+    assert all(started)
+
+
+def test_without_a_c_compiler_it_is_refused_and_not_chosen(tmp_path, monkeypatch):
+    embeds = types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(9, 4))
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tiles.finds_c_compiler.cache_clear()
+    assert "a C compiler" in tiles.triton_problem(embeds)
+    assert contrastive._choose("auto", "gloo", embeds) == "tiled"
+    compiler = tmp_path / "gcc"
+    compiler.touch(0o755)
+    tiles.finds_c_compiler.cache_clear()
+    assert tiles.triton_problem(embeds) is None
+    assert contrastive._choose("auto", "gloo", embeds) == "triton"
+    tiles.finds_c_compiler.cache_clear()
 
 
 def test_float64_is_refused():
