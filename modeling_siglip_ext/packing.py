@@ -128,9 +128,9 @@ class Packing:
 
 
 def on_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Numbers of the host, copied without waiting for what an accelerator is doing."""
+    """Numbers of the host, copied without waiting for what an accelerator is doing; others as they are."""
     accelerator = torch.accelerator.current_accelerator()
-    pinned = accelerator is not None and device.type == accelerator.type != "mps"
+    pinned = accelerator is not None and numbers.device.type == "cpu" and device.type == accelerator.type != "mps"
     return numbers.pin_memory().to(device, non_blocking=True) if pinned else numbers.to(device)
 
 

@@ -1,6 +1,7 @@
 """Position embeddings: the fixed sine-cosine table, and resizing a learned table to other grids."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -129,6 +130,13 @@ def resize_grids_one_by_one(table: torch.Tensor, sizes: list[tuple[int, int]], p
     return result.to(table.dtype)
 
 
+def unrounded(device: torch.device) -> AbstractContextManager:
+    """Around products that autocast would round; entered only there, as an exported program has no place for it."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def gather_positions(
     table: torch.Tensor, height: torch.Tensor, width: torch.Tensor, token: torch.Tensor
 ) -> torch.Tensor:
@@ -142,12 +150,13 @@ def gather_positions(
     rows = antialiased_weights(height, token // width, side)
     columns = antialiased_weights(width, token % width, side)
     weights = (rows[..., :, None] * columns[..., None, :]).flatten(-2)
-    return (weights.to(dtype) @ table.to(dtype)).to(table.dtype)
+    with unrounded(table.device):
+        return (weights.to(dtype) @ table.to(dtype)).to(table.dtype)
 
 
 def resize_grids_together(table: torch.Tensor, spatial_shapes: torch.Tensor, length: int) -> torch.Tensor:
     """`resize_positions` without a host synchronisation."""
-    height, width = spatial_shapes.to(table.device)[:, :, None].unbind(dim=1)
+    height, width = on_device(spatial_shapes, table.device)[:, :, None].unbind(dim=1)
     token = torch.arange(length, device=table.device)[None]
     token = torch.where(token < height * width, token, 0)
     return gather_positions(table, height.expand_as(token), width.expand_as(token), token)
