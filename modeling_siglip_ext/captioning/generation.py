@@ -85,7 +85,9 @@ def generate(
     limit = config.max_length if max_length is None else min(max_length, config.max_length)
     if len(prompts) != len(encoded):
         raise ValueError(f"{len(prompts)} prompts for {len(encoded)} images")
-    longest = max(map(len, prompts), default=0)
+    if not prompts:
+        return []
+    longest = max(map(len, prompts))
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens leaves no room in {limit} tokens")
     device = encoded.device

@@ -78,6 +78,10 @@ def test_a_score_is_the_sum_over_counted_tokens(decoder, encoded):
             torch.testing.assert_close(scores[image, text], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_no_images_have_no_captions(decoder, encoded):
+    assert generate(decoder, encoded[:0], []) == generate(decoder, encoded[:0], [], sampling=Sampling()) == []
+
+
 def test_bad_settings_are_refused(decoder, encoded):
     for settings, reason in (
         ({"temperature": 0}, "temperature must be above 0"),

@@ -50,5 +50,11 @@ class Backend(TrainerCallback):
 
     def random_state(self, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         """Remember the generators of the tensors' devices; the result sets them again."""
+        kind = next((tensor.device.type for tensor in tensors if tensor.device.type not in ("cpu", "meta")), None)
+        if kind is None:
+            return lambda: None
+        if kind == "mps":  # one generator, in a module that has no devices to go through
+            state = torch.mps.get_rng_state()
+            return lambda: torch.mps.set_rng_state(state)
         devices, states = get_device_states(*tensors)
-        return lambda: set_device_states(devices, states)
+        return lambda: set_device_states(devices, states, device_type=kind)

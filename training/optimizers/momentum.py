@@ -40,6 +40,9 @@ class Bf16MomentumOptimizer(torch.optim.Optimizer, ABC):
         self.foreach = foreach
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "foreach": self.foreach}  # of a copy, too
+
     @overload
     def step(self, closure: None = None) -> None: ...
 

@@ -1,5 +1,6 @@
 """Steps for many parameters at once, as on CUDA, against the steps of each by itself."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -83,3 +84,17 @@ def test_counters_of_a_loaded_state_are_on_the_host(kind):
     state["state"][0]["step"] = state["state"][0]["step"].to("meta")  # a device that gives no values
     with pytest.raises(NotImplementedError, match="meta"):
         kind(parameters).load_state_dict(state)
+
+
+@KINDS
+def test_a_copy_goes_on_alike(kind):
+    parameter = torch.nn.Parameter(torch.ones(6, 5))
+    optimizer = kind([parameter], lr=0.1, foreach=True)
+    parameter.grad = torch.ones(6, 5)
+    optimizer.step()
+    copied_parameter, copied = copy.deepcopy((parameter, optimizer))
+    assert copied.foreach is True
+    for one, step in ((parameter, optimizer.step), (copied_parameter, copied.step)):
+        one.grad = torch.full((6, 5), 0.5)
+        step()
+    assert torch.equal(parameter, copied_parameter)
