@@ -120,8 +120,9 @@ def open_image(source: Any, timeout: float | None) -> Image.Image:
         return from_base64(source)
     if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
         return Image.open(source)
+    row = " (of a dataset's rows name the image's column: column=...)" if isinstance(source, Mapping) else ""
     raise UnreadableImageError(
-        f"{describe(source)} is not an image: give a path, URL, bytes, PIL image, array or tensor"
+        f"{describe(source)} is not an image: give a path, URL, bytes, PIL image, array or tensor{row}"
     )
 
 
@@ -164,12 +165,23 @@ def eight_bits(array: np.ndarray) -> np.ndarray:
     return array.astype(np.uint8)
 
 
+def from_zero_to_one(array: np.ndarray) -> np.ndarray:
+    """Floating-point values of a PIL image, which go from 0 to 1 or, as PIL has them from other modes, up to 255."""
+    if array.max() <= 1:
+        return array
+    if array.max() > 255:
+        raise UnreadableImageError(f"floating-point pixels up to {array.max()}; they must lie within 0 and 255")
+    return array / 255
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     if not all(image.size):
         raise UnreadableImageError(f"an image of {image.size[0]} x {image.size[1]} pixels has nothing to see")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits; "I" holds them as 32-bit integers
         image = Image.fromarray(eight_bits(np.asarray(image)))
+    if image.mode == "F":
+        image = Image.fromarray(eight_bits(from_zero_to_one(np.asarray(image))))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -114,6 +114,9 @@ def add_errors(app: FastAPI) -> None:
             message = "the body is read as JSON where the request says so: content-type: application/json"
             return failed(400, message, code="invalid_request")
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            message = f"the body is not JSON (at character {first['loc'][-1]})"
+            return failed(400, message, code="invalid_request")
         place = [str(part) for part in first["loc"] if part != "body" and not str(part).startswith("<")]
         message = f"{'.'.join(place) or 'the body'}: {first['msg']}"
         return failed(400, message[:500], code="invalid_request", param=place[0] if place else None)

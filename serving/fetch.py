@@ -18,8 +18,9 @@ from typing import Any
 
 
 CHUNK = 1 << 16
-# they wrap IPv4 addresses, private ones too: NAT64, 6to4, Teredo
-WRAPPING = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+# they wrap IPv4 addresses, private ones too (NAT64, 6to4, Teredo, compatible, translated), or are of a site
+WRAPPING = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "::ffff:0:0:0/96")
+NOT_PUBLIC = tuple(ipaddress.ip_network(network) for network in (*WRAPPING, "fec0::/10"))
 
 
 class FetchError(ValueError):
@@ -40,7 +41,7 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif any(ip in network for network in WRAPPING):
+        elif any(ip in network for network in NOT_PUBLIC):
             return False
     return ip.is_global and not ip.is_multicast
 
@@ -73,7 +74,8 @@ class Fetcher:
         if not all(self.allowed(str(entry[4][0])) for entry in found):
             raise FetchError("the host is not in the public internet")
         family, kind, protocol, _, address = found[0]
-        connection = socket.socket(family, kind, protocol)
+        connection = TimedSocket(family, kind, protocol)
+        connection.deadline = deadline
         connection.settimeout(remaining(deadline))
         try:
             connection.connect(address)
@@ -107,9 +109,10 @@ class Fetcher:
             error.close()
             raise FetchError(f"the URL answers with status {error.code}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # the reason of a URLError may be one of ours
+            # the reason of a URLError may be one of ours, or words
             reason = getattr(error, "reason", error)
-            what = str(reason) if isinstance(reason, FetchError) else f"it cannot be reached ({type(reason).__name__})"
+            told = isinstance(reason, (FetchError, str))
+            what = str(reason) if told else f"it cannot be reached ({type(reason).__name__})"
             raise FetchError(f"the URL is not fetched: {what}") from None
 
     def read(self, response: Any, deadline: float) -> bytes:
@@ -129,6 +132,24 @@ def remaining(deadline: float) -> float:
     if seconds <= 0:
         raise TimeoutError("too slow")
     return seconds
+
+
+class Timed:
+    """A socket whose every reading ends at the deadline: a timeout alone would begin anew with each byte."""
+
+    deadline: float
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(remaining(self.deadline))
+        return super().recv_into(*args)
+
+
+class TimedSocket(Timed, socket.socket):
+    pass
+
+
+class SecureTimedSocket(Timed, ssl.SSLSocket):
+    pass
 
 
 class FewRedirects(urllib.request.HTTPRedirectHandler):
@@ -153,7 +174,11 @@ class SecureConnection(Connection):
 
     def connect(self) -> None:
         super().connect()
-        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        context = ssl.create_default_context()
+        context.sslsocket_class = SecureTimedSocket
+        self.sock.settimeout(remaining(self.deadline))
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+        self.sock.deadline = self.deadline
 
 
 class Handler(urllib.request.AbstractHTTPHandler):

@@ -109,6 +109,15 @@ def test_sixteen_bits_are_scaled(dtype):
         assert np.array_equal(np.asarray(load_image(PIXELS.astype(np.uint16) * 257)), PIXELS)
 
 
+@pytest.mark.parametrize("most", [1, 255])
+def test_floating_point_files_go_up_to_one_or_to_255(most):
+    gray = PIXELS[..., 0]
+    values = Image.fromarray((gray / 255 * most).astype(np.float32))
+    assert values.mode == "F"
+    for source in (values, encoded(values, "TIFF")):
+        assert np.array_equal(np.asarray(load_image(source))[..., 0], gray)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(orientation):
     exif = Image.Exif()
@@ -139,6 +148,10 @@ def test_a_decompression_bomb_is_refused(png, monkeypatch):
         (np.full((4, 4), -1), "not negative"),
         (np.full((4, 4), np.nan), "finite"),
         (np.full((4, 4), 70_000), "more than 16 bits"),
+        (Image.new("F", (4, 4), 1000.0), "up to 1000.0; they must lie within 0 and 255"),
+        (Image.new("F", (4, 4), -1.0), "not negative"),
+        (Image.new("F", (4, 4), np.nan), "finite"),
+        ({"image": PIXELS, "caption": ""}, "column=..."),
         (17, "the given int is not an image"),
         (None, "the given NoneType is not an image"),
         ({"bytes": None, "path": None}, "the given dict is not an image"),
