@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .images import describe
+from .video_files import missing_bytes
 
 
 LONGEST_PAUSE = 3600.0  # seconds between two frames: beyond, their timestamps are taken for damaged
@@ -98,6 +99,8 @@ def read_frames(source: Any, frames_per_second: float) -> Iterator[Frame]:
         raise UnreadableVideoError(f"{describe(source)} is not a video: give a path, bytes or an open file")
     try:
         count, shown_until, longest = 0, 0.0, 0.0
+        if missing := missing_bytes(file):
+            raise UnreadableVideoError(f"{describe(source)} was cut: {missing:,} bytes of it are missing")
         with av.open(file, options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UnreadableVideoError(f"{describe(source)} has no pictures")
@@ -124,14 +127,12 @@ def read_frames(source: Any, frames_per_second: float) -> Iterator[Frame]:
 
 
 def stated_length(container: Any, stream: Any) -> float:
-    """Seconds that a file says its pictures last; 0 where it says nothing of them."""
-    stated = float((stream.duration or 0) * stream.time_base)
-    if "matroska" not in container.format.name:
-        return stated
-    if not stated and len(container.streams) == 1:  # Matroska often says it of the whole file alone
-        stated = (container.duration or 0) / 1e6
-    # and counts from 0, wherever the first frame stands
-    return stated - float((stream.start_time or 0) * stream.time_base)
+    """Seconds that a file says its pictures last; 0 where it says nothing of them.
+
+    Matroska says it of the whole file, sound and all, and counts from 0, wherever the first frame stands; of it the
+    bytes were counted.
+    """
+    return 0.0 if "matroska" in container.format.name else float((stream.duration or 0) * stream.time_base)
 
 
 def timed(frames: Iterator[Any], stream: Any) -> Iterator[tuple[Any, float]]:

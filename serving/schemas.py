@@ -148,6 +148,11 @@ class Link:
     url: str
 
 
+def is_text(given: Input) -> bool:
+    """Of a string that may be either: whether it is no data URI of an image."""
+    return isinstance(given, Text) or (isinstance(given, str) and given[:11].lower() != "data:image/")
+
+
 def to_item(given: Input, characters: int, *, pictures: bool = False) -> Item | Link:
     """
     Args:
@@ -157,7 +162,7 @@ def to_item(given: Input, characters: int, *, pictures: bool = False) -> Item | 
     Raises:
         ValueError: there is no image in it, or too much of a text.
     """
-    if isinstance(given, Text) or (isinstance(given, str) and not pictures and given[:11].lower() != "data:image/"):
+    if is_text(given) and not (pictures and isinstance(given, str)):
         text = given.text if isinstance(given, Text) else given
         if len(text) > characters:
             raise ValueError(f"the text has more than {characters} characters")

@@ -18,7 +18,7 @@ from .fetch import Fetcher
 from .held import Held, Share
 from .labels import LabelEmbeddings, LabelError, cosines, label_key, logits, ranked, sigmoid
 from .metrics import Metrics
-from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, listed, to_item
+from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, is_text, listed, to_item
 from .settings import ServerSettings
 from .workers import Worker
 
@@ -196,10 +196,11 @@ class Service:
         rows, columns = outcomes[: len(queries)], outcomes[len(queries) :]
         first, second = (np.stack([vector_or_nan(one, self.facts) for one in side]) for side in (rows, columns))
         found = cosines(first, second)
+        scores = probabilities(self.facts, found, *(list(map(is_text, side)) for side in (queries, documents)))
         errors = [{"index": place, "error": one.error} for place, one in enumerate(outcomes) if one.error is not None]
         data = [
-            {"object": "similarity", "index": index, "cosines": numbers(of_query), "scores": numbers(scores)}
-            for index, (of_query, scores) in enumerate(zip(found, sigmoid(logits(self.facts, found))))
+            {"object": "similarity", "index": index, "cosines": numbers(of_query), "scores": numbers(of_pairs)}
+            for index, (of_query, of_pairs) in enumerate(zip(found, scores))
         ]
         return self.answer(data, outcomes, errors=errors)
 
@@ -207,6 +208,19 @@ class Service:
         about = {"object": "model", "created": self.started, "owned_by": "siglip-ext"}
         facts = {"dimensions": self.facts.dimensions, "label_sets": sorted(self.settings.label_sets)}
         return {"object": "list", "data": [{"id": self.settings.name, **about, **facts}]}
+
+
+def probabilities(facts: Facts, found: np.ndarray, of_rows: list[bool], of_columns: list[bool]) -> np.ndarray:
+    """That two inputs belong together, from their cosines (rows, columns); NaN where the model was not trained to say.
+
+    The sigmoid loss tells of an image and a text, and of no other pair; the softmax loss tells of no pair alone.
+
+    Args:
+        of_rows, of_columns: whether they are texts.
+    """
+    if facts.loss_type != "sigmoid":
+        return np.full_like(found, np.nan)
+    return np.where(np.not_equal.outer(of_rows, of_columns), sigmoid(logits(facts, found)), np.nan)
 
 
 def vector_or_nan(outcome: Outcome, facts: Facts) -> np.ndarray:

@@ -7,6 +7,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 from modeling_siglip_ext import encode_images, encode_texts
+from modeling_siglip_ext.serving.encoder import Facts
+from modeling_siglip_ext.serving.service import probabilities
 from support.images import noise
 from support.serving import data_uri, png
 
@@ -148,9 +150,19 @@ def test_similarity_is_cosines_and_probabilities(server, parts, expected):
     logits = torch.from_numpy(cosines) * model.logit_scale.exp() + model.logit_bias
     np.testing.assert_allclose([row["cosines"] for row in answer["data"]], cosines, rtol=0, atol=1e-5)
     np.testing.assert_allclose([row["scores"] for row in answer["data"]], logits.sigmoid().detach(), rtol=0, atol=1e-4)
+    mixed = server.post("/v1/similarity", queries=TEXTS[0], documents=[TEXTS[1], data_uri(IMAGES[0])]).json["data"][0]
+    assert None not in mixed["cosines"]
+    assert mixed["scores"] == [None, pytest.approx(answer["data"][0]["scores"][0], abs=1e-6)]
     broken = server.post("/v1/similarity", queries="a cat", documents=[{"image": "aaaa"}, "a dog"]).json
     assert broken["data"][0]["cosines"][0] is None
     assert [error["index"] for error in broken["errors"]] == [1]
+
+
+def test_only_an_image_and_a_text_have_a_probability():
+    cosines = np.array([[0.1, 0.5], [0.2, 0.4]], np.float32)
+    of_sigmoid = probabilities(Facts(4, 10.0, -2.0, "sigmoid"), cosines, [True, False], [True, False])
+    np.testing.assert_allclose(of_sigmoid, [[np.nan, 1 / (1 + np.exp(-3.0))], [0.5, np.nan]], rtol=1e-6)
+    assert np.isnan(probabilities(Facts(4, 10.0, -2.0, "softmax"), cosines, [True] * 2, [False] * 2)).all()
 
 
 def test_models_and_probes(client, server, expected):

@@ -110,6 +110,7 @@ FORMS = '{"image": ...} or {"type": "image_url", "image_url": {"url": ...}}'
         (embed(input={"text": "a", "image": "b"}), "input.text: Extra inputs are not permitted"),
         (classify(images={"text": "a"}, labels=["a"]), f"images: give a data URI, base64, {FORMS}"),
         (classify(images=URI, labels=["a"], templates=3), "templates: Input should be a valid string"),
+        (raw("/v1/embeddings", b'{"input": "a",}'), "the body is not JSON (at character 14)"),
         (
             raw("/v1/embeddings", b'{"input": "a"}', content_type="application/x-www-form-urlencoded"),
             "the body is read as JSON where the request says so: content-type: application/json",
