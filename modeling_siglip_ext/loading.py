@@ -7,7 +7,7 @@ weights lie under other names, so all of it would be random. They are looked for
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Container, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from .naflex_form import change_form
 
 
 LOGGER = logging.getLogger("transformers.modeling_utils")
+LAYER = re.compile(r"\.layers\.\d+\.")
 
 
 def load_whole(
@@ -38,8 +39,8 @@ def load_whole(
         options: of `from_pretrained`. With `ignore_mismatched_sizes=True` weights of other shapes start anew.
 
     Raises:
-        ValueError: the checkpoint has no weights for some parameters, weights of another shape, or damaged ones; or
-            its image tower cannot have the other form.
+        ValueError: the checkpoint has no weights for some parameters, weights of another shape, of further layers, or
+            damaged ones; or its image tower cannot have the other form.
     """
     anew = options.pop("ignore_mismatched_sizes", False)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -59,6 +60,13 @@ def load_whole(
                 f"{source} has no weights for {len(missing)} of the {len(model.state_dict())} tensors of {name}, "
                 f"which would stay random: {some(missing)}. Name the folder that this model was saved in"
                 + (', or load it with pooling="none" if it has no head' if all_of_head(missing) else "")
+            )
+        as_saved = prefix is None and not any("config" in option for option in options)  # fewer may be asked for
+        beyond = layers_beyond(report["unexpected_keys"], model.state_dict()) if as_saved else []
+        if beyond:
+            raise ValueError(
+                f"{source} has weights of more layers than its configuration says, {some(beyond, 1)}: mend "
+                "num_hidden_layers in its config.json"
             )
         if report["mismatched_keys"] and not anew:
             shapes = {key: (tuple(theirs), tuple(ours)) for key, theirs, ours in report["mismatched_keys"]}
@@ -122,6 +130,19 @@ def prefix_of(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
     if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
         return None
     return ranked[0][0]
+
+
+def layers_beyond(unexpected: Iterable[str], known: Container[str]) -> list[str]:
+    """Names of a checkpoint that a model knows of its first layer, but not of so many.
+
+    Example:
+
+    ```python
+    >>> layers_beyond(["tower.layers.2.fc.weight", "tower.position_ids"], {"tower.layers.0.fc.weight"})
+    ['tower.layers.2.fc.weight']
+
+    ```"""
+    return [key for key in unexpected if LAYER.search(key) and LAYER.sub(".layers.0.", key) in known]
 
 
 def all_of_head(missing: Iterable[str]) -> bool:

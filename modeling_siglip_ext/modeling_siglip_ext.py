@@ -446,6 +446,8 @@ class SiglipExtModel(SiglipExtPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = None if config.logit_bias_init is None else nn.Parameter(torch.empty(1))
         self.post_init()
+        # it has gathered its towers' own, for which the other one is the rest of a full checkpoint
+        self._keys_to_ignore_on_load_unexpected = {r"\.position_ids$"}
 
     @classmethod
     def from_vision_text_pretrained(

@@ -4,6 +4,7 @@
 express is written as theirs, so that anybody loads it with plain `AutoModel`.
 """
 
+import logging
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -32,6 +33,16 @@ ARCHITECTURES = {
 }
 STOCK_TYPES = ("siglip", "siglip2")
 SUB_CONFIGS = ("text_config", "vision_config")
+
+
+def is_no_false_alarm(record: logging.LogRecord) -> bool:
+    """Whether a record of transformers' is another than that the ids of stock SigLIP's defaults, 49406 and 49407, lie
+    beyond the default vocabulary: it makes the defaults whenever it shows or writes any configuration, to compare."""
+    message = record.getMessage()
+    return not ("between 0 and 31999" in message and ("got 49406" in message or "got 49407" in message))
+
+
+logging.getLogger("transformers.configuration_utils").addFilter(is_no_false_alarm)
 
 
 def stock_family(model_type: str) -> str | None:

@@ -1,6 +1,7 @@
 """What several commands have in common: the options that they take, and what they print."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -47,6 +48,17 @@ def check_choices(made: Choices, config: AnyConfig, names: Sequence[str]) -> Non
             raise CheckpointError(f"--{name}={value} has no effect on this checkpoint{says}: leave it out")
 
 
+def shard_size(text: str) -> str:
+    """A size as `save_pretrained` takes it.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return text
+
+
 def folder_arguments(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     """Of the commands that write a model folder; the fields of `Options` among them."""
     parser.add_argument("checkpoint", help=checkpoint)
@@ -55,7 +67,7 @@ def folder_arguments(parser: argparse.ArgumentParser, checkpoint: str) -> None:
     forms = "native: for the stock classes; ext: for ours. Native where possible"
     group.add_argument("--format", dest="form", choices=FORMATS, help=forms)
     group.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the tensors")
-    group.add_argument("--max_shard_size", default="5GB", help="of one file")
+    group.add_argument("--max_shard_size", default="5GB", type=shard_size, help="of one file")
     group.add_argument(
         "--tokenizer", help="folder, tokenizer.json, SentencePiece .model or Hub repository; else the local Hub cache"
     )

@@ -34,4 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise CheckpointError(f"{arguments.out} must end in .npz: big_vision goes by that")
     folder = open_folder(arguments.folder)
     count = to_jax(folder, arguments.out, dtype=arguments.dtype, allow_nonfinite=arguments.allow_nonfinite)
+    if getattr(folder.config, "loss_type", None) == "softmax" and folder.config.logit_bias_init is not None:
+        print(
+            "note: the softmax loss is not written in an .npz: with its bias this model comes back as one of sigmoid"
+        )
     print(f"{arguments.out}: {count} arrays, each verified against {arguments.folder}")

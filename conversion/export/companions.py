@@ -8,7 +8,7 @@ from modeling_siglip_ext.files import write_json
 
 from ..containers.damage import read_mapping
 from ..errors import CheckpointError
-from ..model_folder.processor import BESIDE_VOCABULARY, VOCABULARIES
+from ..model_folder.processor import BESIDE_VOCABULARY, VOCABULARIES, has_tokenizer, load_tokenizer
 from .sentencepiece_json import tokenizer_json
 
 
@@ -30,6 +30,15 @@ def image_settings(folder: Path) -> dict[str, Any]:
     if (folder / PREPROCESSOR).is_file():
         return read_mapping(folder / PREPROCESSOR)
     raise CheckpointError(f"{folder} has no {PROCESSOR}: save the model's processor there")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: settings of a tokenizer stand there, and it cannot be loaded, as its vocabulary is missing.
+    """
+    if (folder / TOKENIZER_CONFIG).is_file() and not has_tokenizer(folder):
+        load_tokenizer(folder, local_only=True)
 
 
 def write_companions(folder: Path, out: Path) -> None:

@@ -18,7 +18,7 @@ from siglip_ext_runtime.settings import ExportSettings
 from ..errors import CheckpointError, VerificationError
 from ..model_folder.folder import ModelFolder, open_folder
 from .card import write_export_card
-from .companions import write_companions
+from .companions import check_tokenizer, write_companions
 from .figures import Evaluate, before_and_after
 from .measure import cpu_time_ratio, peak_memory
 from .onnx_file import EXTERNAL_ABOVE, OPSET, check_installed, check_opset
@@ -234,6 +234,7 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     check_installed(options.format)
     folder = open_folder(source)
     check_towers(folder.config, options.towers)
+    check_tokenizer(folder.path)
     if options.layout == TRANSFORMERS_JS:
         check_layout(folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from siglip_ext_runtime import is_exported
+
 from .card import CARD, card_at, check_card
 from .facts import HELD_OUT, facts_of
 from .results import EVAL_RESULTS
@@ -138,6 +140,8 @@ def check_loads(folder: Path) -> None:
         FileNotFoundError: something is missing.
         RefusedError: something is damaged.
     """
+    if is_exported(folder):
+        raise RefusedError(f"{folder} is an export, which has no weights to publish: upload it with `hf upload`")
     facts = facts_of(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():

@@ -9,6 +9,7 @@ from transformers import AutoModel, SiglipModel
 
 from modeling_siglip_ext import SiglipExtModel, softmax_loss
 from modeling_siglip_ext.conversion.__main__ import main
+from support.models import make_config
 
 
 CASE = "siglip1_mu16"  # two SigLIP towers; without its bias it is what a softmax run of big_vision writes
@@ -46,6 +47,12 @@ def test_stock_form_with_a_bias_of_zero_has_the_same_probabilities(checkpoint, r
     torch.testing.assert_close(logits.softmax(-1), expected.softmax(-1), rtol=0, atol=1e-6)
     assert json.loads((tmp_path / "out" / "conversion_report.json").read_text())["loss"] == "softmax"
     assert main(["verify", str(tmp_path / "out"), "--against", str(checkpoint)]) == 0
+
+
+def test_a_softmax_model_with_a_bias_is_said_to_come_back_as_sigmoid(tmp_path, capsys):
+    SiglipExtModel(make_config(loss_type="softmax")).save_pretrained(tmp_path / "model")
+    assert main(["to-jax", str(tmp_path / "model"), str(tmp_path / "back.npz")]) == 0
+    assert "comes back as one of sigmoid" in capsys.readouterr().out
 
 
 def test_our_classes_go_on_with_the_softmax_loss(checkpoint, recorded, tmp_path):

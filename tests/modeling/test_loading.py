@@ -1,5 +1,6 @@
 """Weights are loaded whole or not at all: towers out of larger models, missing ones, shards, shapes and adapters."""
 
+import copy
 import json
 import logging
 from functools import partial
@@ -143,6 +144,20 @@ def test_a_missing_weight_is_an_error_that_names_it(model_class, without, tmp_pa
     with pytest.raises(ValueError, match=rf"has no weights for .*{without.split('.')[-1]}") as raised:
         model_class.from_pretrained(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_more_layers_than_the_configuration_says_are_an_error_unless_fewer_are_asked_for(tmp_path):
+    model = SiglipExtModel(make_config())
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    shallow = copy.deepcopy(config)
+    shallow["text_config"]["num_hidden_layers"] = 1
+    asked = SiglipExtConfig.from_dict(shallow)
+    assert len(SiglipExtModel.from_pretrained(tmp_path, config=asked).text_model.encoder.layers) == 1
+    (tmp_path / "config.json").write_text(json.dumps(shallow))
+    for load in (SiglipExtModel.from_pretrained, partial(load_whole, AutoModel.from_pretrained)):
+        with pytest.raises(ValueError, match=r"weights of more layers .*encoder\.layers\.1\..*mend num_hidden_layers"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])

@@ -63,6 +63,21 @@ def test_saved_in_stock_form_and_read_by_both(tiny_config, inputs, tmp_path):
     assert ours.config.vision_config.to_diff_dict() == {**tiny_config.vision_config.to_diff_dict(), "dtype": "float32"}
 
 
+def test_nothing_is_said_of_the_stock_classes_own_defaults(tiny_config, tmp_path):
+    """In a process of its own: transformers says it once."""
+    SiglipExtModel(tiny_config).save_pretrained(tmp_path)
+    script = (
+        "import sys; from modeling_siglip_ext import SiglipExtModel; from transformers import AutoConfig;"
+        "SiglipExtModel.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]);"
+        "AutoConfig.from_pretrained(sys.argv[2]).text_config.to_diff_dict();"
+        "AutoConfig.for_model('siglip_text_model', vocab_size=9, bos_token_id=11).to_dict()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(tmp_path / "again")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "49406" not in said
+    assert "got 11" in said  # of what is wrong it still speaks
+
+
 def test_loaded_weights_are_not_initialised_again(tiny_config, tmp_path):
     model = SiglipExtModel(tiny_config)
     model.save_pretrained(tmp_path)

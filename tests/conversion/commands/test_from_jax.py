@@ -355,3 +355,9 @@ def test_impossible_wishes_are_refused(options, message, checkpoints, tmp_path, 
     assert main(["from-jax", source, str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_of_shards_that_is_none_names_its_option(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["from-jax", "a.npz", str(tmp_path / "out"), "--max_shard_size", "abc"])
+    assert "argument --max_shard_size: 'abc' is no size" in capsys.readouterr().err

@@ -182,6 +182,9 @@ def test_what_cannot_be_exported_is_said(folder, tmp_path, capsys):
     without = Path(shutil.copytree(folder, tmp_path / "without"))
     (without / "processor_config.json").unlink()
     assert "processor_config.json" in refused(capsys, str(without), str(tmp_path / "out"))
+    speechless = Path(shutil.copytree(folder, tmp_path / "speechless"))
+    (speechless / "tokenizer.json").unlink()
+    assert "no tokenizer at" in refused(capsys, str(speechless), str(tmp_path / "out"))
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["vision_use_head"] = False
     (without / "config.json").write_text(json.dumps(config))
