@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 
 CHUNK = 1 << 16
@@ -134,22 +134,24 @@ def remaining(deadline: float) -> float:
     return seconds
 
 
-class Timed:
-    """A socket whose every reading ends at the deadline: a timeout alone would begin anew with each byte."""
+class TimedSocket(socket.socket):
+    """Every reading ends at the deadline: a timeout alone would begin anew with each byte."""
 
     deadline: float
 
-    def recv_into(self, *args: Any) -> int:
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         self.settimeout(remaining(self.deadline))
-        return super().recv_into(*args)
+        return super().recv_into(buffer, nbytes, flags)
 
 
-class TimedSocket(Timed, socket.socket):
-    pass
+class SecureTimedSocket(ssl.SSLSocket):
+    """The same."""
 
+    deadline: float
 
-class SecureTimedSocket(Timed, ssl.SSLSocket):
-    pass
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        self.settimeout(remaining(self.deadline))
+        return super().recv_into(buffer, nbytes, flags)
 
 
 class FewRedirects(urllib.request.HTTPRedirectHandler):
@@ -177,7 +179,7 @@ class SecureConnection(Connection):
         context = ssl.create_default_context()
         context.sslsocket_class = SecureTimedSocket
         self.sock.settimeout(remaining(self.deadline))
-        self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+        self.sock = cast(SecureTimedSocket, context.wrap_socket(self.sock, server_hostname=self.host))
         self.sock.deadline = self.deadline
 
 

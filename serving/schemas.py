@@ -148,9 +148,11 @@ class Link:
     url: str
 
 
-def is_text(given: Input) -> bool:
-    """Of a string that may be either: whether it is no data URI of an image."""
-    return isinstance(given, Text) or (isinstance(given, str) and given[:11].lower() != "data:image/")
+def text_of(given: Input) -> str | None:
+    """The text, a string that is no data URI of an image; None of an image."""
+    if isinstance(given, Text):
+        return given.text
+    return given if isinstance(given, str) and given[:11].lower() != "data:image/" else None
 
 
 def to_item(given: Input, characters: int, *, pictures: bool = False) -> Item | Link:
@@ -162,11 +164,12 @@ def to_item(given: Input, characters: int, *, pictures: bool = False) -> Item | 
     Raises:
         ValueError: there is no image in it, or too much of a text.
     """
-    if is_text(given) and not (pictures and isinstance(given, str)):
-        text = given.text if isinstance(given, Text) else given
+    text = None if pictures and isinstance(given, str) else text_of(given)
+    if text is not None:
         if len(text) > characters:
             raise ValueError(f"the text has more than {characters} characters")
         return Item("text", text)
+    assert not isinstance(given, Text), "it has a text"
     source = given.image_url.url if isinstance(given, ImageURL) else given.image if isinstance(given, Image) else given
     if source[:8].lower().startswith(("http://", "https://")):
         return Link(source)

@@ -18,7 +18,7 @@ from .fetch import Fetcher
 from .held import Held, Share
 from .labels import LabelEmbeddings, LabelError, cosines, label_key, logits, ranked, sigmoid
 from .metrics import Metrics
-from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, is_text, listed, to_item
+from .schemas import ClassifyRequest, EmbeddingsRequest, Link, SimilarityRequest, listed, text_of, to_item
 from .settings import ServerSettings
 from .workers import Worker
 
@@ -196,7 +196,8 @@ class Service:
         rows, columns = outcomes[: len(queries)], outcomes[len(queries) :]
         first, second = (np.stack([vector_or_nan(one, self.facts) for one in side]) for side in (rows, columns))
         found = cosines(first, second)
-        scores = probabilities(self.facts, found, *(list(map(is_text, side)) for side in (queries, documents)))
+        are_texts = ([text_of(one) is not None for one in side] for side in (queries, documents))
+        scores = probabilities(self.facts, found, *are_texts)
         errors = [{"index": place, "error": one.error} for place, one in enumerate(outcomes) if one.error is not None]
         data = [
             {"object": "similarity", "index": index, "cosines": numbers(of_query), "scores": numbers(of_pairs)}
