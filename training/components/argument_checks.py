@@ -48,6 +48,10 @@ MEANINGLESS = {
     "logging_nan_inf_filter": "a loss that is not finite ends the run",
     "dataloader_in_order": "a resumed run would not find its place in the data",
 }
+# transformers 5.23 has a new name beside the old one, and fills both.
+CHECKPOINTING_SWITCHES = tuple(
+    name for name in ("gradient_checkpointing", "activation_checkpointing") if hasattr(TrainingArguments, name)
+)
 SAMPLING = ("random", "sequential")
 # Fields that only some trackers read.
 OF_A_TRACKER = {
@@ -196,14 +200,13 @@ def _check_compiling(args: Any) -> None:
 
 
 def _check_checkpointing(args: Any) -> None:
-    given = args.activation_checkpointing_kwargs or {}
-    if given and not args.activation_checkpointing:
-        raise ValueError("activation_checkpointing_kwargs do nothing without activation_checkpointing: set it, too")
+    switch = CHECKPOINTING_SWITCHES[-1]
+    given = getattr(args, f"{switch}_kwargs") or {}
+    if given and not getattr(args, switch):
+        raise ValueError(f"{switch}_kwargs do nothing without {switch}: set it, too")
     unknown = [name for name in given if name not in CHECKPOINTING]
     if unknown:
-        raise ValueError(
-            f"activation_checkpointing_kwargs: unknown setting {unknown[0]!r}; known: {', '.join(CHECKPOINTING)}"
-        )
+        raise ValueError(f"{switch}_kwargs: unknown setting {unknown[0]!r}; known: {', '.join(CHECKPOINTING)}")
 
 
 def _check_trackers(args: Any) -> None:

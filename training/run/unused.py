@@ -12,6 +12,7 @@ from typing import Any
 
 from modeling_siglip_ext.evaluation.data.sources import shards_of
 
+from ..components.argument_checks import CHECKPOINTING_SWITCHES
 from ..optimizers import OPTIMIZERS, takes_betas
 from .fields import BUNDLED, EMOJI, SCENES, DataArguments, as_mapping
 from .objective_fields import REFERENCE, REFERENCE_EMBEDDINGS, as_weights
@@ -282,14 +283,14 @@ RULES = (
     ),
     Unused(
         "recompute_activations",
-        given("gradient_checkpointing", "activation_checkpointing"),
-        "gradient_checkpointing activation_checkpointing",
+        given(*CHECKPOINTING_SWITCHES),
+        " ".join(CHECKPOINTING_SWITCHES),
         "with gradient_checkpointing",
     ),
     Unused(
-        "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
-        absent("gradient_checkpointing", "activation_checkpointing"),
-        "gradient_checkpointing activation_checkpointing",
+        " ".join(f"{name}_kwargs" for name in CHECKPOINTING_SWITCHES),
+        absent(*CHECKPOINTING_SWITCHES),
+        " ".join(CHECKPOINTING_SWITCHES),
         "without gradient_checkpointing",
     ),
     # evaluation

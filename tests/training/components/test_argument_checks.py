@@ -9,6 +9,9 @@ from transformers.training_args import OptimizerNames
 from modeling_siglip_ext.training.components import argument_checks
 
 
+CHECKPOINTING = argument_checks.CHECKPOINTING_SWITCHES[-1]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -93,11 +96,8 @@ def test_bad_numbers(arguments, field):
         ({"push_to_hub": True, "hub_model_id": "a/b/c", "hub_token": "x"}, "a/b/c"),
         ({"torch_compile": True, "torch_compile_backend": "nonsense"}, "torch_compile_backend='nonsense': choose"),
         ({"torch_compile_mode": "nonsense"}, "torch_compile_mode='nonsense': choose"),
-        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "do nothing without activation_checkp"),
-        (
-            {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"nonsense": 1}},
-            "unknown setting 'nonsense'",
-        ),
+        ({f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}, f"do nothing without {CHECKPOINTING}"),
+        ({CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"nonsense": 1}}, "unknown setting 'nonsense'"),
         ({"output_dir": ""}, "output_dir is empty"),
     ],
 )
