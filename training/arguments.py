@@ -4,6 +4,7 @@ transformers' own defaults are made for losses that are a mean over samples; sev
 wrong without a word. The ones that bite are changed here, each with its reason.
 """
 
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,6 +21,7 @@ from .optimizers import OPTIMIZERS, optimizer_class, takes_betas
 from .optimizers.parameter_groups import CONVENTIONS, GroupSettings
 
 
+logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 
@@ -248,6 +250,18 @@ class SiglipExtTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"the training set has {count} samples, fewer than one {what} of {batch}: lower "
                 "per_device_train_batch_size"
+            )
+
+    def tell_of_short_updates(self, batches: int) -> None:
+        """Warn where lengths in examples come out shorter: an epoch of so many batches ends with a smaller update."""
+        short = batches % self.gradient_accumulation_steps
+        if short and (self.max_examples is not None or self.warmup_examples is not None):
+            logger.warning(
+                "an epoch has %d batches, and its last update %d of %d: max_examples and warmup_examples count it as "
+                "a whole one",
+                batches,
+                short,
+                self.gradient_accumulation_steps,
             )
 
     def _copy_pinned_batches_asynchronously(self) -> None:

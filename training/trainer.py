@@ -31,7 +31,7 @@ from .components.monitor import Monitor, examples_seen
 from .components.process_group import leave_group
 from .components.recompute import recompute_activations
 from .components.schedule import TimeBudget, budgeted_schedule
-from .components.sharded import layers_to_shard
+from .components.sharded import check_wrapping, layers_to_shard
 from .components.texts import TrainedTexts
 from .components.towers import core_model, lock_towers, loss_head, whole
 from .data.collating import collator_for
@@ -144,6 +144,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         super().__init__(model=beside or model, args=args, **kwargs)
         if self.is_fsdp_enabled:
             plugin = cast(FullyShardedDataParallelPlugin, self.accelerator.state.fsdp_plugin)
+            check_wrapping(plugin.auto_wrap_policy, plugin.fsdp_version)
             if beside is not None:
                 check_shardable(beside, plugin.fsdp_version)
             if plugin.transformer_cls_names_to_wrap is None:
@@ -380,6 +381,8 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         if has_length(loader):
             read = read_for(self.curation, self.args.train_batch_size)
             self.args.check_samples(len(cast(Sized, self.train_dataset)), read)
+            self.args.tell_of_short_updates(len(loader))
+        self._monitor.batches_of_epoch = len(loader) if has_length(loader) else None
         return loader
 
     def _get_dataloader(
@@ -446,7 +449,7 @@ class SiglipExtTrainer(ObjectiveCheckpoints):
         training = "loss" in logs
         if training:
             total = partial(self.accelerator.reduce, reduction="sum")
-            seen = examples_seen(self.args, self.state)
+            seen = examples_seen(self.args, self.state, self._monitor.batches_of_epoch)
             logs.update(self._monitor.figures(seen, total, self.accelerator.gather))
             if self.everything is not None:
                 logs.update(self.everything.figures(total))

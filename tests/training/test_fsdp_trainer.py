@@ -10,7 +10,7 @@ from support.processes import run_workers
 
 WORKER = Path(__file__).with_name("fsdp_trainer_worker.py")
 FIRST = ("ours", "stock-late-cache")
-FURTHER = ("alone", "stock-cache", "ours-accumulation", "ours-accumulation-cache", "ours-late")
+FURTHER = ("alone", "stock-cache", "ours-accumulation", "ours-accumulation-cache", "ours-late", "ours-shards")
 
 
 def compare(folder: Path, cases: tuple[str, ...]) -> None:

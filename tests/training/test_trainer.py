@@ -288,10 +288,11 @@ def test_max_seconds_with_an_unsuitable_schedule(our_model, arguments, rows, pro
         trainer.train()
 
 
-def test_streaming_reads_on_every_process(our_model, arguments, rows, processor):
+def test_streaming_reads_on_every_process(our_model, arguments, rows, processor, caplog):
     """accelerate would otherwise read each batch on process 0 and send it around."""
     stream = rows.to_iterable_dataset()
     trainer = make_trainer(our_model, arguments(max_steps=3), rows, processor, train_dataset=stream)
+    assert "ImageTextStream (of a streaming dataset" in caplog.text
     assert trainer.accelerator.dataloader_config.dispatch_batches is False
     trainer.train()
     assert trainer.state.global_step == 3

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModel, EarlyStoppingCallback, Trainer
+from transformers import AutoModel, EarlyStoppingCallback, Trainer, TrainerCallback
 
 from modeling_siglip_ext.training.components.hub import HubPushes
 from modeling_siglip_ext.training.trainer import SiglipExtTrainer
@@ -32,6 +32,34 @@ def test_tensorboard(our_model, make, tmp_path, monkeypatch):
     for name in ("temperature", "bias", "positive_logit", "negative_logit", "grad_norm_vision", "grad_norm_text"):
         assert len(scalars[f"train/{name}"]) == 4, name
     assert scalars["train/examples_seen"] == [8, 16, 24, 32]
+
+
+@pytest.mark.parametrize(("batch", "accumulated"), [(5, 2), (5, 10), (4, 2), (3, 4)])
+def test_examples_seen_are_those_that_were_trained_on(our_model, make, batch, accumulated, monkeypatch, caplog):
+    """The last update of an epoch has the batches that are left: of 16 rows here 15 in three batches, say."""
+    counts, step = [0], SiglipExtTrainer.training_step
+
+    def counted(self, model, inputs, *rest):
+        counts[0] += len(inputs["input_ids"])
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(SiglipExtTrainer, "training_step", counted)
+    settings = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulated,
+        "num_train_epochs": 3,
+    }
+    seen = []
+
+    class Noting(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            seen.append(counts[0])
+
+    trainer = make(our_model, callbacks=[Noting()], **settings, max_steps=-1, warmup_examples=10)
+    trainer.train()
+    assert [entry["examples_seen"] for entry in trainer.state.log_history if "loss" in entry] == seen
+    short = 16 // batch % accumulated
+    assert (f"its last update {short} of {accumulated}" in caplog.text) == bool(short)
 
 
 def test_logged_figures(our_model, make, rows, processor):

@@ -62,6 +62,22 @@ def prepare_adapter(model: nn.Module, saves: bool) -> None:
     vars(model)["save_pretrained"] = partial(_save, model, adapted.save_pretrained)
 
 
+def is_bare(model: nn.Module) -> bool:
+    """Whether it has an adapter of `add_adapter` and is no `PeftModel`: Trainer would seek its whole weights."""
+    return bool(getattr(model, "peft_config", None)) and not hasattr(model, "get_base_model")
+
+
+def load_bare(model: nn.Module, folder: Path) -> None:
+    """Put back into a model with adapters of `add_adapter` what was saved of it."""
+    from peft import set_peft_model_state_dict  # here, as only who has adapters has PEFT
+
+    configs: dict[str, Any] = model.peft_config  # ty: ignore[invalid-assignment]  # PEFT's, no module
+    for adapter in configs:
+        saved = load_file(folder / ("" if adapter == "default" else adapter) / WEIGHTS)
+        tensors = {name.removeprefix(BASE): tensor for name, tensor in saved.items()}
+        set_peft_model_state_dict(model, tensors, adapter_name=adapter)
+
+
 def _take_out_unused(core: nn.Module) -> list[str]:
     """Put the plain layer back where an adapter is never called; the names of those."""
     found = []

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..arguments import SiglipExtTrainingArguments
 from ..data.dataset import CaptionedRows, ImageTextDataset
 from ..data.samples import TooManyBadSamples
+from ..data.streaming import ImageTextStream
 from .backend import Backend
 from .checkpoint import AtomicCheckpoints
 from .devices import share_of_the_host
@@ -24,6 +26,7 @@ from .run_folder import STATE, check_unused, checkpoint_to_resume, clear_picture
 from .run_identity import Identity, run_identity
 
 
+logger = logging.get_logger(__name__)
 # Of every evaluation, whatever `compute_metrics` gives.
 ALWAYS = ("loss", "loss_pairs", "runtime", "samples_per_second", "steps_per_second")
 
@@ -159,6 +162,14 @@ def check_construction(args: SiglipExtTrainingArguments, backend: Backend, given
         )
     if given.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func is not supported: override `compute_loss` in a subclass instead")
+    train = given.get("train_dataset")
+    if isinstance(train, IterableDataset) and not isinstance(train, ImageTextStream):
+        logger.warning(
+            "%s: Trainer trains on the short batch that ends it, counts it whole, and does not find its place in it "
+            "again after a first pass; ImageTextStream (of a streaming dataset, or an object with `rows`) has whole "
+            "batches and resumes exactly",
+            type(train).__name__,
+        )
     backend.check_launch(
         args.device, args.per_device_train_batch_size, args.mini_batch_size, args.xla_shard_parameters
     )

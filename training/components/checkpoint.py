@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
@@ -23,6 +24,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from modeling_siglip_ext.files import put_in_place, read_json, write_json
 from modeling_siglip_ext.sentence_embedding import save_settings
 
+from .adapters import is_bare, load_bare
 from .card import output_folder
 from .ema import WeightAverage
 from .hub import HubPushes
@@ -108,9 +110,18 @@ class AtomicCheckpoints(HubPushes):
                 return
         super()._load_rng_state(checkpoint)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if is_bare(self.model) and not self.is_fsdp_enabled:
+            load_bare(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_best_model(self) -> None:
-        super()._load_best_model()
         best, step = self.state.best_model_checkpoint, self.state.best_global_step
+        if best is not None and is_bare(self.model) and not self.is_fsdp_enabled:
+            load_bare(self.model, Path(best))
+        else:
+            super()._load_best_model()
         if self.average is not None and best is not None and step is not None:
             self.average.load(Path(best), step)
 
@@ -133,6 +144,13 @@ class AtomicCheckpoints(HubPushes):
         # Trainer's final `train_loss` is the mean over the steps since the resume, to which this sum does not belong.
         self._total_loss_scalar = -sums["loss_sum"]
         self._globalstep_last_logged = sums["last_logged"]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        # Of checkpoints in shards Trainer would make no model, not even the one that is trained.
+        if plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type) and not _internal_call:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -17,9 +17,18 @@ from .towers import HEAD, loss_head, part_of, whole
 NAMES_KEPT = 8
 
 
-def examples_seen(args: TrainingArguments, state: TrainerState) -> int:
-    """Over all processes since the first step of the run, resumed or not."""
-    return state.global_step * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+def examples_seen(args: TrainingArguments, state: TrainerState, batches: int | None) -> int:
+    """Over all processes since the first step of the run, resumed or not.
+
+    Args:
+        batches: those of an epoch in a process, of which the last update has what is left; None for data without end.
+    """
+    accumulated = args.gradient_accumulation_steps
+    steps, taken = state.global_step, 0
+    if batches is not None:
+        epochs, steps = divmod(steps, -(-batches // accumulated))
+        taken = epochs * batches
+    return (taken + steps * accumulated) * args.train_batch_size * args.world_size
 
 
 class Monitor(TrainerCallback):
@@ -43,6 +52,7 @@ class Monitor(TrainerCallback):
     def __init__(self, core: Callable[[], nn.Module], every_step: bool = False):
         self.core, self.every_step = core, every_step
         self.started: tuple[float, int] | None = None
+        self.batches_of_epoch: int | None = None
         self.batches: deque[tuple[int, list, int]] = deque()
         self.sums: torch.Tensor | None = None
         self.pair_ids: torch.Tensor | None = None
@@ -52,7 +62,7 @@ class Monitor(TrainerCallback):
         self.objective_sums: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.started = (time.perf_counter(), examples_seen(args, state))
+        self.started = (time.perf_counter(), examples_seen(args, state, self.batches_of_epoch))
 
     def batch(self, step: int, names: list) -> None:
         """Remember the first samples of a batch by name."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .towers import whole
@@ -35,6 +36,22 @@ def load_whole(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """
     own = module.state_dict()
     module.load_state_dict({name: _like(tensor, own.get(name)) for name, tensor in state.items()})
+
+
+def check_wrapping(policy: Any, version: int) -> None:
+    """
+    Args:
+        policy: which modules FSDP makes whole one at a time.
+        version: of FSDP.
+
+    Raises:
+        ValueError: it goes by size.
+    """
+    if version == 2 and policy is size_based_auto_wrap_policy:
+        raise ValueError(
+            "fsdp_config: auto_wrap_policy SIZE_BASED_WRAP takes lists of layers, too, which FSDP 2 cannot shard: "
+            "leave it out, and every layer is one"
+        )
 
 
 def layers_to_shard(model: nn.Module) -> list[str]:

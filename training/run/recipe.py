@@ -241,6 +241,8 @@ def parse_fields(words: list[str], defaults: dict[str, Any]) -> argparse.Namespa
         raise ValueError(str(error)) from error
     if rest:
         raise ValueError(f"{COMMAND_LINE}: {rest[0]!r} belongs to no field")
+    if str(namespace.fsdp).lower() in ("true", "false"):  # to its parser it is text, which Trainer takes for options
+        namespace.fsdp = str(namespace.fsdp).lower() == "true"
     return namespace
 
 

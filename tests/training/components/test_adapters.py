@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, SiglipModel
 
 from modeling_siglip_ext import SiglipExtModel
@@ -25,6 +26,7 @@ def make(arguments, rows, processor):
             model=model,
             args=arguments(**{"learning_rate": 0.05, "save_strategy": "steps", "save_steps": 2, **changes}),
             train_dataset=ImageTextDataset(rows, image_processor=processor.image_processor),
+            eval_dataset=ImageTextDataset(rows, image_processor=processor.image_processor),
             data_collator=ImageTextCollator(processor),
             processing_class=processor,
         )
@@ -103,16 +105,44 @@ def test_without_the_trainer_all_linear_means_the_same_in_both_classes(base, log
     assert_same(logits(stock.merge_and_unload()), logits(model))
 
 
-def test_resumed_with_its_temperature(base, make):
+def added(model, settings):
+    """An adapter by transformers itself, without PEFT's wrapper."""
+    model.add_adapter(settings)
+    return model
+
+
+@pytest.mark.parametrize("kind", [SiglipExtModel, SiglipModel])
+@pytest.mark.parametrize("adapt", [get_peft_model, added])
+def test_resumed_with_its_temperature(kind, adapt, base, make):
     settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["logit_scale", "logit_bias"])
-    torch.manual_seed(0)
-    whole = make(get_peft_model(SiglipExtModel.from_pretrained(base), settings))
+
+    def trainer(**changes) -> SiglipExtTrainer:
+        torch.manual_seed(0)
+        return make(adapt(kind.from_pretrained(base), settings), **changes)
+
+    whole = trainer()
     whole.train()
-    torch.manual_seed(0)
-    resumed = make(get_peft_model(SiglipExtModel.from_pretrained(base), settings))
+    resumed = trainer()
     resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-2")
     for (name, old), (_, new) in zip(whole.model.named_parameters(), resumed.model.named_parameters()):
         assert torch.equal(old, new), name
+
+
+@pytest.mark.parametrize("adapt", [get_peft_model, added])
+def test_the_best_adapter_is_loaded_at_the_end(adapt, base, make, tmp_path):
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["logit_scale", "logit_bias"])
+    # the loss falls, so that the largest is the first
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = make(adapt(SiglipModel.from_pretrained(base), settings), eval_strategy="steps", eval_steps=2, **best)
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    trainer.save_model(str(tmp_path / "best"))
+    first, kept = (
+        load_file(Path(folder) / "adapter_model.safetensors")
+        for folder in (trainer.state.best_model_checkpoint, tmp_path / "best")
+    )
+    assert first.keys() == kept.keys()
+    assert all(torch.equal(first[name], kept[name]) for name in first)
 
 
 def test_an_adapter_on_what_was_never_saved_is_refused(our_model, make):

@@ -118,6 +118,20 @@ def test_errors_name_the_field(recipe_file, text, overrides, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "words"), [("fsdp: {}", []), ("seed: 1", ["--fsdp", "{}"])])
+def test_fsdp_is_a_truth_value(text, words, recipe_file):
+    """Its field is one of text, for options of old: "true" was taken for one of them."""
+
+    def read(value: str):
+        return parse_recipe(
+            recipe_file(f"use_cpu: true\n{text.format(value)}"), [word.format(value) for word in words]
+        )
+
+    with pytest.raises(ValueError, match="fsdp needs several processes"):
+        read("true")
+    assert not read("false").training.fsdp
+
+
 def test_unknown_recipe_lists_the_bundled_ones():
     with pytest.raises(FileNotFoundError, match=r"finetune.*did you mean 'emoji'"):
         parse_recipe("emojy")
