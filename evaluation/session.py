@@ -274,7 +274,8 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Any:
         return {"class": type(tokenizer).__name__, "name": tokenizer.name_or_path, "vocabulary": len(tokenizer)}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     # as the last call left them; ours are always those of the text tower
-    return {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    settings = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    return settings | {"pad": tokenizer.pad_token_id, "padding_side": tokenizer.padding_side}
 
 
 def crop_centre(image_processor: Any) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ SETTINGS = "_settings.json"
 # what is to be computed of files, for all processes of a run; there while it goes on, or where it was stopped
 PLAN = "_plan.json"
 # Settings that say how the embeddings are kept and what people call their model, not what they are.
+BESIDE_WEIGHTS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
+# for another process' part, of which nobody knows how long it takes
+WAIT = timedelta(days=365)
 NOT_CONTENT = ("part_rows", "part_files", "model")
 
 
@@ -44,7 +48,7 @@ def wait_for_all() -> None:
     """Return when every process of torchrun has come here."""
     if processes()[1] > 1:
         if not dist.is_initialized():
-            dist.init_process_group()
+            dist.init_process_group(timeout=WAIT)
             # before the interpreter goes down, and with it the threads of the group
             atexit.register(leave)
         # A sum on the host: `barrier` would go through the accelerators, where processes may share one.
@@ -57,14 +61,28 @@ def leave() -> None:
 
 
 def weights_fingerprint(model: nn.Module | ExportedModel) -> str:
-    """A hash of all weights and their names; of an exported model, of its files."""
+    """A hash of all weights, their names and what else a tower computes by; of an exported model, of its files."""
     if isinstance(model, ExportedModel):
         return model.fingerprint()
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(json.dumps(settings_of_towers(model)).encode())
     return digest.hexdigest()
+
+
+def settings_of_towers(model: nn.Module) -> list[Any]:
+    """What weights do not tell of a model's towers, the same for our classes and the stock ones."""
+    config = getattr(model, "config", None)
+    towers = [getattr(config, f"{tower}_config", None) for tower in ("vision", "text")]
+    usual = ("map", "last", None)  # as the stock towers pool, which have no word for it
+    found = []
+    for tower in [tower for tower in towers if tower is not None] or [config]:
+        pooling = getattr(tower, "pooling", None)
+        found.append([getattr(tower, name, None) for name in BESIDE_WEIGHTS])
+        found[-1].append(None if pooling in usual else pooling)
+    return found
 
 
 def fingerprint(settings: Mapping) -> str:

@@ -133,7 +133,8 @@ def drafts(out: Path, replace: bool) -> Generator[Path]:
 
 def flush(path: Path) -> None:
     """Wait until a file's contents are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing; elsewhere a file may be there to be read alone
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

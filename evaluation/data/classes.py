@@ -12,7 +12,7 @@ from ..known_benchmarks import Benchmark
 from ..prompts import imagenet_classes
 from ..prompts import templates as known_templates
 from .columns import file_names, label_names
-from .text_files import read_json, read_text
+from .text_files import lines_of, read_json, read_text
 
 
 logger = logging.get_logger(__name__)
@@ -23,7 +23,7 @@ def read_lines_or_json(path: str) -> list[str]:
     if path.endswith(".json"):
         lines = read_json(path)
     else:
-        every = read_text(path).splitlines()
+        every = lines_of(read_text(path))
         lines = [line for line in every if line.strip()]
         if len(lines) < len(every):
             logger.warning("%s: %d of %d lines are empty and left out", path, len(every) - len(lines), len(every))
@@ -35,7 +35,7 @@ def read_lines_or_json(path: str) -> list[str]:
 def lines_beside(source: str, name: str) -> list[str] | None:
     """The lines of a file at the top of a local dataset, such as clip_benchmark's `classnames.txt`."""
     path = Path(source) / name
-    return [line.strip() for line in read_text(path).splitlines()] if path.is_file() else None
+    return [line.strip() for line in lines_of(read_text(path))] if path.is_file() else None
 
 
 def class_names_of(
@@ -61,7 +61,7 @@ def class_names_of(
         from huggingface_hub import HfFileSystem
 
         text = HfFileSystem().read_text(f"{source.removeprefix('hf://')}/classnames.txt", encoding="utf-8")
-        beside = [line.strip() for line in str(text).splitlines()]
+        beside = [line.strip() for line in lines_of(str(text))]
     else:
         beside = lines_beside(source, "classnames.txt") if source else None
     names = beside or (label_names(rows, column) if column else None)

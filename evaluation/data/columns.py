@@ -8,6 +8,8 @@ import datasets
 
 from modeling_siglip_ext.inputs import undecoded
 
+from .text_files import lines_of
+
 
 # Names of files and addresses last: beside an image they say where it is from.
 IMAGE_COLUMNS = (
@@ -67,7 +69,8 @@ def labels(dataset: datasets.Dataset, name: str, names: Sequence[str] | None = N
         ValueError: a value that is neither a class nor a list of classes.
     """
     known = names or label_names(dataset, name) or ()
-    place = {plain(known_name): index for index, known_name in enumerate(known)}
+    # of equal names the first, as everywhere
+    place = {plain(known_name): index for index, known_name in reversed(list(enumerate(known)))}
     result = []
     for row, value in enumerate(dataset.select_columns([name])[:][name]):
         values = value if isinstance(value, list) else [value]
@@ -117,7 +120,7 @@ def captions(dataset: datasets.Dataset, name: str, *, optional: bool = False) ->
     """
     result = []
     for row, value in enumerate(dataset.select_columns([name])[:][name]):
-        texts = value.splitlines() if isinstance(value, str) else [] if value is None and optional else value
+        texts = lines_of(value) if isinstance(value, str) else [] if value is None and optional else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"row {row}: {name} is {value!r:.100}, neither a caption nor a list of captions")
         texts = [text for text in texts if text.strip()]

@@ -74,9 +74,15 @@ def open_text(path: str) -> Generator[TextIO]:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, empty ones too, whichever system wrote it; `str.splitlines` splits captions, too."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def caption_lines(text: str) -> list[str]:
     """The captions in a text, one a line."""
-    return [line for line in map(str.strip, text.replace("\r", "\n").split("\n")) if line]
+    return [line for line in map(str.strip, lines_of(text)) if line]
 
 
 def read_text(path: str | PathLike) -> str:

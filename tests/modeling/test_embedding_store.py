@@ -3,9 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from transformers import SiglipModel
 
+from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch
+from support.models import make_config
 
 
 EMBEDS = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
@@ -92,6 +95,31 @@ def test_the_fingerprint_follows_every_weight():
         model[1].bias[2] += 1e-6
     assert store.weights_fingerprint(model) != first
     assert store.weights_fingerprint(model.to(torch.bfloat16)) != first
+
+
+def test_the_fingerprint_follows_what_weights_do_not_tell(tmp_path):
+    model = SiglipExtModel(make_config())
+    model.save_pretrained(tmp_path)
+    first = store.weights_fingerprint(model)
+    assert (
+        store.weights_fingerprint(SiglipModel.from_pretrained(tmp_path)) == first
+    )  # the same model, in other classes
+    changes = {"hidden_act": "quick_gelu", "num_attention_heads": 1, "layer_norm_eps": 1e-5}
+    for changed in (*({name: value} for name, value in changes.items()), {"pooling": "mean"}):
+        other = SiglipExtModel(make_config(changed))
+        other.load_state_dict(model.state_dict())
+        assert store.weights_fingerprint(other) != first, changed
+
+
+def test_a_process_waits_for_others_however_long_their_parts_take(monkeypatch):
+    """The default of half an hour ended runs whose parts take longer, at the same place each time."""
+    asked = []
+    monkeypatch.setattr(store, "processes", lambda: (0, 2))
+    monkeypatch.setattr(store.dist, "init_process_group", lambda **options: asked.append(options))
+    monkeypatch.setattr(store.dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(store.atexit, "register", lambda function: None)
+    store.wait_for_all()
+    assert asked[0]["timeout"].days > 30
 
 
 def test_a_folder_without_embeddings_is_named(tmp_path):

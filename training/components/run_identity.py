@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Image
 from torch import nn
 
 from ..arguments import SiglipExtTrainingArguments
 from ..data.dataset import CaptionedRows, ImageTextDataset
-from ..data.fingerprint import images_digest
+from ..data.fingerprint import evenly, images_digest
 from ..data.image_embeddings import EmbeddingTextDataset
 from ..data.streaming import HubSource, ImageTextStream
 from .towers import core_model
@@ -119,7 +118,7 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
     if isinstance(data, CaptionedRows):
         identity["captions"] = _digest("\0".join(captions) for captions in data.captions)
         if data.regions is not None:
-            identity["regions"] = _digest(repr(data.regions[data.rows[index]]) for index in probes(len(data)))
+            identity["regions"] = _digest(repr(data.regions[data.rows[index]]) for index in evenly(len(data), PROBES))
     if isinstance(data, ImageTextDataset):
         feature = data.images.features[data.image_column]
         if isinstance(feature, Image) or getattr(feature, "dtype", None) in ("string", "large_string", "binary"):
@@ -127,14 +126,9 @@ def _data_identity(data: Any, args: SiglipExtTrainingArguments) -> Identity:
         if data.groups is not None:
             identity["groups"] = _digest(map(str, data.groups))
     if isinstance(data, EmbeddingTextDataset):
-        some = (data.embeddings[data.places[index]] for index in probes(len(data)))
+        some = (data.embeddings[data.places[index]] for index in evenly(len(data), PROBES))
         identity["images"] = _digest(embedding.numpy().tobytes() for embedding in some)
     return identity
-
-
-def probes(rows: int) -> list[int]:
-    """Places of at most a thousand rows, evenly among all."""
-    return torch.linspace(0, max(0, rows - 1), min(PROBES, rows)).round().int().tolist()
 
 
 def _pairs(data: Any, collator: Any) -> Identity:

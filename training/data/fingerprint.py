@@ -99,8 +99,13 @@ def values_digest(values: Iterable[Sequence[str | int]]) -> str:
 def images_digest(rows: Dataset, image_column: str) -> str:
     """A hash of a thousand images by size and file name."""
     raw = rows.select_columns([image_column]).cast_column(image_column, ImageFeature(decode=False))
-    chosen = torch.linspace(0, max(0, len(raw) - 1), min(FINGERPRINTED_IMAGES, len(raw))).round().int().tolist()
-    return _digest(_image_identity(raw[index][image_column]) for index in chosen)
+    return _digest(_image_identity(raw[index][image_column]) for index in evenly(len(raw), FINGERPRINTED_IMAGES))
+
+
+def evenly(rows: int, most: int) -> list[int]:
+    """At most so many places of rows, the first and the last among them, as far from each other as they can be."""
+    # in float32 the last of some tens of millions would be rounded to one that is not there
+    return torch.linspace(0, max(0, rows - 1), min(most, rows), dtype=torch.float64).round().long().tolist()
 
 
 def _image_identity(image: dict | None) -> bytes:

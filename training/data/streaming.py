@@ -26,6 +26,7 @@ from .samples import BAD_SAMPLE, TooManyBadSamples, UnusableRowError, as_caption
 
 # So many unusable rows in a row are no accident: a pass over all of them may take hours.
 MOST_SKIPPED = 1000
+ROWS_AT_ONCE = 16
 
 
 class Source(Protocol):
@@ -42,15 +43,27 @@ class HubSource:
         self.dataset = undecoded(dataset, image_column)
 
     def rows(self, part: int, parts: int, order: int) -> Iterator[tuple[str, dict]]:
-        dataset = self.dataset
-        dataset.set_epoch(order)
-        if dataset.num_shards >= parts:
-            for number, row in enumerate(dataset.shard(num_shards=parts, index=part, contiguous=False)):
+        if self.dataset.num_shards >= parts:
+            own = self.dataset.shard(num_shards=parts, index=part, contiguous=False)
+            for number, row in enumerate(rows_of(own, order)):
                 yield f"row {number} of part {part}/{parts}", row
         else:
-            for number, row in enumerate(dataset):
+            for number, row in enumerate(rows_of(self.dataset, order)):
                 if number % parts == part:
                     yield f"row {number}", row
+
+
+def rows_of(dataset: HubIterable, order: int) -> Iterator[dict]:
+    """All rows of a streaming dataset, in the order of a pass.
+
+    Its own iterator would give a worker of a loader the worker's share alone, of what may be a share already; its
+    batches do not ask.
+    """
+    dataset.set_epoch(order)
+    for batch in dataset.iter(batch_size=ROWS_AT_ONCE):
+        names = list(batch)
+        for values in zip(*batch.values()):
+            yield dict(zip(names, values))
 
 
 class ImageTextStream(IterableDataset):

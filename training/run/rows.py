@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from ..data.image_embeddings import EmbeddingTextDataset, budget_of, load_embedd
 from ..data.pixel_cache import fits_cache
 from ..data.reference_embeddings import ReferenceEmbeddings
 from ..data.region_table import with_regions
-from ..data.samples import GRACE, SkipCounter
+from ..data.samples import GRACE, SkipCounter, captions_if_any
 from ..data.scenes.about import ABOUT as ABOUT_SCENES
 from ..data.scenes.scenes import HELD_OUT_SCENES
 from ..data.scenes.table import scenes_of
@@ -72,7 +72,7 @@ class Rows:
         """Every training caption; None of a stream."""
         if not isinstance(self.train, Dataset):
             return None
-        return [text for column in columns for text in _flat(self.train[column])]
+        return [text for column in columns for values in self.train[column] for text in captions_if_any(values)]
 
 
 def load_rows(data: DataArguments, seed: int) -> Rows:
@@ -333,10 +333,3 @@ def _embedded(
     train = part(rows.train, data.caption_column, "example", reference)
     held_out = None if rows.held_out is None else part(rows.held_out, data.caption_column[:1], "held-out example")
     return train, held_out
-
-
-def _flat(values: Iterable[str | list[str] | None]) -> list[str]:
-    texts: list[str | None] = []
-    for value in values:
-        texts += value if isinstance(value, list) else [value]
-    return [text for text in texts if isinstance(text, str)]

@@ -1,6 +1,7 @@
 """Image embeddings computed once: those of the tower, fingerprinted, resumable, and the same training result."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.image_budget import ImageBudget
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset
 from modeling_siglip_ext.training.components.embedding_tower import EmbeddingTower
-from modeling_siglip_ext.training.data.fingerprint import weights_digest
+from modeling_siglip_ext.training.data.fingerprint import evenly, weights_digest
 from modeling_siglip_ext.training.data.image_embeddings import EmbeddingTextDataset, budget_of, load_embeddings
 from modeling_siglip_ext.training.data.samples import TooManyBadSamples
 from modeling_siglip_ext.training.run.precompute import precompute
@@ -208,3 +209,14 @@ def test_a_naflex_tower_sees_so_many_patches(naflex, saved, rows, tmp_path):
             precompute(naflex, rows, tmp_path / "embeddings", budget=other)
     with pytest.raises(ValueError, match="are for NaFlex models: this one takes images of one size"):
         precompute(saved, rows, tmp_path / "fixed", budget=budget)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 1000, 1001, 16_777_217, 20_000_000, 3_000_000_000])
+def test_probes_lie_evenly_among_the_rows(rows):
+    found = evenly(rows, 1000)
+    assert len(found) == min(rows, 1000)
+    assert len(set(found)) == len(found)
+    if rows:
+        assert (found[0], found[-1]) == (0, rows - 1)
+        gaps = {after - before for before, after in pairwise(found)}
+        assert not gaps or max(gaps) - min(gaps) <= 1

@@ -2,9 +2,11 @@
 
 import gzip
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 
 import fsspec
@@ -102,6 +104,24 @@ def test_parts_are_disjoint_and_complete(shards, rows, kind, parts):
     found = [content for part in range(parts) for content in contents(part)]
     assert Counter(found) == Counter(contents_of_all(source()))
     assert len(found) == 16
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_of_a_loader_read_every_row_of_a_hub_stream(rows, shards, workers):
+    """`datasets` itself deals shards to workers, too: what is one worker's part already, is not to be dealt again."""
+    stream = ImageTextStream(rows.to_iterable_dataset(num_shards=shards), shuffle_buffer=4)
+    loader = stream_loader(stream, 1, itemgetter(0), 0, 1, num_workers=workers)
+    found = [sample["caption"] for sample in itertools.islice(loader, 3 * len(rows))]
+    assert set(found) == set(rows["caption"])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_shuffled_hub_stream_has_another_order_in_every_pass(rows, parts):
+    shuffled_stream = rows.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=8)
+    source = HubSource(shuffled_stream, "image")
+    passes = [[row["caption"] for _, row in source.rows(0, parts, order)] for order in (0, 1, 0)]
+    assert passes[0] == passes[2] != passes[1]
 
 
 def contents_of_all(source) -> list[str]:

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from datasets import Dataset
 
 from modeling_siglip_ext.training.data.emoji import LANGUAGES
 from modeling_siglip_ext.training.data.scenes import Scenes, SceneSettings
 from modeling_siglip_ext.training.run.fields import DataArguments
 from modeling_siglip_ext.training.run.recipe import parse_recipe
-from modeling_siglip_ext.training.run.rows import every_row, facts_of_dataset, load_rows
+from modeling_siglip_ext.training.run.rows import Rows, every_row, facts_of_dataset, load_rows
 
 
 def test_only_names_of_the_hub_have_a_slash(tmp_path):
@@ -75,3 +76,9 @@ def test_a_folder_named_as_a_bundled_dataset(name, tmp_path, monkeypatch, caplog
     column = {"emoji": "en", "scenes": "caption"}[name]
     load_rows(DataArguments(dataset=name, caption_column=[column], scenes={"count": 2, "held_out": 2}), seed=0)
     assert f"what is here is ./{name}" in caplog.text
+
+
+def test_every_caption_that_is_trained_on_is_seen_by_a_new_tokenizer():
+    values = [{"en": ["a cat"], "de": ["eine Katze", ""]}, {"en": None, "de": ["ein Hund"]}]
+    rows = Rows(Dataset.from_dict({"image": ["a", "b"], "caption": values}), None, None)
+    assert rows.captions(["caption"]) == ["a cat", "eine Katze", "ein Hund"]
