@@ -65,7 +65,8 @@ class SiglipExtProcessor(ProcessorMixin):
 
     def _full_length(self, kwargs: dict) -> dict:
         nested = kwargs.get("text_kwargs", {})
-        padding = {**kwargs, **nested}.get("padding", "max_length")
+        given = {**kwargs, **nested}
+        padding = given.get("padding", "max_length")
         if padding in (True, "longest"):
             logger.warning_once(
                 "padding=%r pads to the longest text, but a SigLIP text tower needs every text at full length: "
@@ -73,7 +74,7 @@ class SiglipExtProcessor(ProcessorMixin):
                 padding,
             )
             padding = "max_length"
-        if padding == "max_length" and self.tokenizer.model_max_length > NO_LENGTH and "max_length" not in kwargs:
+        if padding == "max_length" and self.tokenizer.model_max_length > NO_LENGTH and "max_length" not in given:
             raise ValueError(
                 "the tokenizer has no model_max_length to pad to: set tokenizer.model_max_length to the text tower's "
                 "max_position_embeddings"

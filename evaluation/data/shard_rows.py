@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import fsspec
+from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
 from modeling_siglip_ext.embedding_store import fingerprint
@@ -27,14 +28,17 @@ def load_shards(files: Sequence[str]) -> datasets.Dataset:
 
     Raises:
         FileNotFoundError: a file that is not there.
+        OSError: one that cannot be read now. Nothing is kept of it, as the next reading may succeed.
         ValueError: files without an image, or of which most cannot be used.
     """
     check_present(files)
     features = features_of(files)
     mark = fingerprint({"files": [mark_of(file) for file in files], "features": str(features), "version": 1})
-    rows = datasets.Dataset.from_generator(
-        rows_of, features=features, gen_kwargs={"files": [list(files)], "features": [features]}, fingerprint=mark
-    )
+    given = {"files": [list(files)], "features": [features]}
+    try:
+        rows = datasets.Dataset.from_generator(rows_of, features=features, gen_kwargs=given, fingerprint=mark)
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
     assert isinstance(rows, datasets.Dataset)
     reasons = rows[DROPPED][:]
     dropped = [row for row, reason in enumerate(reasons) if reason is not None]
@@ -62,7 +66,7 @@ def mark_of(file: str) -> list[Any]:
 def samples_of(files: Sequence[str]) -> Iterator[tuple[str, dict]]:
     """(key, row) of every sample; those without an image have the reason."""
     for file in files:
-        for name, row in checked(file, read_shard(file), images_alone=True):
+        for name, row in checked(file, read_shard(file, once=True), images_alone=True):
             if DROPPED not in row and "image" not in row:
                 row = {DROPPED: f"no image, only {', '.join(row)}"}
             key = name.removeprefix(f"{file}: ")

@@ -49,10 +49,16 @@ class _Member(tarfile.TarInfo):
         return super()._block(count)  # ty: ignore[missing-attribute]  # typeshed lacks it, too
 
 
-def read_shard(url: str) -> Iterator[tuple[str, dict]]:
+def read_shard(url: str, *, once: bool = False) -> Iterator[tuple[str, dict]]:
     """(name, row) of each sample of one tar file, read as a stream: `image` (encoded bytes), `caption` (list of str),
     the fields of a `.json` member, `cls` and `npy`. What is no sample has its reason under `DROPPED`; the part of a
     file behind a defect is one such row.
+
+    Args:
+        once: what is read is kept: a failure of the system, which may pass, is no defect of the file then.
+
+    Raises:
+        OSError: such a failure.
     """
     samples, found = Samples(), False
     try:
@@ -70,6 +76,8 @@ def read_shard(url: str) -> Iterator[tuple[str, dict]]:
                 assert content is not None  # it is a file
                 yield from named(url, samples.add(path, content.read()))
     except BROKEN as error:
+        if once and isinstance(error, OSError) and error.errno is not None:
+            raise
         yield from named(url, samples.rest())
         yield url, {DROPPED: f"broken shard, {type(error).__name__}: {error}"}
         return

@@ -150,10 +150,16 @@ def linear_probe(
         return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(features, labels)
 
     train, labels = np.asarray(train), np.asarray(train_labels)
-    stratify = labels if np.unique(labels, return_counts=True)[1].min() > 1 else None
-    share = max(0.2, len(np.unique(labels)) / len(labels)) if stratify is not None else 0.2
-    parts = train_test_split(train, labels, test_size=share, random_state=seed, stratify=stratify)
-    scores = [fit(c, parts[0], parts[2]).score(parts[1], parts[3]) for c in CS]
+    classes, counts = np.unique(labels, return_counts=True)
+    single = np.isin(labels, classes[counts == 1])  # a class of one row is trained on, or it would not be known
+    if single.all():
+        scores = [0.0]  # nothing is left to choose by
+    else:
+        some, own = train[~single], labels[~single]
+        share = max(0.2, (counts > 1).sum() / len(own))
+        parts = train_test_split(some, own, test_size=share, random_state=seed, stratify=own)
+        kept = np.concatenate([parts[0], train[single]]), np.concatenate([parts[2], labels[single]])
+        scores = [fit(c, *kept).score(parts[1], parts[3]) for c in CS]
     best = CS[int(np.argmax(scores))]
     predicted = fit(best, train, labels).predict(np.asarray(test))
     return metrics_of(test_labels, predicted) | {"C": best}

@@ -133,6 +133,8 @@ def test_a_tokenizer_without_a_length_raises(processor):
     processor.tokenizer.model_max_length = int(1e30)
     with pytest.raises(ValueError, match="model_max_length"):
         processor(text=["a"])
+    for given in ({"max_length": 8}, {"text_kwargs": {"max_length": 8}}):
+        assert processor(text=["a"], return_tensors="pt", **given)["input_ids"].shape == (1, 8)
 
 
 @pytest.mark.parametrize(("rules", "padding"), [("v1", "</s>"), ("v2", "<pad>")])

@@ -24,6 +24,7 @@ from modeling_siglip_ext.inputs import undecoded
 
 from ..data.detection import DetectionSettings, Detector
 from ..data.folder import check_columns
+from ..data.reference_embeddings import captions_of, of_the_data
 from ..data.samples import SkipCounter, captions_if_any
 from .fields import DataArguments
 from .rows import every_row
@@ -71,7 +72,8 @@ def find_regions(
     check_columns(rows.column_names, "image_column", [image_column])
     check_columns(rows.column_names, "caption_column", caption_column)
     folder = Path(folder)
-    wanted = {**made_of, **asdict(settings), "categories": list(settings.categories), "rows": len(rows)}
+    data = of_the_data(rows, image_column, captions_of(rows, caption_column))
+    wanted = {**made_of, **asdict(settings), "categories": list(settings.categories), **data, "rows": len(rows)}
     rank, world = store.processes()
     if (folder / store.SETTINGS).exists():
         saved = read_json(folder / store.SETTINGS, f"remove {folder}")

@@ -1,5 +1,6 @@
 """Tar shards as people make them: every sample is read, or counted and named; `make fuzz` draws more of them."""
 
+import errno
 import io
 import json
 import tarfile
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modeling_siglip_ext.evaluation.data import columns, load, samples_of_members
+from modeling_siglip_ext.evaluation.data import columns, load, samples_of_members, tar_shards
 from modeling_siglip_ext.evaluation.data.samples_of_members import DROPPED
 from modeling_siglip_ext.evaluation.data.shard_rows import samples_of
 from modeling_siglip_ext.evaluation.data.tar_shards import checked, read_shard
@@ -209,6 +210,27 @@ def test_rows_of_shards_for_evaluation(tmp_path, caplog):
 
 KEYS = st.sampled_from(["a", "b", "c", "img.0", "img.1", "img", "d/a", "d/img.0"])
 SUFFIXES = st.sampled_from([".png", ".PNG", ".jpg", ".txt", ".json", ".TXT", ".caption", ".md", ".cls", ""])
+
+
+def test_a_failure_of_the_disk_is_no_defect_of_the_file(tmp_path, monkeypatch):
+    """What is read once is kept, and a part of it would be all that later evaluations see."""
+    path = tmp_path / "a.tar"
+    write_tar(path, [(f"{number}.png", encoded(number)) for number in range(40)])
+    size = path.stat().st_size
+
+    class Failing(io.FileIO):
+        def read(self, count=-1):
+            if self.tell() > size // 2:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_shards.fsspec, "open", lambda *_: Failing(path))
+        with pytest.raises(OSError, match="Input/output error"):
+            load(str(path))
+        *_, (_, last) = read_shard(str(path))  # in training the rest is left out, and counted
+        assert "Input/output error" in last[DROPPED]
+    assert len(load(str(path))) == 40
 
 
 @st.composite

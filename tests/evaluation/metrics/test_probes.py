@@ -73,6 +73,16 @@ def test_probes_separate_clusters_and_not_noise():
         assert probe(train, shuffled, test, test_labels)["accuracy@1"] < 0.6
 
 
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0, 0, 1], [0, 1, 2], [0, 0, 1, 1, 2], [0, 0]])
+def test_a_class_of_one_row_is_trained_on(labels):
+    features = 5 * np.eye(4)[labels] + np.random.default_rng(0).normal(size=(len(labels), 4)) / 10
+    if len(set(labels)) == 1:
+        with pytest.raises(ValueError, match="class"):
+            linear_probe(features, labels, features, labels)
+    else:
+        assert linear_probe(features, labels, features, labels)["accuracy@1"] >= 0.8
+
+
 def test_knn_equals_a_naive_vote():
     (train, labels), (test, test_labels) = clusters(60, spread=4), clusters(40, spread=4, seed=1)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]

@@ -71,6 +71,9 @@ def test_it_goes_on_where_it_was(detector, images, tmp_path, monkeypatch, capsys
     assert parts[0].stat().st_mtime_ns == kept
     assert command(detector, images, tmp_path / "boxes", "--overlap", "0.3") == 2
     assert "found otherwise (overlap)" in capsys.readouterr().err
+    (images / "0.txt").write_text("another caption")
+    assert command(detector, images, tmp_path / "boxes") == 2
+    assert "found otherwise (captions)" in capsys.readouterr().err
 
 
 def test_an_unreadable_image_has_none_and_too_many_are_an_error(detector, images, tmp_path, capsys):
