@@ -88,9 +88,10 @@ def as_results(result: Result) -> Results:
         for key, value in result.metrics.items()
         if is_number(value)
     ]
-    name = dataset_id(result.dataset)
+    name, config = dataset_id(result.dataset), result.dataset.config
+    shown = NAMES.get(result.dataset.benchmark or "", name)
     return Results(
-        dataset=NAMES.get(result.dataset.benchmark or "", name),
+        dataset=f"{shown}, {config}" if config else shown,
         dataset_id=name,
         figures=tuple(figures),
         task=task_id,
@@ -98,6 +99,7 @@ def as_results(result: Result) -> Results:
         split=result.dataset.split,
         date=(result.date or "")[:10] or None,
         note=note(result),
+        config=config,
     )
 
 
@@ -146,4 +148,5 @@ def note(result: Result) -> str:
     parts += [f"{key} {Path(v).name if isinstance(v, str) and Path(v).exists() else v}" for key, v in shown.items()]
     if result.model is not None:
         parts.append(f"weights in {result.model.dtype}")
-    return "; ".join(parts) + ". Equal scores count as misses."
+    predicts = result.task in ("linear-probe", "knn", "threshold")  # by somebody else's rule
+    return "; ".join(parts) + ("." if predicts else ". Equal scores count as misses.")

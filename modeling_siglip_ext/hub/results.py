@@ -69,6 +69,7 @@ class Results:
         task: the Hub's name of the task.
         task_name: the same for a reader.
         split: the part of the dataset.
+        config: which of several datasets of this name, a language say.
         source: name and address of the publication; None for what was measured with this package on these weights.
         date: when it was measured, ISO 8601.
         note: how it was measured.
@@ -86,6 +87,7 @@ class Results:
     source: tuple[str, str] | None = None
     date: str | None = None
     note: str = ""
+    config: str | None = None
 
     def __post_init__(self) -> None:
         if not self.dataset or not self.dataset_id:
@@ -96,8 +98,9 @@ class Results:
     @property
     def key(self) -> str:
         """What a newer measurement of the same replaces."""
+        which = [self.dataset_id, *([self.config] if self.config else [])]
         kinds = sorted({figure.metric for figure in self.figures})
-        return re.sub(r"[^\w@.-]+", "-", "-".join([self.dataset_id, self.split or "", *kinds[:1]]))
+        return re.sub(r"[^\w@.-]+", "-", "-".join([*which, self.split or "", *kinds[:1]]))
 
 
 def eval_results(results: Results) -> list[EvalResult]:
@@ -113,6 +116,7 @@ def eval_results(results: Results) -> list[EvalResult]:
             task_type=results.task,
             task_name=results.task_name,
             dataset_type=results.dataset_id,
+            dataset_config=results.config,
             dataset_name=f"{results.dataset}, as published" if published else results.dataset,
             dataset_split=" ".join(filter(None, (results.split, "(published)"))) if published else results.split,
             metric_type=figure.metric,

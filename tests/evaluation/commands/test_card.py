@@ -1,6 +1,7 @@
 """Results in the card of the model they were measured on."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ from modeling_siglip_ext import (
     train_tokenizer,
 )
 from modeling_siglip_ext.evaluation.__main__ import main
-from modeling_siglip_ext.evaluation.commands.card import as_results, dataset_id
+from modeling_siglip_ext.evaluation.commands.card import as_results, dataset_id, note
 from modeling_siglip_ext.evaluation.data import Provenance
 from modeling_siglip_ext.evaluation.results import Result
 from modeling_siglip_ext.hub.card import Card, write_card
@@ -145,3 +146,21 @@ def test_a_folder_without_a_card_says_who_writes_one(place, capsys):
     (place / "model" / "README.md").unlink()
     assert main(["card", str(place / "results"), "--model", str(place / "model")]) == 2
     assert "model has no README.md: training and `siglip-ext-convert from-jax` write one" in capsys.readouterr().err
+
+
+def test_two_languages_of_a_dataset_stand_beside_each_other(place):
+    from modeling_siglip_ext.hub.card import add_results
+
+    for language in ("en", "de"):
+        add_results(place / "model", [as_results(result(source="user/set", config=language))])
+    card = ModelCard.load(place / "model" / "README.md")
+    found = [(one.dataset_config, one.metric_type) for one in card.data.eval_results]
+    assert len(set(found)) == len(found) == 6
+    assert {language for language, _ in found} == {"en", "de"}
+    assert "user/set, en" in card.text
+    assert "user/set, de" in card.text
+
+
+@pytest.mark.parametrize(("task", "said"), [("zero-shot", True), ("few-shot", True), ("knn", False)])
+def test_how_equal_scores_count_is_said_where_scores_are_ranked(task, said):
+    assert ("Equal scores" in note(replace(result(source="user/set"), task=task))) == said
