@@ -33,10 +33,11 @@ SETTINGS = "_settings.json"
 # what is to be computed of files, for all processes of a run; there while it goes on, or where it was stopped
 PLAN = "_plan.json"
 # Settings that say how the embeddings are kept and what people call their model, not what they are.
-BESIDE_WEIGHTS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
-# for another process' part, of which nobody knows how long it takes
-WAIT = timedelta(days=365)
 NOT_CONTENT = ("part_rows", "part_files", "model")
+# Of a tower's configuration what its weights do not tell.
+BESIDE_WEIGHTS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
+# For another process' part, of which nobody knows how long it takes.
+WAIT = timedelta(days=365)
 
 
 def processes() -> tuple[int, int]:
@@ -82,7 +83,8 @@ def settings_of_towers(model: nn.Module) -> list[Any]:
         pooling = getattr(tower, "pooling", None)
         found.append([getattr(tower, name, None) for name in BESIDE_WEIGHTS])
         found[-1].append(None if pooling in usual else pooling)
-    return found
+    # of towers from elsewhere the pair says it
+    return [*found, *(getattr(config, name, None) for name in ("vision_pooling", "text_pooling"))]
 
 
 def fingerprint(settings: Mapping) -> str:

@@ -166,12 +166,15 @@ def eight_bits(array: np.ndarray) -> np.ndarray:
 
 
 def from_zero_to_one(array: np.ndarray) -> np.ndarray:
-    """Floating-point values of a PIL image, which go from 0 to 1 or, as PIL has them from other modes, up to 255."""
-    if array.max() <= 1:
-        return array
-    if array.max() > 255:
-        raise UnreadableImageError(f"floating-point pixels up to {array.max()}; they must lie within 0 and 255")
-    return array / 255
+    """Floating-point values of a PIL image, which go from 0 to 1 or, as PIL has them from other modes, up to 255.
+
+    Resizing with a sharp filter makes a few that lie a little beyond.
+    """
+    low, high = array.min(), array.max()
+    most = 1 if high <= 1.25 else 255
+    if low < -most / 4 or high > most * 5 / 4:
+        raise UnreadableImageError(f"floating-point pixels from {low} to {high}; they must lie within 0 and {most}")
+    return array.clip(0, most) / most
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

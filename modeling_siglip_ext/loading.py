@@ -61,7 +61,8 @@ def load_whole(
                 f"which would stay random: {some(missing)}. Name the folder that this model was saved in"
                 + (', or load it with pooling="none" if it has no head' if all_of_head(missing) else "")
             )
-        as_saved = prefix is None and not any("config" in option for option in options)  # fewer may be asked for
+        fewer = any("config" in option or option == "num_hidden_layers" for option in options)  # may be asked for
+        as_saved = prefix is None and not fewer
         beyond = layers_beyond(report["unexpected_keys"], model.state_dict()) if as_saved else []
         if beyond:
             raise ValueError(

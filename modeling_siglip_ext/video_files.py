@@ -23,7 +23,8 @@ def missing_bytes(file: Any) -> int:
     if isinstance(file, (str, os.PathLike)):
         with Path(file).open("rb") as opened:
             return _missing(opened)
-    if not file.seekable():
+    seekable = getattr(file, "seekable", None)
+    if seekable is None or not seekable():
         return 0
     place = file.tell()
     try:
@@ -33,7 +34,8 @@ def missing_bytes(file: Any) -> int:
 
 
 def _missing(file: BinaryIO | BytesIO) -> int:
-    size = file.seek(0, os.SEEK_END)
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
     file.seek(0)
     end = stated_end(file.read(HEAD))
     return 0 if end is None else max(end - size, 0)
@@ -47,7 +49,7 @@ def stated_end(head: bytes) -> int | None:
     """
     if head.startswith(RIFF):
         length = int.from_bytes(head[4:8], "little")
-        return None if length in (0, 2**32 - 1) else 8 + length
+        return None if length in (0, 2**32 - 1) else length  # without the 8 bytes here, which some writers count
     if not head.startswith(EBML):
         return None
     length, start = variable_integer(head, len(EBML))

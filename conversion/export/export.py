@@ -234,7 +234,8 @@ def export_model(source: str | Path, out: str | Path, options: ExportOptions | N
     check_installed(options.format)
     folder = open_folder(source)
     check_towers(folder.config, options.towers)
-    check_tokenizer(folder.path)
+    if set(options.towers) != {VISION}:
+        check_tokenizer(folder.path)
     if options.layout == TRANSFORMERS_JS:
         check_layout(folder.config)
     samples = take_samples(folder.path, folder.config, options.images, options.texts)

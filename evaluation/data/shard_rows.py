@@ -38,7 +38,9 @@ def load_shards(files: Sequence[str]) -> datasets.Dataset:
     try:
         rows = datasets.Dataset.from_generator(rows_of, features=features, gen_kwargs=given, fingerprint=mark)
     except DatasetGenerationError as error:
-        raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
     assert isinstance(rows, datasets.Dataset)
     reasons = rows[DROPPED][:]
     dropped = [row for row, reason in enumerate(reasons) if reason is not None]

@@ -76,7 +76,7 @@ def read_shard(url: str, *, once: bool = False) -> Iterator[tuple[str, dict]]:
                 assert content is not None  # it is a file
                 yield from named(url, samples.add(path, content.read()))
     except BROKEN as error:
-        if once and isinstance(error, OSError) and error.errno is not None:
+        if once and is_of_the_system(error):
             raise
         yield from named(url, samples.rest())
         yield url, {DROPPED: f"broken shard, {type(error).__name__}: {error}"}
@@ -84,6 +84,13 @@ def read_shard(url: str, *, once: bool = False) -> Iterator[tuple[str, dict]]:
     yield from named(url, samples.rest())
     if not found:
         yield url, {DROPPED: "holds no image and no caption"}
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Whether reading failed, and not what was read: a damaged gzip or bzip2 file is an OSError without a number."""
+    return isinstance(error, OSError) and (
+        error.errno is not None or isinstance(error, (TimeoutError, ConnectionError))
+    )
 
 
 def named(url: str, samples: Iterable[tuple[str, dict]]) -> Iterator[tuple[str, dict]]:

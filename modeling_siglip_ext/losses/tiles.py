@@ -7,7 +7,6 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from functools import cache
 from types import ModuleType
 
 import torch
@@ -22,6 +21,9 @@ ACCELERATOR_TILE = 4096, 8192
 # the seldomer the sums of gradients are read and written again.
 TRITON_TILE = 16384, 16384
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Where Triton looks for one; images of containers that only run things often have none. Looked for here and not in a
+# call, into which torch.compile would look, too.
+HAS_C_COMPILER = "CC" in os.environ or any(map(shutil.which, ("clang", "gcc")))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton's kernels as Python, on any device: for tests
 # Elements of a strip: 1 MiB of float32, which the second-level caches of two cores hold.
 STRIP = 2**18
@@ -150,15 +152,9 @@ def triton_problem(embeds: torch.Tensor) -> str | None:
         return "the package triton, which is not installed here"
     if not (on_gpu(embeds) or INTERPRETED):
         return f"tensors on a GPU, got {embeds.device}"
-    if not (INTERPRETED or finds_c_compiler()):
+    if not (INTERPRETED or HAS_C_COMPILER):
         return "a C compiler, with which it builds what launches a kernel: install gcc or clang, or set CC"
     return "float32, bfloat16 or float16 embeddings, got float64" if embeds.dtype == torch.float64 else None
-
-
-@cache
-def finds_c_compiler() -> bool:
-    """Whether Triton will find one, where it looks; images of containers that only run things often have none."""
-    return "CC" in os.environ or any(map(shutil.which, ("clang", "gcc")))
 
 
 def triton_tiles() -> ModuleType:

@@ -159,20 +159,24 @@ def test_kernels_start_on_the_device_of_their_tile(loss, small_kernels, monkeypa
     assert all(started)
 
 
-def test_without_a_c_compiler_it_is_refused_and_not_chosen(tmp_path, monkeypatch):
+def test_without_a_c_compiler_it_is_refused_and_not_chosen(monkeypatch):
     embeds = types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(9, 4))
     monkeypatch.setattr(tiles, "INTERPRETED", False)
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    tiles.finds_c_compiler.cache_clear()
+    monkeypatch.setattr(tiles, "HAS_C_COMPILER", False)
     assert "a C compiler" in tiles.triton_problem(embeds)
     assert contrastive._choose("auto", "gloo", embeds) == "tiled"
-    compiler = tmp_path / "gcc"
-    compiler.touch(0o755)
-    tiles.finds_c_compiler.cache_clear()
+    monkeypatch.setattr(tiles, "HAS_C_COMPILER", True)
     assert tiles.triton_problem(embeds) is None
     assert contrastive._choose("auto", "gloo", embeds) == "triton"
-    tiles.finds_c_compiler.cache_clear()
+
+
+@pytest.mark.parametrize(("found", "expected"), [("gcc", "True"), ("cc", "False")])
+def test_a_c_compiler_is_sought_where_triton_seeks_it(found, expected, tmp_path):
+    (tmp_path / found).touch(0o755)
+    script = "from modeling_siglip_ext.losses import tiles; print(tiles.HAS_C_COMPILER)"
+    environment = {name: value for name, value in os.environ.items() if name != "CC"} | {"PATH": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == expected
 
 
 def test_float64_is_refused():

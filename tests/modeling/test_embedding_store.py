@@ -3,12 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from transformers import SiglipModel
+from transformers import BertConfig, BertModel, SiglipModel, ViTConfig, ViTModel
 
 from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext import embedding_store as store
 from modeling_siglip_ext.encoding import EncodedBatch
-from support.models import make_config
+from support.models import TINY, TINY_VISION, make_config
 
 
 EMBEDS = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
@@ -109,6 +109,17 @@ def test_the_fingerprint_follows_what_weights_do_not_tell(tmp_path):
         other = SiglipExtModel(make_config(changed))
         other.load_state_dict(model.state_dict())
         assert store.weights_fingerprint(other) != first, changed
+
+
+def test_the_fingerprint_follows_how_towers_from_elsewhere_are_pooled():
+    def model(pooling: str) -> SiglipExtModel:
+        torch.manual_seed(0)
+        vit, bert = ViTModel(ViTConfig(**TINY_VISION)), BertModel(BertConfig(**TINY, vocab_size=60))
+        return SiglipExtModel.from_vision_text_pretrained(vit, bert, projection_size=8, vision_pooling=pooling)
+
+    first, mean = model("first"), model("mean")
+    assert all(torch.equal(one, other) for one, other in zip(first.state_dict().values(), mean.state_dict().values()))
+    assert store.weights_fingerprint(first) != store.weights_fingerprint(mean)
 
 
 def test_a_process_waits_for_others_however_long_their_parts_take(monkeypatch):

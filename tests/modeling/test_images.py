@@ -118,6 +118,17 @@ def test_floating_point_files_go_up_to_one_or_to_255(most):
         assert np.array_equal(np.asarray(load_image(source))[..., 0], gray)
 
 
+@pytest.mark.parametrize("most", [1, 255])
+def test_a_floating_point_image_that_was_resized_is_one(most):
+    """Sharp filters go beyond the extremes."""
+    steps = Image.fromarray(np.array([[0, 0, most, most]] * 4, np.float32))
+    values = np.asarray(steps.resize((16, 16), Image.Resampling.LANCZOS))
+    assert values.min() < 0
+    assert values.max() > most
+    found = np.asarray(load_image(Image.fromarray(values)))[..., 0]
+    assert np.abs(found - values.clip(0, most) * (255 / most)).max() <= 0.51
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(orientation):
     exif = Image.Exif()
@@ -148,8 +159,8 @@ def test_a_decompression_bomb_is_refused(png, monkeypatch):
         (np.full((4, 4), -1), "not negative"),
         (np.full((4, 4), np.nan), "finite"),
         (np.full((4, 4), 70_000), "more than 16 bits"),
-        (Image.new("F", (4, 4), 1000.0), "up to 1000.0; they must lie within 0 and 255"),
-        (Image.new("F", (4, 4), -1.0), "not negative"),
+        (Image.new("F", (4, 4), 1000.0), "to 1000.0; they must lie within 0 and 255"),
+        (Image.new("F", (4, 4), -1.0), "within 0 and 1"),
         (Image.new("F", (4, 4), np.nan), "finite"),
         ({"image": PIXELS, "caption": ""}, "column=..."),
         (17, "the given int is not an image"),

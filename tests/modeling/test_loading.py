@@ -154,6 +154,7 @@ def test_more_layers_than_the_configuration_says_are_an_error_unless_fewer_are_a
     shallow["text_config"]["num_hidden_layers"] = 1
     asked = SiglipExtConfig.from_dict(shallow)
     assert len(SiglipExtModel.from_pretrained(tmp_path, config=asked).text_model.encoder.layers) == 1
+    assert len(SiglipExtTextModel.from_pretrained(tmp_path, num_hidden_layers=1).encoder.layers) == 1
     (tmp_path / "config.json").write_text(json.dumps(shallow))
     for load in (SiglipExtModel.from_pretrained, partial(load_whole, AutoModel.from_pretrained)):
         with pytest.raises(ValueError, match=r"weights of more layers .*encoder\.layers\.1\..*mend num_hidden_layers"):

@@ -185,6 +185,7 @@ def test_what_cannot_be_exported_is_said(folder, tmp_path, capsys):
     speechless = Path(shutil.copytree(folder, tmp_path / "speechless"))
     (speechless / "tokenizer.json").unlink()
     assert "no tokenizer at" in refused(capsys, str(speechless), str(tmp_path / "out"))
+    assert main(["to-onnx", str(speechless), str(tmp_path / "image_alone"), "--towers", "image"]) == 0
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["vision_use_head"] = False
     (without / "config.json").write_text(json.dumps(config))
