@@ -117,7 +117,7 @@ def test_memory_is_linear_in_the_batch(loss, device):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_on_a_device_that_is_not_the_current_one(loss, device):
     if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
+        pytest.skip("needs two GPUs")  # with one the current device is always that of the tensors
     arguments = rounded(batch(2000), torch.float32)
     expected = value_and_gradients(loss, [x.double() for x in arguments], implementation="eager")
     with torch.cuda.device(0):

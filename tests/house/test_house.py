@@ -73,7 +73,7 @@ ARROWS = {
         "recipes": set(),
         "run": {
             *("data", "data.emoji", "data.scenes", "components", "components.towers", "arguments", "optimizers"),
-            *("objectives", "recipes", "top", "components.argument_checks"),
+            *("objectives", "recipes", "top"),
         },
         "studies": {
             *("data", "data.emoji", "data.scenes", "components", "components.schedule", "objectives", "optimizers"),

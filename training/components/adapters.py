@@ -68,14 +68,21 @@ def is_bare(model: nn.Module) -> bool:
 
 
 def load_bare(model: nn.Module, folder: Path) -> None:
-    """Put back into a model with adapters of `add_adapter` what was saved of it."""
+    """Put back into a model with adapters of `add_adapter` what was saved of it.
+
+    Raises:
+        RuntimeError: the folder lacks something that is trained.
+    """
     from peft import set_peft_model_state_dict  # here, as only who has adapters has PEFT
 
     configs: dict[str, Any] = model.peft_config  # ty: ignore[invalid-assignment]  # PEFT's, no module
+    missing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for adapter in configs:
         saved = load_file(folder / ("" if adapter == "default" else adapter) / WEIGHTS)
         tensors = {name.removeprefix(BASE): tensor for name, tensor in saved.items()}
-        set_peft_model_state_dict(model, tensors, adapter_name=adapter)
+        missing &= set(set_peft_model_state_dict(model, tensors, adapter_name=adapter).missing_keys)
+    if missing:
+        raise RuntimeError(f"{folder} lacks what is trained here, e.g. {min(missing)}: it is of another adapter")
 
 
 def _take_out_unused(core: nn.Module) -> list[str]:

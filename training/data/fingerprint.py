@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from safetensors import safe_open
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
+from modeling_siglip_ext.embedding_store import BESIDE_WEIGHTS
 from modeling_siglip_ext.image_budget import ImageBudget, is_naflex
 
 
@@ -54,16 +57,21 @@ def _preprocessing(image_processor: BaseImageProcessor) -> dict:
 
 
 def weights_digest(model: str, part: str = "vision_") -> str:
-    """A hash of the tensors of the image tower and of its head, read from a model's safetensors files one by one.
+    """A hash of the image tower and of its head: of its tensors, read from a model's safetensors files one by one, and
+    of what `config.json` says that they do not tell.
 
     Args:
         model: folder or Hub name.
-        part: of the names of the tensors; where none has it, all are the tower's.
+        part: of the names of the tensors, and of the tower's place in the configuration; where none has it, all is the
+            tower's.
 
     Raises:
         FileNotFoundError: the model has no safetensors file.
     """
-    return _digest(_tower_bytes(_weight_files(model), part))
+    config: dict[str, Any] = PreTrainedConfig.get_config_dict(model)[0]
+    tower = config.get(f"{part}config", config)
+    beside = [tower.get(name) for name in (*BESIDE_WEIGHTS, "pooling")]
+    return _digest(chain([json.dumps(beside).encode()], _tower_bytes(_weight_files(model), part)))
 
 
 def _weight_files(model: str) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from modeling_siglip_ext.evaluation.data.sources import shards_of
 
-from ..components.argument_checks import CHECKPOINTING_SWITCHES
 from ..optimizers import OPTIMIZERS, takes_betas
 from .fields import BUNDLED, EMOJI, SCENES, DataArguments, as_mapping
 from .objective_fields import REFERENCE, REFERENCE_EMBEDDINGS, as_weights
@@ -45,8 +44,8 @@ def said(value: Any) -> str:
 
 
 def given(*names: str) -> Callable[[Any], bool]:
-    """Whether one of these is set."""
-    return lambda n: any(getattr(n, name) for name in names)
+    """Whether one of these is set; transformers before 5.23 has no `activation_checkpointing`."""
+    return lambda n: any(getattr(n, name, None) for name in names)
 
 
 def absent(*names: str) -> Callable[[Any], bool]:
@@ -283,14 +282,14 @@ RULES = (
     ),
     Unused(
         "recompute_activations",
-        given(*CHECKPOINTING_SWITCHES),
-        " ".join(CHECKPOINTING_SWITCHES),
+        given("gradient_checkpointing", "activation_checkpointing"),
+        "gradient_checkpointing activation_checkpointing",
         "with gradient_checkpointing",
     ),
     Unused(
-        " ".join(f"{name}_kwargs" for name in CHECKPOINTING_SWITCHES),
-        absent(*CHECKPOINTING_SWITCHES),
-        " ".join(CHECKPOINTING_SWITCHES),
+        "gradient_checkpointing_kwargs activation_checkpointing_kwargs",
+        absent("gradient_checkpointing", "activation_checkpointing"),
+        "gradient_checkpointing activation_checkpointing",
         "without gradient_checkpointing",
     ),
     # evaluation

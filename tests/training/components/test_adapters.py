@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoProcessor, SiglipModel
 
 from modeling_siglip_ext import SiglipExtModel
 from modeling_siglip_ext.training import ImageTextCollator, ImageTextDataset, SiglipExtTrainer
+from modeling_siglip_ext.training.components.adapters import load_bare
 
 
 @pytest.fixture
@@ -126,6 +127,15 @@ def test_resumed_with_its_temperature(kind, adapt, base, make):
     resumed.train(resume_from_checkpoint=f"{resumed.args.output_dir}/checkpoint-2")
     for (name, old), (_, new) in zip(whole.model.named_parameters(), resumed.model.named_parameters()):
         assert torch.equal(old, new), name
+
+
+def test_an_added_adapter_is_loaded_whole_or_not_at_all(base, tmp_path):
+    written, asked = (added(SiglipModel.from_pretrained(base), LoraConfig(r=2, target_modules=names))
+                      for names in (["q_proj"], ["q_proj", "fc1"]))  # fmt: skip
+    written.save_pretrained(tmp_path / "adapter")
+    load_bare(written, tmp_path / "adapter")
+    with pytest.raises(RuntimeError, match=r"lacks what is trained here, e\.g\. .*fc1"):
+        load_bare(asked, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("adapt", [get_peft_model, added])

@@ -1,7 +1,10 @@
 """Image embeddings computed once: those of the tower, fingerprinted, resumable, and the same training result."""
 
 import copy
+import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,6 +185,17 @@ def test_a_head_on_a_tower_from_elsewhere_is_in_the_fingerprint(our_model, tmp_p
         model.save_pretrained(tmp_path / "model")
         digests.append(weights_digest(str(tmp_path / "model")))
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(("part", "other"), [("vision_", "text_"), ("text_", "vision_")])
+def test_what_weights_do_not_tell_of_a_tower_is_in_its_fingerprint(part, other, saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    digests = [weights_digest(saved, part), weights_digest(saved, other)]
+    config[f"{part}config"]["hidden_act"] = "quick_gelu"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert weights_digest(str(folder), part) != digests[0]
+    assert weights_digest(str(folder), other) == digests[1]
 
 
 @pytest.fixture
