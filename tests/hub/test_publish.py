@@ -189,6 +189,7 @@ def test_what_should_be_private_is_not_made_public(hub, model):
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "processor_config.json").write_text("{"), "processor .* does not load"),
         (lambda folder: (folder / "README.md").write_text("---\nlicense: 1\n---\n"), "license 1"),
+        (lambda folder: (folder / "export.json").write_text("{}"), "is an export.*`hf upload`"),
     ],
 )
 def test_a_folder_that_does_not_load_is_not_published(hub, model, spoil, message):
